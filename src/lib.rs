@@ -1,3 +1,21 @@
 //! Fulgur: linear-complexity models that see, hear and write.
+//!
+//! This package is the facade of the toolkit and the home of the program `fulgur`. The crates below it can be
+//! used on their own; here they are gathered under one name, with what only the whole can offer: devices chosen
+//! by name, pages and sheets that show a result, training, and the command line.
+//!
+//! ```
+//! use fulgur::device::DeviceChoice;
+//!
+//! let choice: DeviceChoice = "cpu".parse()?;
+//! let opened = choice.open()?;
+//! assert!(opened.device.is_cpu());
+//! # Ok::<(), fulgur::device::DeviceError>(())
+//! ```
+#![forbid(unsafe_code)]
 
 pub use fulgur_kernels as kernels;
+
+pub mod cli;
+pub mod device;
+pub mod doctor;

@@ -1,2 +1,8 @@
 //! The program `fulgur`.
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fulgur::cli::main()
+}
