@@ -3,4 +3,18 @@
 //!
 //! Layout is `[B, N, H, D]` for tokens and `[B, H, D, E]` in `f32` for states.
 
+pub mod additive;
+mod autograd;
+pub mod error;
+pub mod exchange;
+pub mod glu;
+pub mod norm;
+mod pass;
 pub mod philox;
+mod scalar;
+pub mod shift;
+mod slice_math;
+pub mod spectrum;
+mod strided;
+#[cfg(test)]
+mod testing;

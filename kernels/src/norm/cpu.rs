@@ -1,0 +1,158 @@
+//! Norms on the processor: tasks of whole rows, two sweeps over a row that lies in the first cache.
+
+use super::{Norm, NormBackward};
+use crate::pass::Pass;
+use crate::scalar::{Real, rows_per_task, sum_of, wide};
+use rayon::prelude::*;
+
+/// Rows whose share of dscale and dshift is summed by one task; fixed, so that the bits do not depend on threads.
+const ROWS_PER_PARTIAL: usize = 64;
+
+fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
+    let mean = sum_of(x, x, |a, b| a * b) / T::from_f64(x.len() as f64);
+    T::one() / (mean + T::from_f64(eps)).root()
+}
+
+impl<const I: usize> Pass<I> for Norm {
+    const NAME: &'static str = "rms_norm";
+
+    fn cpu<T: Real>(&self, operands: [&[T]; I]) -> Vec<Vec<T>> {
+        let (x, width) = (operands[0], self.width);
+        let of_group = |operand: usize, group: usize| {
+            operands
+                .get(operand)
+                .map(|values| &values[group * width..(group + 1) * width])
+        };
+        let offset = T::from_f64(self.offset);
+        let mut y = vec![T::zero(); x.len()];
+        let rows = rows_per_task(width);
+        let tasks = y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width));
+        tasks.enumerate().for_each(|(task, (y, x))| {
+            wide(|| {
+                let pairs = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                for (row, (y, x)) in pairs.enumerate() {
+                    let group = (task * rows + row) / self.rows_per_group;
+                    let r = inverse_rms(x, self.eps);
+                    match (of_group(1, group), of_group(2, group)) {
+                        (Some(scale), Some(shift)) => {
+                            for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+                                *y = x * r * (offset + scale) + shift;
+                            }
+                        }
+                        (Some(scale), None) => {
+                            for ((y, &x), &scale) in y.iter_mut().zip(x).zip(scale) {
+                                *y = x * r * (offset + scale);
+                            }
+                        }
+                        (None, _) => {
+                            for (y, &x) in y.iter_mut().zip(x) {
+                                *y = x * r;
+                            }
+                        }
+                    }
+                }
+            });
+        });
+        vec![y]
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: crate::pass::CudaReal>(
+        &self,
+        device: &candle_core::CudaDevice,
+        operands: [super::cuda::View<'_, T>; I],
+    ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
+        super::cuda::forward(self, device, &operands)
+    }
+}
+
+/// One run of rows of one group: writes `dx` and this run's share of dscale and dshift, `[2, width]`.
+fn backward_rows<T: Real>(norm: &Norm, x: &[T], dy: &[T], scale: Option<&[T]>, dx: &mut [T], sums: &mut [T]) {
+    let (width, offset) = (norm.width, T::from_f64(norm.offset));
+    let (dscale, dshift) = sums.split_at_mut(width);
+    let mut g = vec![T::zero(); width];
+    let rows = dx
+        .chunks_exact_mut(width)
+        .zip(x.chunks_exact(width))
+        .zip(dy.chunks_exact(width));
+    for ((dx, x), dy) in rows {
+        let r = inverse_rms(x, norm.eps);
+        match scale {
+            Some(scale) => {
+                for ((g, &dy), &scale) in g.iter_mut().zip(dy).zip(scale) {
+                    *g = dy * (offset + scale);
+                }
+                for (((dscale, dshift), &x), &dy) in dscale.iter_mut().zip(&mut *dshift).zip(x).zip(dy) {
+                    *dscale += dy * x * r;
+                    *dshift += dy;
+                }
+            }
+            None => g.copy_from_slice(dy),
+        }
+        let pull = sum_of(&g, x, |g, x| g * x) / T::from_f64(width as f64) * r * r;
+        for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(&g) {
+            *dx = r * (g - x * pull);
+        }
+    }
+}
+
+impl<const I: usize> Pass<I> for NormBackward {
+    const NAME: &'static str = "rms_norm backward";
+
+    fn cpu<T: Real>(&self, operands: [&[T]; I]) -> Vec<Vec<T>> {
+        let Norm {
+            width,
+            rows_per_group,
+            ..
+        } = self.norm;
+        let (x, dy, scale) = (operands[0], operands[1], operands.get(2));
+        let groups = x.len() / (width * rows_per_group);
+        let runs = rows_per_group.div_ceil(ROWS_PER_PARTIAL);
+        let mut dx = vec![T::zero(); x.len()];
+        let mut partials = vec![T::zero(); groups * runs * 2 * width];
+        let by_group = dx
+            .par_chunks_mut(rows_per_group * width)
+            .zip(partials.par_chunks_mut(runs * 2 * width));
+        by_group.enumerate().for_each(|(group, (dx, sums))| {
+            let scale = scale.map(|scale| &scale[group * width..(group + 1) * width]);
+            let by_run = dx
+                .par_chunks_mut(ROWS_PER_PARTIAL * width)
+                .zip(sums.par_chunks_mut(2 * width));
+            by_run.enumerate().for_each(|(run, (dx, sums))| {
+                let start = (group * rows_per_group + run * ROWS_PER_PARTIAL) * width;
+                let rows = start..start + dx.len();
+                wide(|| backward_rows(&self.norm, &x[rows.clone()], &dy[rows], scale, dx, sums));
+            });
+        });
+        let mut results = vec![dx];
+        let kinds = if scale.is_none() {
+            0
+        } else {
+            1 + usize::from(self.shift)
+        };
+        for kind in 0..kinds {
+            let mut total = vec![T::zero(); groups * width];
+            for (total, partials) in total
+                .chunks_exact_mut(width)
+                .zip(partials.chunks_exact(runs * 2 * width))
+            {
+                for partial in partials.chunks_exact(2 * width) {
+                    for (total, &part) in total.iter_mut().zip(&partial[kind * width..]) {
+                        *total += part;
+                    }
+                }
+            }
+            results.push(total);
+        }
+        results
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: crate::pass::CudaReal>(
+        &self,
+        device: &candle_core::CudaDevice,
+        operands: [super::cuda::View<'_, T>; I],
+    ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
+        super::cuda::backward(self, device, &operands)
+    }
+}
