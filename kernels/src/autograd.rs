@@ -1,0 +1,198 @@
+//! Hand-written gradients for values that were computed outside candle's graph.
+//!
+//! Candle's custom operators tie forward and backward together and see raw storages. Here the forward value is
+//! computed first, by any code, and then handed to the graph together with its [`Gradient`]. Nothing is kept
+//! when no argument is tracked.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
+};
+use std::sync::Mutex;
+
+/// The backward pass of a function of `N` tensors.
+pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
+    /// Name for error messages.
+    fn name(&self) -> &'static str;
+
+    /// Adjoints of the arguments, given the value `res` and its adjoint `grad`; `None` where none is due.
+    fn backward(&self, args: [&Tensor; N], res: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]>;
+}
+
+/// A forward value: a fresh CPU buffer (handed over without a copy) or a tensor of any device.
+pub(crate) enum Value {
+    /// Contiguous CPU buffer.
+    Cpu(CpuStorage, Shape),
+    /// Any tensor; its memory is copied once.
+    Tensor(Tensor),
+}
+
+struct Node<G> {
+    value: Mutex<Option<Value>>,
+    gradient: G,
+}
+
+impl<G> Node<G> {
+    fn new(value: Value, gradient: G) -> Self {
+        Self {
+            value: Mutex::new(Some(value)),
+            gradient,
+        }
+    }
+
+    fn take(&self) -> Result<Value> {
+        match self.value.lock() {
+            Ok(mut value) => match value.take() {
+                Some(value) => Ok(value),
+                None => bail!("the forward value was already handed over"),
+            },
+            Err(_) => bail!("the forward value was lost in a panic"),
+        }
+    }
+
+    fn cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            Value::Cpu(storage, shape) => Ok((storage, shape)),
+            Value::Tensor(tensor) => {
+                let tensor = tensor.force_contiguous()?;
+                match &*tensor.storage_and_layout().0 {
+                    Storage::Cpu(storage) => Ok((storage.clone(), tensor.shape().clone())),
+                    _ => bail!("value and arguments lie on different devices"),
+                }
+            }
+        }
+    }
+
+    fn cuda(&self) -> Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            Value::Tensor(tensor) => {
+                let tensor = tensor.force_contiguous()?;
+                let (storage, layout) = tensor.storage_and_layout();
+                match &*storage {
+                    Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, tensor.shape().clone())),
+                    _ => bail!("value and arguments lie on different devices"),
+                }
+            }
+            Value::Cpu(..) => bail!("value and arguments lie on different devices"),
+        }
+    }
+
+    fn metal(&self) -> Result<(MetalStorage, Shape)> {
+        match self.take()? {
+            Value::Tensor(tensor) => {
+                let tensor = tensor.force_contiguous()?;
+                let (storage, layout) = tensor.storage_and_layout();
+                match &*storage {
+                    Storage::Metal(storage) => Ok((storage.try_clone(layout)?, tensor.shape().clone())),
+                    _ => bail!("value and arguments lie on different devices"),
+                }
+            }
+            Value::Cpu(..) => bail!("value and arguments lie on different devices"),
+        }
+    }
+}
+
+impl<G: Gradient<2>> CustomOp2 for Node<G> {
+    fn name(&self) -> &'static str {
+        self.gradient.name()
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [da, db] = self.gradient.backward([a, b], res, grad)?;
+        Ok((da, db))
+    }
+}
+
+impl<G: Gradient<3>> CustomOp3 for Node<G> {
+    fn name(&self) -> &'static str {
+        self.gradient.name()
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [da, db, dc] = self.gradient.backward([a, b, c], res, grad)?;
+        Ok((da, db, dc))
+    }
+}
+
+/// Enters `value` into the graph as a function of two tensors.
+pub(crate) fn attach2<G: Gradient<2>>(value: Value, args: [&Tensor; 2], gradient: G) -> Result<Tensor> {
+    args[0].apply_op2(args[1], Node::new(value, gradient))
+}
+
+/// Enters `value` into the graph as a function of three tensors.
+pub(crate) fn attach3<G: Gradient<3>>(value: Value, args: [&Tensor; 3], gradient: G) -> Result<Tensor> {
+    args[0].apply_op3(args[1], args[2], Node::new(value, gradient))
+}
