@@ -22,7 +22,10 @@
 
 pub mod atomic;
 pub mod draw;
+pub mod fetch;
 pub mod media;
 pub mod scenes;
+#[cfg(feature = "media")]
+pub mod sets;
 pub mod store;
 pub mod things;

@@ -1,0 +1,534 @@
+//! Captions: what is seen, what is heard, where and how it moves, and when, in varied wording.
+//!
+//! A sentence frame puts the words of one or two things in order; it works for singular and plural noun phrases.
+//! Reserved frames and phrases are never said in the training split.
+
+use fulgur_kernels::philox::Philox;
+use serde::Serialize;
+
+use super::motion::{Motion, Place, Side};
+use super::wording::{MotionPhrase, motion_phrases, place_phrases, time_phrases};
+use super::{Actor, Timing};
+use crate::things::{Verb, Words};
+
+/// What a part of a caption tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The thing that is seen.
+    Thing,
+    /// Its sound.
+    Sound,
+    /// How it moves.
+    Motion,
+    /// Where it ends.
+    Place,
+    /// When it sounds.
+    Time,
+}
+
+/// A run of words of a caption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// What the words tell.
+    pub role: Role,
+    /// Position of the thing in `Scene::actors`.
+    pub actor: usize,
+    /// First byte in the text.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+/// A caption and what its words stand for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Caption {
+    /// The caption, lower case, without a full stop.
+    pub text: String,
+    /// The same facts in the plainest words: "a dog barks and drops down on the left near the end".
+    pub canonical: String,
+    /// The parts of `text`, in order.
+    pub parts: Vec<Part>,
+    /// Number of the sentence frame.
+    pub frame: usize,
+}
+
+impl Caption {
+    /// The words of one part.
+    pub fn words(&self, part: &Part) -> &str {
+        &self.text[part.start..part.end]
+    }
+}
+
+/// Which wordings may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wording {
+    Familiar,
+    Reserved,
+}
+
+/// Chance that a caption uses another noun or another verb than the first of a thing.
+const OTHER_WORD: f32 = 0.2;
+/// Chance that a stated time opens the sentence.
+const TIME_FIRST: f32 = 0.4;
+/// Chance that a phrase of a reserved sentence is reserved as well.
+const RESERVED_PHRASE: f32 = 0.5;
+
+/// A sentence in the making.
+#[derive(Default)]
+struct Line {
+    text: String,
+    parts: Vec<Part>,
+}
+
+impl Line {
+    fn say(&mut self, words: &str) -> &mut Self {
+        if words.is_empty() {
+            return self;
+        }
+        if !self.text.is_empty() && !words.starts_with([',', ':']) {
+            self.text.push(' ');
+        }
+        self.text.push_str(words);
+        self
+    }
+
+    fn part(&mut self, role: Role, actor: usize, words: &str) -> &mut Self {
+        let start = self.text.len() + usize::from(!self.text.is_empty());
+        self.say(words);
+        self.parts.push(Part {
+            role,
+            actor,
+            start,
+            end: self.text.len(),
+        });
+        self
+    }
+}
+
+/// The chosen words for one thing.
+struct Clause<'a> {
+    actor: usize,
+    noun: &'a str,
+    verb: &'a Verb,
+    plural: bool,
+    motion: MotionPhrase,
+    side: Option<Side>,
+    place: Option<&'static str>,
+    /// Said after the clause; empty where it opens the sentence or is unsaid.
+    time: Option<&'static str>,
+    /// Chooses among the orders of a clause within a sentence about two things.
+    order: usize,
+}
+
+impl Clause<'_> {
+    fn they(&self) -> &'static str {
+        if self.plural { "they" } else { "it" }
+    }
+    fn them(&self) -> &'static str {
+        if self.plural { "them" } else { "it" }
+    }
+    fn are(&self) -> &'static str {
+        if self.plural { "are" } else { "is" }
+    }
+    fn start(&self) -> &'static str {
+        if self.plural { "start" } else { "starts" }
+    }
+    fn noun(&self, line: &mut Line) {
+        line.part(Role::Thing, self.actor, self.noun);
+    }
+    fn sounds(&self, line: &mut Line) {
+        line.part(Role::Sound, self.actor, &self.verb.finite);
+    }
+    fn sounding(&self, line: &mut Line) {
+        line.part(Role::Sound, self.actor, &self.verb.gerund);
+    }
+    fn moved(&self, line: &mut Line, verb: &str) {
+        let rest = self.motion.rest(self.side);
+        let words = if rest.is_empty() {
+            verb.to_owned()
+        } else {
+            format!("{verb} {rest}")
+        };
+        line.part(Role::Motion, self.actor, &words);
+        if let Some(place) = self.place {
+            line.part(Role::Place, self.actor, place);
+        }
+    }
+    fn moves(&self, line: &mut Line) {
+        self.moved(line, self.motion.finite(self.plural));
+    }
+    fn moving(&self, line: &mut Line) {
+        self.moved(line, self.motion.gerund);
+    }
+    fn time(&self, line: &mut Line) {
+        if let Some(time) = self.time {
+            line.part(Role::Time, self.actor, time);
+        }
+    }
+    /// "a dog barks as it drops in from the left near the end", in one of three orders.
+    fn whole(&self, line: &mut Line) {
+        self.noun(line);
+        match self.order {
+            0 => {
+                self.moves(line);
+                line.say("and");
+                self.sounds(line);
+            }
+            1 => {
+                self.sounds(line);
+                line.say("as").say(self.they());
+                self.moves(line);
+            }
+            _ => {
+                self.sounds(line);
+                line.say("and");
+                self.moves(line);
+            }
+        }
+        self.time(line);
+    }
+    /// True where the gerund alone names a sound: "you hear barking".
+    fn names_a_sound(&self) -> bool {
+        let vague = ["playing", "running", "starting", "being", "sounding", "calling"];
+        !self.verb.gerund.contains(' ') && !vague.contains(&self.verb.gerund.as_str())
+    }
+}
+
+type One = fn(&mut Line, &Clause<'_>);
+type Two = fn(&mut Line, &Clause<'_>, &Clause<'_>);
+
+/// Sentence frames about one thing; its time is said before or after the whole.
+const ONE: &[One] = &[
+    |l, c| {
+        c.noun(l);
+        c.sounds(l);
+        l.say("as").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        c.noun(l);
+        c.moves(l);
+        l.say("and");
+        c.sounds(l);
+    },
+    |l, c| {
+        c.noun(l);
+        c.sounds(l);
+        l.say("and");
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("you hear");
+        if c.names_a_sound() {
+            c.sounding(l);
+            l.say(":");
+            c.noun(l);
+        } else {
+            c.noun(l);
+            c.sounding(l);
+            l.say(":").say(c.they());
+        }
+        c.moves(l);
+    },
+    |l, c| {
+        c.noun(l);
+        c.moving(l);
+        l.say("and");
+        c.sounding(l);
+    },
+    |l, c| {
+        c.noun(l);
+        c.moves(l);
+        l.say(",");
+        c.sounding(l);
+    },
+    |l, c| {
+        c.sounding(l);
+        l.say(",");
+        c.noun(l);
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("there").say(c.are());
+        c.noun(l);
+        l.say("that");
+        c.moves(l);
+        l.say("and");
+        c.sounds(l);
+    },
+    |l, c| {
+        l.say("we hear");
+        c.noun(l);
+        c.sounding(l);
+        l.say("as").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("the sound of");
+        c.noun(l);
+        c.sounding(l);
+        l.say("as").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("watch");
+        c.noun(l);
+        c.moved(l, c.motion.bare());
+        l.say("and hear").say(c.them());
+        c.sounding(l);
+    },
+    |l, c| {
+        c.noun(l);
+        l.say(c.are()).say("seen");
+        c.moving(l);
+        l.say("and heard");
+        c.sounding(l);
+    },
+    |l, c| {
+        c.noun(l);
+        l.say("can be heard");
+        c.sounding(l);
+        l.say("as").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        c.noun(l);
+        l.say("that");
+        c.moves(l);
+        l.say("and");
+        c.sounds(l);
+    },
+    |l, c| {
+        c.noun(l);
+        l.say(",");
+        c.sounding(l);
+        l.say(",");
+        c.moves(l);
+    },
+];
+
+/// Reserved sentence frames about one thing.
+const ONE_RESERVED: &[One] = &[
+    |l, c| {
+        l.say("as");
+        c.noun(l);
+        c.moves(l);
+        l.say(",").say(c.they());
+        c.sounds(l);
+    },
+    |l, c| {
+        c.noun(l);
+        l.say(c.start());
+        c.sounding(l);
+        l.say("when").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("listen to");
+        c.noun(l);
+        c.sounding(l);
+        l.say("while").say(c.they());
+        c.moves(l);
+    },
+    |l, c| {
+        l.say("in this clip");
+        c.noun(l);
+        c.moves(l);
+        l.say("while").say(c.they());
+        c.sounds(l);
+    },
+];
+
+/// Sentence frames about two things, the one that sounds first coming first.
+const TWO: &[Two] = &[
+    |l, a, b| {
+        a.whole(l);
+        l.say(", and");
+        b.whole(l);
+    },
+    |l, a, b| {
+        l.say("first");
+        a.whole(l);
+        l.say(", then");
+        b.whole(l);
+    },
+    |l, a, b| {
+        a.whole(l);
+        l.say(", and then");
+        b.whole(l);
+    },
+    |l, a, b| {
+        a.whole(l);
+        l.say(", followed by");
+        b.noun(l);
+        l.say("that");
+        b.moves(l);
+        l.say("and");
+        b.sounds(l);
+        b.time(l);
+    },
+    |l, a, b| {
+        l.say("you hear");
+        a.noun(l);
+        a.sounding(l);
+        l.say("as").say(a.they());
+        a.moves(l);
+        a.time(l);
+        l.say(", and");
+        b.noun(l);
+        b.sounding(l);
+        l.say("as").say(b.they());
+        b.moves(l);
+        b.time(l);
+    },
+    |l, a, b| {
+        a.noun(l);
+        a.moving(l);
+        l.say("and");
+        a.sounding(l);
+        a.time(l);
+        l.say(", and");
+        b.noun(l);
+        b.moving(l);
+        l.say("and");
+        b.sounding(l);
+        b.time(l);
+    },
+];
+
+/// Reserved sentence frames about two things.
+const TWO_RESERVED: &[Two] = &[
+    |l, a, b| {
+        l.say("after");
+        a.whole(l);
+        l.say(",");
+        b.whole(l);
+    },
+    |l, a, b| {
+        a.whole(l);
+        l.say("before");
+        b.whole(l);
+    },
+    |l, a, b| {
+        l.say("two things:");
+        a.whole(l);
+        l.say(", and later");
+        b.whole(l);
+    },
+];
+
+/// The facts of one actor that a caption tells.
+pub(super) struct Told<'a> {
+    pub(super) words: &'a Words,
+    pub(super) actor: usize,
+    pub(super) motion: Motion,
+    pub(super) place: Option<Place>,
+    pub(super) timing: Timing,
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn of(actor: &Actor, position: usize, words: &'a Words) -> Self {
+        Self {
+            words,
+            actor: position,
+            motion: actor.motion,
+            place: actor.place_said.then_some(actor.place),
+            timing: actor.timing,
+        }
+    }
+}
+
+/// A phrase of a table whose last entry is reserved.
+fn choose<T: Copy>(table: &[T], wording: Wording, random: &mut Philox) -> Option<T> {
+    let reserved = wording == Wording::Reserved && random.chance(RESERVED_PHRASE);
+    let familiar = table.len().checked_sub(1)?;
+    let at = random.below(familiar.max(1));
+    Some(table[if reserved { familiar } else { at }])
+}
+
+fn other<'a, T>(first: &'a T, others: &'a [T], random: &mut Philox) -> &'a T {
+    if random.chance(OTHER_WORD) && !others.is_empty() {
+        &others[random.below(others.len())]
+    } else {
+        first
+    }
+}
+
+fn clause<'a>(told: &Told<'a>, wording: Wording, random: &mut Philox) -> Clause<'a> {
+    let noun = other(&told.words.noun, &told.words.other_nouns, random);
+    let verb = other(&told.words.verb, &told.words.other_verbs, random);
+    let phrases = motion_phrases(told.motion);
+    Clause {
+        actor: told.actor,
+        noun,
+        verb,
+        plural: told.words.plural,
+        motion: choose(phrases, wording, random).unwrap_or(phrases[0]),
+        side: told.motion.side(),
+        place: told
+            .place
+            .and_then(|place| choose(place_phrases(place), wording, random)),
+        time: choose(time_phrases(told.timing), wording, random),
+        order: random.below(3),
+    }
+}
+
+fn plain<'a>(told: &Told<'a>) -> Clause<'a> {
+    Clause {
+        actor: told.actor,
+        noun: &told.words.noun,
+        verb: &told.words.verb,
+        plural: told.words.plural,
+        motion: motion_phrases(told.motion)[0],
+        side: told.motion.side(),
+        place: told.place.map(|place| place_phrases(place)[0]),
+        time: time_phrases(told.timing).first().copied(),
+        order: 2,
+    }
+}
+
+/// Writes the caption of one thing, or of two in the order of their sounds.
+pub(super) fn write(told: &[Told<'_>], wording: Wording, random: &mut Philox) -> Caption {
+    let mut line = Line::default();
+    let mut canonical = Line::default();
+    let frame = match told {
+        [one] => {
+            let mut clause = clause(one, wording, random);
+            let (frames, base) = match wording {
+                Wording::Familiar => (ONE, 0),
+                Wording::Reserved => (ONE_RESERVED, ONE.len()),
+            };
+            let chosen = random.below(frames.len());
+            if random.chance(TIME_FIRST)
+                && let Some(time) = clause.time.take()
+            {
+                line.part(Role::Time, clause.actor, time).say(",");
+            }
+            frames[chosen](&mut line, &clause);
+            clause.time(&mut line);
+            plain(one).whole(&mut canonical);
+            base + chosen
+        }
+        [first, second] => {
+            let (a, b) = (clause(first, wording, random), clause(second, wording, random));
+            let (frames, base) = match wording {
+                Wording::Familiar => (TWO, 0),
+                Wording::Reserved => (TWO_RESERVED, TWO.len()),
+            };
+            let chosen = random.below(frames.len());
+            frames[chosen](&mut line, &a, &b);
+            plain(first).whole(&mut canonical);
+            canonical.say(", then");
+            plain(second).whole(&mut canonical);
+            ONE.len() + ONE_RESERVED.len() + base + chosen
+        }
+        _ => unreachable!("a scene has one or two things"),
+    };
+    Caption {
+        text: line.text,
+        canonical: canonical.text,
+        parts: line.parts,
+        frame,
+    }
+}

@@ -1,0 +1,104 @@
+//! Rendering the sound of a scene: every hit plays the thing's sound from its exact instant.
+
+use fulgur_kernels::philox::block;
+
+use super::compose::Composer;
+use super::{Actor, Scene};
+use crate::things::SOUND_RATE;
+
+/// The last instants of a clip, in seconds, over which what still sounds is faded out.
+const FADE_S: f64 = 0.01;
+/// Mean and standard deviation of the sum of four random bytes.
+const BYTES: (f32, f32) = (510.0, 147.801);
+
+impl Composer {
+    /// The sound of `scene`: mono, `ClipSpec::samples` values in -1..1.
+    pub fn render_sound(&self, scene: &Scene) -> Vec<f32> {
+        let clip = &self.options.clip;
+        let mut out = noise(scene.noise, scene.noise_seed, clip.samples());
+        for actor in &scene.actors {
+            let sound = &self.things[actor.thing].sound;
+            for hit in &actor.hits {
+                play(
+                    &mut out,
+                    sound,
+                    actor,
+                    hit.time_s,
+                    actor.gain * hit.gain,
+                    clip.sample_rate,
+                );
+            }
+        }
+        let fade = ((FADE_S * f64::from(clip.sample_rate)) as usize).min(out.len());
+        let last = out.len() - fade;
+        for (i, sample) in out[last..].iter_mut().enumerate() {
+            *sample *= 1.0 - (i + 1) as f32 / fade as f32;
+        }
+        for sample in &mut out {
+            *sample = sample.clamp(-1.0, 1.0);
+        }
+        out
+    }
+}
+
+/// Adds `sound` from `start_s` on, by cubic interpolation.
+fn play(out: &mut [f32], sound: &[f32], actor: &Actor, start_s: f64, gain: f32, sample_rate: u32) {
+    let start = start_s * f64::from(sample_rate);
+    let first = start.ceil().max(0.0);
+    let step = actor.rate * f64::from(SOUND_RATE) / f64::from(sample_rate);
+    let at = |i: isize| {
+        usize::try_from(i)
+            .ok()
+            .and_then(|i| sound.get(i))
+            .copied()
+            .unwrap_or(0.0)
+    };
+    for (k, sample) in out.iter_mut().skip(first as usize).enumerate() {
+        let position = (first - start + k as f64) * step;
+        let whole = position as usize;
+        if whole >= sound.len() {
+            break;
+        }
+        let t = (position - whole as f64) as f32;
+        let [a, b, c, d] = match sound.get(whole.wrapping_sub(1)..whole + 3) {
+            Some(&[a, b, c, d]) => [a, b, c, d],
+            _ => std::array::from_fn(|i| at(whole as isize - 1 + i as isize)),
+        };
+        let cubic =
+            b + 0.5 * t * (c - a + t * (2.0 * a - 5.0 * b + 4.0 * c - d + t * (3.0 * (b - c) + d - a)));
+        *sample += gain * cubic;
+    }
+}
+
+/// Nearly normal noise: each sample is the centred sum of the four bytes of one word.
+fn noise(rms: f32, seed: u64, samples: usize) -> Vec<f32> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let scale = rms / BYTES.1;
+    let mut out = Vec::with_capacity(samples + 4);
+    for position in 0..samples.div_ceil(4) as u32 {
+        let words = block([position, 0, 0, 0], key);
+        out.extend(words.map(|word| {
+            let sum: u32 = word.to_le_bytes().into_iter().map(u32::from).sum();
+            (sum as f32 - BYTES.0) * scale
+        }));
+    }
+    out.truncate(samples);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_has_the_stated_level_and_no_offset() {
+        let noise = noise(0.01, 5, 100_001);
+        assert_eq!(noise.len(), 100_001);
+        let mean = noise.iter().sum::<f32>() / noise.len() as f32;
+        let power = noise.iter().map(|x| x * x).sum::<f32>() / noise.len() as f32;
+        assert!(
+            mean.abs() < 1e-4 && (power.sqrt() / 0.01 - 1.0).abs() < 0.01,
+            "{mean} {power}"
+        );
+    }
+}
