@@ -14,8 +14,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub use fulgur_datasets as datasets;
 pub use fulgur_kernels as kernels;
 
 pub mod cli;
 pub mod device;
 pub mod doctor;
+pub mod sheet;
+pub mod tensors;

@@ -31,7 +31,8 @@ impl fmt::Display for Reference {
 }
 
 fn markdown() -> String {
-    let mut program = Cli::command();
+    // The page must not depend on the width of anybody's terminal.
+    let mut program = Cli::command().term_width(100);
     program.build();
     let mut page = String::from(
         "# Commands\n\nWritten by `fulgur commands`; a test compares this page with the program.\n\n\

@@ -20,6 +20,10 @@ mod commands;
 mod context;
 mod doctor;
 mod fault;
+mod files;
+mod forward;
+#[cfg(feature = "media")]
+mod inspect;
 mod interrupt;
 mod progress;
 
@@ -56,6 +60,9 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "media")]
+    Inspect(inspect::Arguments),
+    Forward(forward::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
 }
@@ -63,6 +70,9 @@ enum Command {
 impl Command {
     fn run(self, context: &Context) -> anyhow::Result<Answer> {
         match self {
+            #[cfg(feature = "media")]
+            Self::Inspect(arguments) => inspect::run(context, arguments),
+            Self::Forward(arguments) => forward::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),
         }

@@ -1,0 +1,261 @@
+//! `fulgur score`: AVHScore of clips.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use anyhow::Context as _;
+use fulgur_benchmark::avhscore::{self, Flag};
+use fulgur_benchmark::encoder::{BuiltinEncoder, EncodeError, Encoder};
+use fulgur_datasets::media::{ReadOptions, read_clip};
+use serde::Serialize;
+
+use super::answer::{Answer, Report, Status};
+use super::context::Context;
+use super::progress::Unit;
+use crate::models;
+
+/// Extensions of the files that a folder is searched for.
+const EXTENSIONS: [&str; 8] = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"];
+
+/// Score how well sound and picture of clips belong together
+///
+/// AVHScore is the mean cosine between each frame and the whole soundtrack in the space of an encoder (TAVGBench). The
+/// builtin encoder is small and knows the things of its training set; its values compare with each other, not with
+/// those of another encoder.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur score clip.mp4 other.mp4\n  fulgur score --json --max-frames 16 clips/"
+)]
+pub(super) struct Arguments {
+    /// Clips, or folders of clips
+    #[arg(required = true, value_name = "CLIP")]
+    clips: Vec<PathBuf>,
+    /// The encoder: `builtin`, or the folder of one
+    #[arg(long, value_name = "builtin|DIR", default_value = "builtin")]
+    encoder: PathBuf,
+    /// Use N evenly spaced frames instead of all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_frames: Option<u32>,
+    /// Clips that are decoded at the same time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 2)]
+    jobs: u16,
+}
+
+/// Opens `builtin` or the encoder in a folder.
+pub(super) fn open_encoder(name: &Path, context: &Context) -> anyhow::Result<Box<dyn Encoder>> {
+    let dir = if name == Path::new("builtin") {
+        models::encoder()?
+    } else {
+        name.to_owned()
+    };
+    let device = context.open_device()?;
+    Ok(Box::new(BuiltinEncoder::load(&dir, &device)?))
+}
+
+pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
+    let clips = expand(&arguments.clips)?;
+    let encoder = open_encoder(&arguments.encoder, context)?;
+    let max_frames = arguments.max_frames.map(|n| n as usize);
+    let mut progress = context.progress("score", Unit::Items("clips"));
+    let total = Some(clips.len() as u64);
+    progress.set(0, total);
+    let jobs = rayon::ThreadPoolBuilder::new()
+        .num_threads(usize::from(arguments.jobs))
+        .build()?;
+    let mut results = Vec::with_capacity(clips.len());
+    for batch in clips.chunks(usize::from(arguments.jobs)) {
+        if stopped(context) {
+            break;
+        }
+        let one = |path: &PathBuf| score_one(&*encoder, path, max_frames, context);
+        let scored: Vec<Option<Scored>> =
+            jobs.install(|| rayon::iter::ParallelIterator::collect(parallel(batch, one)));
+        results.extend(scored.into_iter().flatten());
+        progress.set(results.len() as u64, total);
+    }
+    drop(progress);
+    let values: Vec<f64> = results.iter().filter_map(|r| r.avhscore).collect();
+    let n = values.len();
+    let mean = (n > 0).then(|| values.iter().sum::<f64>() / n as f64);
+    Answer::new(&Scores {
+        complete: results.len() == clips.len(),
+        results,
+        mean,
+        n,
+        encoder: encoder.name().to_owned(),
+    })
+}
+
+fn parallel<'a, T: Send>(
+    batch: &'a [PathBuf],
+    one: impl Fn(&'a PathBuf) -> T + Sync + Send + 'a,
+) -> impl rayon::iter::IndexedParallelIterator<Item = T> + 'a {
+    use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+    batch.par_iter().map(one)
+}
+
+/// Score of one clip; `None` when the user stopped it.
+fn score_one(
+    encoder: &dyn Encoder,
+    path: &Path,
+    max_frames: Option<usize>,
+    context: &Context,
+) -> Option<Scored> {
+    let mut scored = Scored {
+        path: path.to_owned(),
+        avhscore: None,
+        frames: 0,
+        flags: Vec::new(),
+        reason: None,
+    };
+    let options = ReadOptions {
+        cancel: Some(context.interrupt.flag().clone()),
+        ..ReadOptions::default()
+    };
+    let clip = match read_clip(path, &options) {
+        Ok(clip) => clip,
+        Err(_) if stopped(context) => return None,
+        Err(error) => {
+            scored.reason = Some(error.to_string());
+            return Some(scored);
+        }
+    };
+    let Some(video) = clip.video else {
+        scored.reason = Some("no video stream".into());
+        return Some(scored);
+    };
+    match avhscore::score(
+        encoder,
+        &video,
+        clip.sound.as_ref(),
+        max_frames,
+        context.interrupt.flag(),
+    ) {
+        Ok(score) => {
+            scored.avhscore = score.avhscore;
+            scored.frames = score.frames;
+            scored.flags = score.flags;
+            scored.reason = score.reason;
+        }
+        Err(EncodeError::Cancelled) => return None,
+        Err(error) => scored.reason = Some(error.to_string()),
+    }
+    if clip.truncated {
+        scored.flags.push(Flag::Truncated);
+    }
+    Some(scored)
+}
+
+fn stopped(context: &Context) -> bool {
+    context.interrupt.flag().load(Ordering::Relaxed)
+}
+
+/// Files of the arguments in their order; folders recursively by name.
+fn expand(arguments: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut clips = Vec::new();
+    for path in arguments {
+        if path.is_dir() {
+            let before = clips.len();
+            walk(path, &mut clips)?;
+            if clips.len() == before {
+                anyhow::bail!(
+                    "{}: no clips found, expected files named .{}",
+                    path.display(),
+                    EXTENSIONS.join(", .")
+                );
+            }
+        } else {
+            clips.push(path.clone());
+        }
+    }
+    Ok(clips)
+}
+
+fn walk(dir: &Path, clips: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let read = || std::fs::read_dir(dir).with_context(|| format!("{}: cannot read", dir.display()));
+    let mut entries = read()?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    entries.sort();
+    for path in entries {
+        // Links are not followed into folders, so that a loop of links ends.
+        if path.is_dir() && !path.is_symlink() {
+            walk(&path, clips)?;
+        } else if path.extension().and_then(|e| e.to_str()).is_some_and(is_clip) {
+            clips.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn is_clip(extension: &str) -> bool {
+    EXTENSIONS
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(extension))
+}
+
+#[derive(Serialize)]
+struct Scores {
+    results: Vec<Scored>,
+    mean: Option<f64>,
+    n: usize,
+    encoder: String,
+    #[serde(skip)]
+    complete: bool,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    path: PathBuf,
+    avhscore: Option<f64>,
+    frames: usize,
+    flags: Vec<Flag>,
+    reason: Option<String>,
+}
+
+impl Report for Scores {
+    fn status(&self) -> Status {
+        // No audio is an answer about a readable clip; frames tell that it was read.
+        if self.results.iter().all(|r| r.frames == 0) {
+            Status::Error
+        } else if self.complete && self.n == self.results.len() {
+            Status::Done
+        } else {
+            Status::Partial
+        }
+    }
+}
+
+impl fmt::Display for Scores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Scored {
+            path,
+            avhscore,
+            frames,
+            flags,
+            reason,
+        } in &self.results
+        {
+            match avhscore {
+                Some(score) => write!(f, "{score:.4}  {}  {frames} frames", path.display())?,
+                None => write!(f, "none    {}", path.display())?,
+            }
+            for flag in flags {
+                write!(f, ", {}", flag.words())?;
+            }
+            match reason {
+                Some(reason) => writeln!(f, "  ({reason})")?,
+                None => writeln!(f)?,
+            }
+        }
+        match self.mean {
+            Some(mean) => write!(
+                f,
+                "mean {mean:.4} over {} clips, encoder {}",
+                self.n, self.encoder
+            ),
+            None => write!(f, "nothing scored, encoder {}", self.encoder),
+        }
+    }
+}

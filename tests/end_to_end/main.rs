@@ -1,0 +1,9 @@
+//! What the whole program promises, tried on the built binary.
+
+mod documentation;
+mod forward;
+#[cfg(feature = "media")]
+mod inspect;
+mod program;
+mod repository;
+mod support;
