@@ -4,10 +4,13 @@
 //! Layout is `[B, N, H, D]` for tokens and `[B, H, D, E]` in `f32` for states.
 
 pub mod additive;
+pub mod adamw;
 mod autograd;
+pub mod ema;
 pub mod error;
 pub mod exchange;
 pub mod glu;
+pub mod lrpe;
 pub mod norm;
 mod pass;
 pub mod philox;
