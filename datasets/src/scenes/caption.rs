@@ -532,3 +532,140 @@ pub(super) fn write(told: &[Told<'_>], wording: Wording, random: &mut Philox) ->
         frame,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(noun: &str, finite: &str, gerund: &str, plural: bool) -> Words {
+        Words {
+            noun: noun.to_owned(),
+            verb: Verb {
+                finite: finite.to_owned(),
+                gerund: gerund.to_owned(),
+            },
+            plural,
+            other_nouns: Vec::new(),
+            other_verbs: Vec::new(),
+        }
+    }
+
+    fn told(words: &Words, motion: Motion, timing: Timing) -> Told<'_> {
+        Told {
+            words,
+            actor: 0,
+            motion,
+            place: motion.place(),
+            timing,
+        }
+    }
+
+    fn said(frame: One, told: &Told<'_>) -> String {
+        let mut line = Line::default();
+        frame(&mut line, &plain(told));
+        line.text
+    }
+
+    #[test]
+    fn every_sentence_about_one_thing_reads_well() {
+        let dog = words("a dog", "barks", "barking", false);
+        let told = told(&dog, Motion::SlideLeft, Timing::Unsaid);
+        let sentences: Vec<String> = ONE
+            .iter()
+            .chain(ONE_RESERVED)
+            .map(|&frame| said(frame, &told))
+            .collect();
+        let expected = [
+            "a dog barks as it slides in from the left",
+            "a dog slides in from the left and barks",
+            "a dog barks and slides in from the left",
+            "you hear barking: a dog slides in from the left",
+            "a dog sliding in from the left and barking",
+            "a dog slides in from the left, barking",
+            "barking, a dog slides in from the left",
+            "there is a dog that slides in from the left and barks",
+            "we hear a dog barking as it slides in from the left",
+            "the sound of a dog barking as it slides in from the left",
+            "watch a dog slide in from the left and hear it barking",
+            "a dog is seen sliding in from the left and heard barking",
+            "a dog can be heard barking as it slides in from the left",
+            "a dog that slides in from the left and barks",
+            "a dog, barking, slides in from the left",
+            "as a dog slides in from the left, it barks",
+            "a dog starts barking when it slides in from the left",
+            "listen to a dog barking while it slides in from the left",
+            "in this clip a dog slides in from the left while it barks",
+        ];
+        assert_eq!(sentences, expected);
+    }
+
+    #[test]
+    fn sentences_agree_with_plural_things() {
+        let hands = words("hands", "clap", "clapping", true);
+        let told = told(&hands, Motion::AppearMiddle, Timing::Unsaid);
+        let expected = [
+            (ONE[0], "hands clap as they appear in the middle"),
+            (ONE[3], "you hear clapping: hands appear in the middle"),
+            (ONE[7], "there are hands that appear in the middle and clap"),
+            (ONE[10], "watch hands appear in the middle and hear them clapping"),
+            (
+                ONE[11],
+                "hands are seen appearing in the middle and heard clapping",
+            ),
+            (ONE_RESERVED[0], "as hands appear in the middle, they clap"),
+            (
+                ONE_RESERVED[1],
+                "hands start clapping when they appear in the middle",
+            ),
+        ];
+        for (frame, sentence) in expected {
+            assert_eq!(said(frame, &told), sentence);
+        }
+    }
+
+    #[test]
+    fn every_sentence_about_two_things_reads_well() {
+        let (dog, bell) = (
+            words("a dog", "barks", "barking", false),
+            words("bells", "ring", "ringing", true),
+        );
+        let first = told(&dog, Motion::JumpOnce, Timing::Start);
+        let second = told(&bell, Motion::DropRight, Timing::End);
+        let sentences: Vec<String> = TWO
+            .iter()
+            .chain(TWO_RESERVED)
+            .map(|frame| {
+                let mut line = Line::default();
+                frame(&mut line, &plain(&first), &plain(&second));
+                line.text
+            })
+            .collect();
+        let (a, b) = (
+            "a dog barks and jumps once at the start",
+            "bells ring and drop down on the right near the end",
+        );
+        let expected = [
+            format!("{a}, and {b}"),
+            format!("first {a}, then {b}"),
+            format!("{a}, and then {b}"),
+            format!("{a}, followed by bells that drop down on the right and ring near the end"),
+            "you hear a dog barking as it jumps once at the start, \
+             and bells ringing as they drop down on the right near the end"
+                .to_owned(),
+            "a dog jumping once and barking at the start, \
+             and bells dropping down on the right and ringing near the end"
+                .to_owned(),
+            format!("after {a}, {b}"),
+            format!("{a} before {b}"),
+            format!("two things: {a}, and later {b}"),
+        ];
+        assert_eq!(sentences, expected);
+    }
+
+    #[test]
+    fn a_vague_sound_is_said_with_its_thing() {
+        let violin = words("a violin", "plays", "playing", false);
+        let sentence = said(ONE[3], &told(&violin, Motion::DropRight, Timing::Unsaid));
+        assert_eq!(sentence, "you hear a violin playing: it drops down on the right");
+    }
+}
