@@ -74,18 +74,18 @@ impl Inputs<'_> {
         }
     }
 
-    /// Softmax over tokens of one head: `[N][D]`.
-    fn keys(&self, b: usize, h: usize) -> Vec<Vec<f64>> {
+    /// Softmax over tokens of one head: `[N, D]`.
+    fn keys(&self, b: usize, h: usize) -> Vec<f64> {
         let Sizes { n, d, .. } = self.sizes;
-        let mut keys = vec![vec![0.0; d]; n];
+        let tokens: Vec<usize> = (0..n).filter(|&t| self.counts(b, t)).collect();
+        let mut keys = vec![0.0; n * d];
         for c in 0..d {
-            let tokens: Vec<usize> = (0..n).filter(|&t| self.counts(b, t)).collect();
             let logit = |t: usize| self.logits[self.token(b, t, h) * d + c];
             let max = tokens.iter().map(|&t| logit(t)).fold(f64::NEG_INFINITY, f64::max);
             let den: f64 = tokens.iter().map(|&t| (logit(t) - max).exp()).sum();
-            for &t in &tokens {
-                keys[t][c] = (logit(t) - max).exp() / den;
-            }
+            tokens
+                .iter()
+                .for_each(|&t| keys[t * d + c] = (logit(t) - max).exp() / den);
         }
         keys
     }
@@ -105,7 +105,7 @@ impl Inputs<'_> {
         for b in 0..batch {
             for h in 0..heads {
                 let state = &mut state[(b * heads + h) * width * e..][..width * e];
-                for (t, key) in self.keys(b, h).iter().enumerate() {
+                for (t, key) in self.keys(b, h).chunks_exact(d).enumerate() {
                     for (c, k) in self.rotate(key, t, h).into_iter().enumerate() {
                         for j in 0..e {
                             state[c * e + j] += k * self.v[self.token(b, t, h) * e + j];
@@ -168,11 +168,11 @@ impl Inputs<'_> {
                     }
                 }
                 let keys = self.keys(b, h);
-                let mut dkeys = vec![vec![0.0; d]; n];
+                let mut dkeys = vec![0.0; n * d];
                 for t in 0..n {
                     let token = self.token(b, t, h);
                     let v = &self.v[token * e..][..e];
-                    for (c, k) in self.rotate(&keys[t], t, h).into_iter().enumerate() {
+                    for (c, k) in self.rotate(&keys[t * d..][..d], t, h).into_iter().enumerate() {
                         for j in 0..e {
                             grads.dv[token * e + j] += k * ds[c * e + j];
                         }
@@ -180,14 +180,21 @@ impl Inputs<'_> {
                     let dk: Vec<f64> = (0..width)
                         .map(|c| (0..e).map(|j| ds[c * e + j] * v[j]).sum())
                         .collect();
-                    self.rotate_back(&keys[t], &dk, t, h, &mut dkeys[t], &mut grads.dphase);
+                    self.rotate_back(
+                        &keys[t * d..][..d],
+                        &dk,
+                        t,
+                        h,
+                        &mut dkeys[t * d..][..d],
+                        &mut grads.dphase,
+                    );
                 }
                 for c in 0..d {
                     for s in 0..n {
                         let through: f64 = (0..n)
                             .map(|t| {
                                 let same = if s == t { 1.0 } else { 0.0 };
-                                dkeys[t][c] * keys[t][c] * (same - keys[s][c])
+                                dkeys[t * d + c] * keys[t * d + c] * (same - keys[s * d + c])
                             })
                             .sum();
                         grads.dlogits[self.token(b, s, h) * d + c] += through;
