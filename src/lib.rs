@@ -22,3 +22,4 @@ pub mod device;
 pub mod doctor;
 pub mod sheet;
 pub mod tensors;
+pub mod train;

@@ -68,6 +68,14 @@ impl Progress {
         }
     }
 
+    /// Changes the words before the numbers, for work that has more to tell than how much is done.
+    pub(super) fn relabel(&mut self, label: String) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_message(label.clone());
+        }
+        self.label = label;
+    }
+
     /// Says how much is done, and of how much where that is known.
     pub(super) fn set(&mut self, done: u64, total: Option<u64>) {
         let new_total = total != self.total;

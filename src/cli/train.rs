@@ -1,0 +1,134 @@
+//! `fulgur train`: trains what a recipe describes.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::answer::{Answer, Status};
+use super::context::Context;
+use super::progress::Unit;
+use crate::train::{self, Options, Outcome, Recipe, Report, tasks};
+
+/// Train a model as a recipe describes
+///
+/// The run folder gets checkpoints, metrics.jsonl, TensorBoard files and samples, and at the end the finished model.
+/// Ctrl-C stops after the present step with a checkpoint; --resume goes on from the newest one. The exit code is 1 where
+/// the run has not reached its end yet.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur train recipes/codec.toml --set train.max_steps=2000 --set run_dir=runs/try\n  \
+                  fulgur train recipes/codec.toml --resume"
+)]
+pub(super) struct Arguments {
+    /// The recipe, a TOML file
+    recipe: PathBuf,
+    /// Replace or add one value of the recipe; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on from the newest checkpoint of the run folder
+    #[arg(long)]
+    resume: bool,
+    /// Stop with a checkpoint after this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pause_after: Option<u64>,
+}
+
+pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
+    let recipe = Recipe::load(&arguments.recipe, &arguments.sets)?;
+    let device = context.open_device()?;
+    let task = tasks::build(tasks::TASKS, &recipe, &device)?;
+    let options = Options {
+        resume: arguments.resume,
+        interrupt: Arc::clone(context.interrupt.flag()),
+        pause_after: arguments.pause_after.map(Duration::from_secs),
+    };
+    let mut progress = context.progress(&recipe.task, Unit::Items("steps"));
+    let outcome = train::run(&*task, &recipe, &options, |report| match report {
+        Report::Note(line) => context.note(&line),
+        Report::Progress {
+            step,
+            progress: part,
+            loss,
+            samples_per_s,
+            ..
+        } => {
+            progress.relabel(format!(
+                "{}, loss {loss:.4}, {samples_per_s:.0} samples/s",
+                recipe.task
+            ));
+            // A run that ends by time has as many steps as its speed so far foretells.
+            let all = if part > 0.0 {
+                (step as f64 / part).round() as u64
+            } else {
+                0
+            };
+            progress.set(step, Some(all.max(step)));
+        }
+    })?;
+    drop(progress);
+    Answer::new(&Trained::from(outcome))
+}
+
+#[derive(Serialize)]
+struct Trained {
+    run_dir: PathBuf,
+    step: u64,
+    loss: Option<f64>,
+    best: Option<f64>,
+    samples_per_s: f64,
+    finished: bool,
+}
+
+impl From<Outcome> for Trained {
+    fn from(outcome: Outcome) -> Self {
+        // JSON has no other numbers than finite ones.
+        let finite = |value: Option<f64>| value.filter(|value| value.is_finite());
+        let Outcome {
+            run_dir,
+            step,
+            loss,
+            best,
+            samples_per_s,
+            finished,
+        } = outcome;
+        Self {
+            run_dir,
+            step,
+            loss: finite(loss),
+            best: finite(best),
+            samples_per_s,
+            finished,
+        }
+    }
+}
+
+impl super::answer::Report for Trained {
+    fn status(&self) -> Status {
+        if self.finished {
+            Status::Done
+        } else {
+            Status::Partial
+        }
+    }
+}
+
+impl fmt::Display for Trained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.finished { "finished" } else { "paused" };
+        write!(f, "{state} at step {}", self.step)?;
+        for (name, value) in [("loss", self.loss), ("best", self.best)] {
+            if let Some(value) = value {
+                write!(f, ", {name} {value:.5}")?;
+            }
+        }
+        writeln!(f, ", {:.1} samples/s", self.samples_per_s)?;
+        if self.finished {
+            writeln!(f, "{}", self.run_dir.join("model").display())
+        } else {
+            writeln!(f, "go on with --resume")
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! TensorBoard event files: scalars and PNG pictures.
+//!
+//! A file is a sequence of records: length (u64), masked CRC-32C of the length, payload, masked CRC-32C of the payload,
+//! all little-endian. A payload is a protocol buffer `Event`; the few fields used here are written by hand:
+//!
+//!     Event        1 wall_time f64 | 2 step i64 | 3 file_version | 5 Summary | 7 SessionLog
+//!     Summary      1 repeated Value { 1 tag | 2 simple_value f32 | 4 Image }
+//!     Image        1 height | 2 width | 3 channels | 4 PNG bytes
+//!     SessionLog   1 status (1 = start)
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::super::error::TrainError;
+
+const VERSION: &[u8] = b"brain.Event:2";
+const STARTED: u64 = 1;
+/// Added to a rotated checksum, so that a checksum of data that holds checksums stays meaningful.
+const MASK: u32 = 0xa282_ead8;
+const CASTAGNOLI: u32 = 0x82f6_3b78;
+const RGBA: u64 = 4;
+
+/// An event file that is being written.
+pub struct EventFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl EventFile {
+    /// Creates a new event file in `folder`; viewers drop what older files of the folder say about steps after `step`.
+    ///
+    /// # Errors
+    /// The folder is not writable.
+    pub fn create(folder: &Path, step: u64) -> Result<Self, TrainError> {
+        let now = since_epoch();
+        let mut path = folder.join(format!(
+            "events.out.tfevents.{}.fulgur.{}",
+            now.as_secs(),
+            std::process::id()
+        ));
+        // Two starts within a second need two names; readers order files by name.
+        let mut number = 0;
+        while path.exists() {
+            number += 1;
+            path.set_extension(format!("{}.{number}", std::process::id()));
+        }
+        let file = File::create(&path).map_err(TrainError::io(&path))?;
+        let mut events = Self { path, file };
+        events.record(&event(now, 0, |out| bytes_field(out, 3, VERSION)))?;
+        if step > 0 {
+            let mut started = Vec::new();
+            integer_field(&mut started, 1, STARTED);
+            events.record(&event(now, step + 1, |out| bytes_field(out, 7, &started)))?;
+        }
+        Ok(events)
+    }
+
+    /// Adds a point to each named curve.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn scalars(&mut self, step: u64, values: &[(String, f64)]) -> Result<(), TrainError> {
+        let mut summary = Vec::new();
+        for (tag, value) in values {
+            let mut entry = Vec::new();
+            bytes_field(&mut entry, 1, tag.as_bytes());
+            key(&mut entry, 2, Wire::Fixed32);
+            entry.extend((*value as f32).to_le_bytes());
+            bytes_field(&mut summary, 1, &entry);
+        }
+        self.record(&event(since_epoch(), step, |out| bytes_field(out, 5, &summary)))
+    }
+
+    /// Adds a picture, given as a PNG file.
+    ///
+    /// # Errors
+    /// `png` is none, or the disk is full.
+    pub fn picture(&mut self, step: u64, tag: &str, png: &[u8]) -> Result<(), TrainError> {
+        let Some((width, height)) = png_size(png) else {
+            return Err(TrainError::Run {
+                path: self.path.clone(),
+                reason: format!("picture `{tag}` is no PNG file"),
+            });
+        };
+        let (mut image, mut entry, mut summary) = (Vec::new(), Vec::new(), Vec::new());
+        integer_field(&mut image, 1, height);
+        integer_field(&mut image, 2, width);
+        integer_field(&mut image, 3, RGBA);
+        bytes_field(&mut image, 4, png);
+        bytes_field(&mut entry, 1, tag.as_bytes());
+        bytes_field(&mut entry, 4, &image);
+        bytes_field(&mut summary, 1, &entry);
+        self.record(&event(since_epoch(), step, |out| bytes_field(out, 5, &summary)))
+    }
+
+    fn record(&mut self, payload: &[u8]) -> Result<(), TrainError> {
+        self.file
+            .write_all(&frame(payload))
+            .map_err(TrainError::io(&self.path))
+    }
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// One record of the file.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut record = Vec::with_capacity(payload.len() + 16);
+    record.extend(length);
+    record.extend(masked_crc(&length).to_le_bytes());
+    record.extend(payload);
+    record.extend(masked_crc(payload).to_le_bytes());
+    record
+}
+
+fn event(when: Duration, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    key(&mut out, 1, Wire::Fixed64);
+    out.extend(when.as_secs_f64().to_le_bytes());
+    integer_field(&mut out, 2, step);
+    what(&mut out);
+    out
+}
+
+/// How a protocol-buffer field is laid out.
+#[derive(Clone, Copy)]
+enum Wire {
+    Varint = 0,
+    Fixed64 = 1,
+    Bytes = 2,
+    Fixed32 = 5,
+}
+
+fn key(out: &mut Vec<u8>, field: u64, wire: Wire) {
+    varint(out, field << 3 | wire as u64);
+}
+
+fn integer_field(out: &mut Vec<u8>, field: u64, value: u64) {
+    key(out, field, Wire::Varint);
+    varint(out, value);
+}
+
+fn bytes_field(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+    key(out, field, Wire::Bytes);
+    varint(out, bytes.len() as u64);
+    out.extend(bytes);
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Width and height from the header that every PNG file starts with.
+fn png_size(png: &[u8]) -> Option<(u64, u64)> {
+    let number = |at: usize| {
+        Some(u64::from(u32::from_be_bytes(
+            png.get(at..at + 4)?.try_into().ok()?,
+        )))
+    };
+    png.starts_with(b"\x89PNG\r\n\x1a\n")
+        .then(|| Some((number(16)?, number(20)?)))?
+}
+
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c(bytes).rotate_right(15).wrapping_add(MASK)
+}
+
+/// CRC-32C (Castagnoli), table-driven.
+fn crc32c(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let (mut crc, mut bit) = (byte as u32, 0);
+            while bit < 8 {
+                crc = if crc & 1 == 1 {
+                    crc >> 1 ^ CASTAGNOLI
+                } else {
+                    crc >> 1
+                };
+                bit += 1;
+            }
+            table[byte] = crc;
+            byte += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ crc >> 8
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Published check values (RFC 3720, appendix B.4).
+    #[test]
+    fn checksum_known_answers() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+        assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
+    }
+}

@@ -1,0 +1,31 @@
+//! Training: one engine for every model.
+//!
+//! A recipe names a [`task`]; the engine draws batches ahead of time, descends, averages the weights, logs, samples,
+//! validates, and keeps checkpoints from which a run goes on as if it had never stopped: bit for bit on the CPU, as
+//! long as the schedule counts steps and not seconds.
+//!
+//! A run folder holds `recipe.toml` with all values, `metrics.jsonl`, TensorBoard event files, `samples/`,
+//! `checkpoints/`, `best.safetensors`, and at the end the finished `model/`.
+
+pub mod checkpoint;
+mod ema;
+mod error;
+pub mod log;
+mod optimiser;
+mod prefetch;
+pub mod recipe;
+mod run;
+pub mod schedule;
+pub mod task;
+pub mod tasks;
+
+#[cfg(test)]
+mod tests;
+
+pub use ema::Ema;
+pub use error::{TaskResult, TrainError};
+pub use optimiser::{AdamW, AdamWConfig, Gradients};
+pub use prefetch::Prefetch;
+pub use recipe::Recipe;
+pub use run::{Options, Outcome, Report, run};
+pub use task::{Batch, Cursor, Losses, Step, Task};

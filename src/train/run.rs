@@ -1,0 +1,539 @@
+//! The loop: batch, loss, gradients, update; and what happens between steps.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use fulgur_lightnet::params::Precision;
+use fulgur_lightnet::params::file::write_atomically;
+
+use super::checkpoint::{self, Checkpoint, State};
+use super::ema::Ema;
+use super::error::TrainError;
+use super::log::Log;
+use super::optimiser::{AdamW, Gradients};
+use super::prefetch::Prefetch;
+use super::recipe::Recipe;
+use super::task::{Batch, Cursor, Step, Task};
+
+const WINDOW: &str = "window.";
+const LOSS: &str = "loss";
+
+/// How a session of a run is started and ended.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Go on from the newest checkpoint; without one the run starts anew.
+    pub resume: bool,
+    /// Set from elsewhere to stop after the present step, with a checkpoint.
+    pub interrupt: Arc<AtomicBool>,
+    /// Stop this long after the start, with a checkpoint: for machines that are lent by the minute.
+    pub pause_after: Option<Duration>,
+}
+
+/// What a run tells its caller while it works.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// One line about something unusual.
+    Note(String),
+    /// Sent after every log line.
+    Progress {
+        /// Steps done.
+        step: u64,
+        /// Part of the run that is done, 0 to 1.
+        progress: f64,
+        /// Mean loss since the last log line.
+        loss: f64,
+        /// Samples a second since the last log line.
+        samples_per_s: f64,
+        /// Estimated seconds to the end of the run.
+        remaining_s: f64,
+    },
+}
+
+/// What came out of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The folder of the run.
+    pub run_dir: PathBuf,
+    /// Steps done, over all sessions.
+    pub step: u64,
+    /// Mean loss of the last log interval.
+    pub loss: Option<f64>,
+    /// The lowest validation figure.
+    pub best: Option<f64>,
+    /// Samples a second of training, over this session.
+    pub samples_per_s: f64,
+    /// Whether the run reached its end, and the model is exported.
+    pub finished: bool,
+}
+
+/// Trains `task` as `recipe` says.
+///
+/// # Errors
+/// The run folder holds another run or is not writable, no checkpoint is usable, the task fails, or gradients are not
+/// finite too often. Everything up to the last checkpoint is kept.
+pub fn run(
+    task: &dyn Task,
+    recipe: &Recipe,
+    options: &Options,
+    mut report: impl FnMut(Report),
+) -> Result<Outcome, TrainError> {
+    let mut session = Session::open(task, recipe, options, &mut report)?;
+    let (seed, accumulate) = (recipe.seed, recipe.train.accumulate);
+    std::thread::scope(|scope| {
+        let first = session.state.step * accumulate;
+        let mut batches = Prefetch::start(scope, recipe.train.threads, first, move |index| {
+            task.batch(&Cursor { seed, index })
+        });
+        while !session.is_over() && !session.should_pause() {
+            session.step(&mut batches)?;
+            session.between_steps(&mut report)?;
+        }
+        Ok::<_, TrainError>(())
+    })?;
+    session.close()
+}
+
+/// A run between two pauses.
+struct Session<'a> {
+    task: &'a dyn Task,
+    recipe: &'a Recipe,
+    options: &'a Options,
+    optimiser: AdamW,
+    ema: Option<Ema>,
+    log: Log,
+    state: State,
+    window: Window,
+    began: Began,
+    saved: Instant,
+}
+
+/// Sums since the last log line.
+struct Window {
+    /// By name, on the device, so that logging rarely is cheap.
+    sums: BTreeMap<String, Tensor>,
+    norm: f64,
+    since: Instant,
+    samples: u64,
+}
+
+/// The counts with which a session began.
+struct Began {
+    at: Instant,
+    elapsed: f64,
+    samples: u64,
+    /// Seconds of this session spent on something else than training.
+    aside: f64,
+}
+
+impl<'a> Session<'a> {
+    fn open(
+        task: &'a dyn Task,
+        recipe: &'a Recipe,
+        options: &'a Options,
+        report: &mut impl FnMut(Report),
+    ) -> Result<Self, TrainError> {
+        let folder = &recipe.run_dir;
+        fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        let root = folder.join("checkpoints");
+        let note = |error: &TrainError| report(Report::Note(format!("passed over: {error}")));
+        let found = if options.resume {
+            checkpoint::load_newest(&root, note)?
+        } else {
+            None
+        };
+        if !options.resume && !checkpoint::list(&root)?.is_empty() {
+            let reason = "holds a run already; go on with --resume, or choose another run_dir".to_string();
+            return Err(TrainError::Run {
+                path: folder.clone(),
+                reason,
+            });
+        }
+        let mut session = Self {
+            task,
+            recipe,
+            options,
+            optimiser: AdamW::new(task.params(), recipe.optimiser)?,
+            ema: (recipe.train.ema > 0.0)
+                .then(|| Ema::new(task.params(), recipe.train.ema))
+                .transpose()?,
+            log: Log::open(folder, found.as_ref().map_or(0, |found| found.state.step))?,
+            state: State {
+                seed: recipe.seed,
+                recipe: recipe.resolved(),
+                ..State::default()
+            },
+            window: Window {
+                sums: BTreeMap::new(),
+                norm: 0.0,
+                since: Instant::now(),
+                samples: 0,
+            },
+            began: Began {
+                at: Instant::now(),
+                elapsed: 0.0,
+                samples: 0,
+                aside: 0.0,
+            },
+            saved: Instant::now(),
+        };
+        if let Some(found) = found {
+            session.restore(found, &root)?;
+        }
+        let text = session.state.recipe.clone();
+        write_atomically(&folder.join("recipe.toml"), |out| out.write_all(text.as_bytes()))?;
+        Ok(session)
+    }
+
+    fn restore(&mut self, found: Checkpoint, root: &Path) -> Result<(), TrainError> {
+        if found.state.seed != self.recipe.seed {
+            let reason = format!(
+                "its seed is {}, the recipe's {}",
+                found.state.seed, self.recipe.seed
+            );
+            return Err(TrainError::Checkpoint {
+                path: root.to_path_buf(),
+                reason,
+            });
+        }
+        self.task.params().assign(root, &found.weights)?;
+        self.optimiser.restore(&found.optimiser, found.state.updates)?;
+        if let Some(ema) = &mut self.ema {
+            // A run that kept no averages so far begins with its weights.
+            ema.restore(if found.ema.is_empty() {
+                &found.weights
+            } else {
+                &found.ema
+            })?;
+        }
+        for (name, sum) in &found.optimiser {
+            if let Some(name) = name.strip_prefix(WINDOW) {
+                self.window
+                    .sums
+                    .insert(name.to_string(), sum.to_device(self.device())?);
+            }
+        }
+        // A changed recipe is taken up: longer runs and other rates are resumed on purpose.
+        self.state = State {
+            recipe: self.recipe.resolved(),
+            ..found.state
+        };
+        self.began.elapsed = self.state.elapsed_s;
+        self.began.samples = self.state.samples;
+        Ok(())
+    }
+
+    fn device(&self) -> &'a Device {
+        self.task.params().device()
+    }
+
+    fn root(&self) -> PathBuf {
+        self.recipe.run_dir.join("checkpoints")
+    }
+
+    /// Seconds of training so far.
+    fn elapsed(&self) -> f64 {
+        self.began.elapsed + self.began.at.elapsed().as_secs_f64() - self.began.aside
+    }
+
+    /// The part of the run that is done, by steps or by time, whichever is further.
+    fn progress(&self) -> f64 {
+        let train = &self.recipe.train;
+        let part = |done: f64, all: f64| if all > 0.0 { done / all } else { 0.0 };
+        part(self.state.step as f64, train.max_steps as f64).max(part(self.elapsed(), train.max_seconds))
+    }
+
+    fn is_over(&self) -> bool {
+        self.progress() >= 1.0
+    }
+
+    fn should_pause(&self) -> bool {
+        let late = self
+            .options
+            .pause_after
+            .is_some_and(|limit| self.began.at.elapsed() >= limit);
+        late || self.options.interrupt.load(Ordering::SeqCst)
+    }
+
+    fn step(&mut self, batches: &mut Prefetch<Batch>) -> Result<(), TrainError> {
+        let number = self.state.step;
+        let progress = self.progress();
+        let accumulate = self.recipe.train.accumulate;
+        let doing = |what: &str| format!("step {number}: {what}");
+        let mut gradients: Option<Gradients> = None;
+        let mut scalars: Vec<(String, Tensor)> = Vec::new();
+        for part in 0..accumulate {
+            let cursor = Cursor {
+                seed: self.recipe.seed,
+                index: number * accumulate + part,
+            };
+            let batch = batches.next().map_err(TrainError::task(doing("batch")))?;
+            let batch = batch.to_device(self.device())?;
+            let step = Step {
+                number,
+                progress,
+                cursor,
+            };
+            let losses = self
+                .task
+                .loss(&batch, &step)
+                .map_err(TrainError::task(doing("loss")))?;
+            let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate as f64)?;
+            let found = self.optimiser.gradients(total.backward()?);
+            match &mut gradients {
+                None => gradients = Some(found),
+                Some(sum) => sum.add(found)?,
+            }
+            scalars.push((LOSS.to_string(), total.detach()));
+            for (name, value) in losses.parts {
+                let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
+                scalars.push((name.to_string(), (value / accumulate as f64)?));
+            }
+            self.state.samples += batch.samples as u64;
+            self.window.samples += batch.samples as u64;
+        }
+        self.state.step += 1;
+        let Some(gradients) = gradients else { return Ok(()) };
+        let norm = f64::from(gradients.norm(self.device())?.to_scalar::<f32>()?);
+        if !norm.is_finite() {
+            return self.skip();
+        }
+        let lr = self.lr(number, progress);
+        self.optimiser.update(&gradients, norm, lr)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(self.optimiser.updates() - 1)?;
+        }
+        self.state.skipped_in_a_row = 0;
+        self.state.window_steps += 1;
+        self.window.norm = norm;
+        for (name, value) in scalars {
+            let sum = match self.window.sums.get(&name) {
+                Some(sum) => (sum + value)?,
+                None => value,
+            };
+            self.window.sums.insert(name, sum);
+        }
+        Ok(())
+    }
+
+    fn lr(&self, step: u64, progress: f64) -> f64 {
+        self.recipe.optimiser.lr * self.recipe.schedule.factor(step, progress)
+    }
+
+    /// Gradients were not finite: weights, moments and averages stay as they are.
+    fn skip(&mut self) -> Result<(), TrainError> {
+        self.state.skipped += 1;
+        self.state.skipped_in_a_row += 1;
+        let skips = self.state.skipped_in_a_row;
+        if skips > self.recipe.train.max_skips {
+            let kept = checkpoint::newest_step(&self.root());
+            return Err(TrainError::Diverged {
+                step: self.state.step,
+                skips,
+                kept,
+            });
+        }
+        Ok(())
+    }
+
+    fn between_steps(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
+        let train = &self.recipe.train;
+        let step = self.state.step;
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        if due(train.log_every) {
+            self.write_log(report)?;
+        }
+        if due(train.validate_every) && !self.is_over() {
+            self.validate()?;
+        }
+        if due(train.sample_every) && !self.is_over() {
+            self.sample()?;
+        }
+        if self.saved.elapsed().as_secs_f64() >= train.checkpoint_seconds {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn write_log(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
+        let (step, progress) = (self.state.step, self.progress().min(1.0));
+        let mut values = Vec::new();
+        for (name, sum) in std::mem::take(&mut self.window.sums) {
+            let mean = f64::from(sum.to_scalar::<f32>()?) / self.state.window_steps.max(1) as f64;
+            values.push((name, mean));
+        }
+        // The loss first: it is what people look for.
+        values.sort_by_key(|(name, _)| name != LOSS);
+        let loss = values.first().map(|(_, loss)| *loss);
+        let rate = self.window.samples as f64 / self.window.since.elapsed().as_secs_f64().max(1e-9);
+        values.push(("lr".into(), self.lr(step - 1, progress)));
+        values.push(("grad_norm".into(), self.window.norm));
+        values.push(("samples_per_s".into(), rate));
+        if self.state.skipped > 0 {
+            values.push(("skipped".into(), self.state.skipped as f64));
+        }
+        let elapsed = self.elapsed();
+        self.log.scalars(step, elapsed, &values)?;
+        self.state.loss = loss.or(self.state.loss);
+        self.state.window_steps = 0;
+        (self.window.since, self.window.samples) = (Instant::now(), 0);
+        if let Some(loss) = loss {
+            let remaining_s = elapsed / progress.max(1e-9) * (1.0 - progress);
+            report(Report::Progress {
+                step,
+                progress,
+                loss,
+                samples_per_s: rate,
+                remaining_s,
+            });
+        }
+        Ok(())
+    }
+
+    /// Runs `work` with the averaged weights; its time does not count as training.
+    fn with_averages<T>(
+        &mut self,
+        work: impl FnOnce(&Self) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        let began = Instant::now();
+        let result = match &self.ema {
+            Some(ema) => ema.during(|| work(self))?,
+            None => work(self),
+        };
+        self.set_aside(began);
+        result
+    }
+
+    fn set_aside(&mut self, began: Instant) {
+        let spent = began.elapsed();
+        self.began.aside += spent.as_secs_f64();
+        self.window.since += spent;
+    }
+
+    fn validate(&mut self) -> Result<(), TrainError> {
+        let doing = format!("step {}: validation", self.state.step);
+        let mut figures =
+            self.with_averages(|session| session.task.validate().map_err(TrainError::task(doing)))?;
+        let Some(&(_, first)) = figures.first() else {
+            return Ok(());
+        };
+        for (name, _) in &mut figures {
+            name.insert_str(0, "validation/");
+        }
+        self.log.scalars(self.state.step, self.elapsed(), &figures)?;
+        if first.is_finite() && self.state.best.is_none_or(|best| first < best) {
+            self.state.best = Some(first);
+            let path = self.recipe.run_dir.join("best.safetensors");
+            let metadata = BTreeMap::from([
+                ("step".to_string(), self.state.step.to_string()),
+                (figures[0].0.clone(), first.to_string()),
+            ]);
+            self.with_averages(|session| {
+                Ok(session.task.params().save(&path, &metadata, Precision::F32)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        let folder = self
+            .recipe
+            .run_dir
+            .join("samples")
+            .join(format!("step-{step:010}"));
+        fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+        let doing = format!("step {step}: samples");
+        let files = self.with_averages(|session| {
+            session
+                .task
+                .sample(&folder, step)
+                .map_err(TrainError::task(doing))
+        })?;
+        if files.is_empty() {
+            // A task without samples leaves no empty folders.
+            let _ = fs::remove_dir(&folder);
+        }
+        self.log.pictures(step, &files)
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let began = Instant::now();
+        self.state.elapsed_s = self.elapsed();
+        self.state.updates = self.optimiser.updates();
+        let weights = self
+            .task
+            .params()
+            .vars()
+            .into_iter()
+            .map(|(name, var)| (name, var.as_detached_tensor()));
+        let mut optimiser = self.optimiser.moments();
+        optimiser.extend(
+            self.window
+                .sums
+                .iter()
+                .map(|(name, sum)| (format!("{WINDOW}{name}"), sum.clone())),
+        );
+        let checkpoint = Checkpoint {
+            state: self.state.clone(),
+            weights: weights.collect(),
+            optimiser,
+            ema: self.ema.as_ref().map(Ema::tensors).unwrap_or_default(),
+        };
+        checkpoint::save(
+            &self.root(),
+            &checkpoint,
+            self.recipe.train.compact,
+            self.recipe.train.keep,
+        )?;
+        self.set_aside(began);
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Writes the finished model under another name first, so that `model` is always whole.
+    fn export(&mut self) -> Result<(), TrainError> {
+        let at = |name: &str| self.recipe.run_dir.join(name);
+        let (target, fresh, old) = (at("model"), at("model.tmp"), at("model.old"));
+        for leftover in [&fresh, &old] {
+            if leftover.exists() {
+                fs::remove_dir_all(leftover).map_err(TrainError::io(leftover))?;
+            }
+        }
+        fs::create_dir(&fresh).map_err(TrainError::io(&fresh))?;
+        self.with_averages(|session| session.task.export(&fresh).map_err(TrainError::task("export")))?;
+        if target.exists() {
+            fs::rename(&target, &old).map_err(TrainError::io(&target))?;
+        }
+        fs::rename(&fresh, &target).map_err(TrainError::io(&target))?;
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
+        Ok(())
+    }
+
+    /// The last checkpoint, and at the end of the run its result.
+    fn close(mut self) -> Result<Outcome, TrainError> {
+        let finished = self.is_over();
+        let trained = self.elapsed() - self.began.elapsed;
+        self.save()?;
+        if finished {
+            self.validate()?;
+            self.sample()?;
+            self.export()?;
+        }
+        Ok(Outcome {
+            run_dir: self.recipe.run_dir.clone(),
+            step: self.state.step,
+            loss: self.state.loss,
+            best: self.state.best,
+            samples_per_s: (self.state.samples - self.began.samples) as f64 / trained.max(1e-9),
+            finished,
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! What the engine asks of a task: batches, a loss, and what to do with the trained weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use fulgur_kernels::philox::Philox;
+use fulgur_lightnet::params::Params;
+
+use super::error::TaskResult;
+
+/// Something that can be trained. One file a task in `train/tasks`, one line in its table.
+///
+/// A task is shared by the threads that prepare batches; everything that a run changes lives in [`Task::params`] and in
+/// the engine, so that a checkpoint is complete without the task's help.
+pub trait Task: Send + Sync {
+    /// All trainable parameters. The model must be built before the run starts: names are fixed from then on.
+    fn params(&self) -> &Params;
+
+    /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
+    /// number of the step here ([`Cursor::noise`]), those of the loss included.
+    ///
+    /// # Errors
+    /// Whatever stops the run: data that cannot be read.
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch>;
+
+    /// The loss of a batch that lies on the device of the parameters.
+    ///
+    /// # Errors
+    /// Whatever stops the run.
+    fn loss(&self, batch: &Batch, step: &Step) -> TaskResult<Losses>;
+
+    /// Figures on held-out data with the averaged weights; the first one is the one to make small, and decides which
+    /// weights are kept as the best. Nothing by default.
+    ///
+    /// # Errors
+    /// Whatever stops the run.
+    fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
+
+    /// Writes pictures (`.png`) and sounds (`.wav`) that show the state of the model into `folder`, which exists, and
+    /// returns their paths. Runs with the averaged weights. Nothing by default.
+    ///
+    /// # Errors
+    /// Whatever stops the run.
+    fn sample(&self, folder: &Path, step: u64) -> TaskResult<Vec<PathBuf>> {
+        let _ = (folder, step);
+        Ok(Vec::new())
+    }
+
+    /// Writes the finished model into `folder`, which exists and is empty. Runs with the averaged weights.
+    ///
+    /// # Errors
+    /// Whatever stops the run.
+    fn export(&self, folder: &Path) -> TaskResult<()>;
+}
+
+/// Where a run stands in its data: the seed of the run and the number of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of the batch since the beginning of the run; with gradient accumulation several make a step.
+    pub index: u64,
+}
+
+impl Cursor {
+    /// The random numbers of this batch for one purpose; different purposes are independent.
+    pub fn noise(&self, purpose: &str) -> Philox {
+        Philox::named(self.seed, &format!("batch/{purpose}/{}", self.index))
+    }
+
+    /// Which of `items` things make up this batch of `size`: every epoch visits each thing once, in an order of its
+    /// own, and epochs follow one another without a gap. `items` must be at least one.
+    pub fn shuffled(&self, items: usize, size: usize) -> Vec<usize> {
+        let mut order: Option<(u64, Vec<usize>)> = None;
+        let first = u128::from(self.index) * size as u128;
+        let positions = (0..size).map(|k| first + k as u128);
+        let mut chosen = Vec::with_capacity(size);
+        for position in positions {
+            let epoch = (position / items as u128) as u64;
+            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+                let noise = Philox::named(self.seed, &format!("epoch/{epoch}")).permutation(items);
+                order = Some((epoch, noise));
+            }
+            if let Some((_, order)) = &order {
+                chosen.push(order[(position % items as u128) as usize]);
+            }
+        }
+        chosen
+    }
+}
+
+/// What a loss may know about the run beside its batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Number of the step, from 0.
+    pub number: u64,
+    /// Part of the run that is done, in [0, 1).
+    pub progress: f64,
+    /// Where the batch came from.
+    pub cursor: Cursor,
+}
+
+/// Named tensors: on the host when a task prepares them, on the device of the parameters when it gets them back.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The tensors.
+    pub tensors: BTreeMap<&'static str, Tensor>,
+    /// How many samples they hold, for the throughput that is logged.
+    pub samples: usize,
+}
+
+impl Batch {
+    /// A batch of `samples` things, without tensors.
+    pub fn new(samples: usize) -> Self {
+        Self {
+            tensors: BTreeMap::new(),
+            samples,
+        }
+    }
+
+    /// Adds a tensor.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, tensor: Tensor) -> Self {
+        self.tensors.insert(name, tensor);
+        self
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// The batch has none of this name.
+    pub fn get(&self, name: &str) -> candle_core::Result<&Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => candle_core::bail!(
+                "the batch has no tensor `{name}`, it has {:?}",
+                self.tensors.keys()
+            ),
+        }
+    }
+
+    /// The same batch on `device`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        let moved = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| Ok((*name, tensor.to_device(device)?)));
+        Ok(Self {
+            tensors: moved.collect::<candle_core::Result<_>>()?,
+            samples: self.samples,
+        })
+    }
+}
+
+/// The loss of a batch.
+#[derive(Clone, Debug)]
+pub struct Losses {
+    /// What is made small: a scalar, f32.
+    pub total: Tensor,
+    /// What it consists of, or other scalars worth watching; logged, never differentiated. Every step must give the
+    /// same names.
+    pub parts: Vec<(&'static str, Tensor)>,
+}
+
+impl From<Tensor> for Losses {
+    fn from(total: Tensor) -> Self {
+        Self {
+            total,
+            parts: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_visit_each_item_once() {
+        // 3 epochs of 10 items in batches of 6: batches cross the borders of epochs.
+        let all: Vec<usize> = (0..5)
+            .flat_map(|index| Cursor { seed: 3, index }.shuffled(10, 6))
+            .collect();
+        let epochs: Vec<_> = all.chunks(10).map(<[usize]>::to_vec).collect();
+        assert_ne!(epochs[0], epochs[1]);
+        for mut epoch in epochs {
+            epoch.sort_unstable();
+            assert!(epoch.into_iter().eq(0..10));
+        }
+        assert_ne!(
+            Cursor { seed: 3, index: 0 }.shuffled(10, 6),
+            Cursor { seed: 4, index: 0 }.shuffled(10, 6)
+        );
+        assert_eq!(Cursor { seed: 3, index: 0 }.shuffled(1, 4), [0; 4]);
+    }
+
+    #[test]
+    fn noise_differs_by_purpose_and_batch() {
+        let draw = |index, purpose: &str| Cursor { seed: 1, index }.noise(purpose).next_u64();
+        assert_eq!(draw(5, "time"), draw(5, "time"));
+        assert_ne!(draw(5, "time"), draw(5, "crop"));
+        assert_ne!(draw(5, "time"), draw(6, "time"));
+    }
+}

@@ -1,0 +1,33 @@
+//! What can be trained: one file a task, one line in the table.
+
+use candle_core::Device;
+
+use super::error::{TaskResult, TrainError};
+use super::recipe::Recipe;
+use super::task::Task;
+
+/// Builds a task from its recipe, with all its parameters on the device.
+pub type Build = fn(&Recipe, &Device) -> TaskResult<Box<dyn Task>>;
+
+/// All tasks: the name that recipes use, and how to build it.
+pub const TASKS: &[(&str, Build)] = &[];
+
+/// Builds the task that `recipe` names, from a table of tasks.
+///
+/// # Errors
+/// The table has no such task, or the task refuses its part of the recipe.
+pub fn build(tasks: &[(&str, Build)], recipe: &Recipe, device: &Device) -> Result<Box<dyn Task>, TrainError> {
+    let Some((name, build)) = tasks.iter().find(|(name, _)| *name == recipe.task) else {
+        let known: Vec<_> = tasks.iter().map(|(name, _)| *name).collect();
+        let reason = format!(
+            "unknown task `{}`, expected one of {}",
+            recipe.task,
+            known.join(", ")
+        );
+        return Err(TrainError::Recipe {
+            origin: recipe.origin.clone(),
+            reason,
+        });
+    };
+    build(recipe, device).map_err(TrainError::task(format!("{}: task {name}", recipe.origin)))
+}

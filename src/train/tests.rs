@@ -1,0 +1,416 @@
+//! A toy task that proves the promises of the engine.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{Device, Tensor};
+use candle_nn::{Linear, Module};
+use fulgur_lightnet::params::{Frozen, Params, Precision};
+use serde_json::Value;
+
+use super::*;
+
+/// Fits a small network to a smooth function of two numbers.
+struct Toy {
+    params: Params,
+    layers: [Linear; 2],
+    /// Batches from this number on hold an undefined value.
+    spoiled: u64,
+    validations: AtomicU64,
+}
+
+impl Toy {
+    fn new() -> Self {
+        let params = Params::random(9, &Device::Cpu);
+        let vb = params.builder();
+        let layers = [
+            candle_nn::linear(2, 24, vb.pp("first")).unwrap(),
+            candle_nn::linear(24, 1, vb.pp("second")).unwrap(),
+        ];
+        Self {
+            params,
+            layers,
+            spoiled: u64::MAX,
+            validations: AtomicU64::new(0),
+        }
+    }
+
+    fn error(&self, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+        let hidden = self.layers[0].forward(x)?.tanh()?;
+        (self.layers[1].forward(&hidden)? - y)?.sqr()?.mean_all()
+    }
+}
+
+impl Task for Toy {
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+        let mut noise = cursor.noise("points");
+        let points: Vec<f32> = (0..32).map(|_| noise.range(-1.0, 1.0)).collect();
+        let spoil = if cursor.index >= self.spoiled {
+            f32::NAN
+        } else {
+            0.0
+        };
+        let targets: Vec<f32> = points
+            .chunks(2)
+            .map(|p| (3.0 * p[0]).sin() * p[1] + spoil)
+            .collect();
+        let batch = Batch::new(16).with("x", Tensor::from_vec(points, (16, 2), &Device::Cpu)?);
+        Ok(batch.with("y", Tensor::from_vec(targets, (16, 1), &Device::Cpu)?))
+    }
+
+    fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
+        let error = self.error(batch.get("x")?, batch.get("y")?)?;
+        let size = self.layers[1].weight().sqr()?.mean_all()?;
+        let total = (&error + (&size * 1e-4)?)?;
+        Ok(Losses {
+            total,
+            parts: vec![("error", error), ("size", size)],
+        })
+    }
+
+    fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
+        self.validations.fetch_add(1, Ordering::SeqCst);
+        let batch = self.batch(&Cursor {
+            seed: 1 << 40,
+            index: 0,
+        })?;
+        let error = self.error(batch.get("x")?, batch.get("y")?)?.to_scalar::<f32>()?;
+        Ok(vec![("error".to_string(), f64::from(error))])
+    }
+
+    fn sample(&self, folder: &Path, step: u64) -> TaskResult<Vec<std::path::PathBuf>> {
+        let path = folder.join("surface.png");
+        image::GrayImage::from_fn(8, 4, |x, y| image::Luma([(x * y + step as u32) as u8])).save(&path)?;
+        Ok(vec![path])
+    }
+
+    fn export(&self, folder: &Path) -> TaskResult<()> {
+        self.params.save(
+            &folder.join("model.safetensors"),
+            &Default::default(),
+            Precision::F32,
+        )?;
+        Ok(())
+    }
+}
+
+fn recipe(run_dir: &Path, sets: &str) -> Recipe {
+    let text = "task = 'toy'\nseed = 3\n[train]\nmax_steps = 60\nlog_every = 7\nvalidate_every = 20\nema = 0.98\n\
+                [optimiser]\nlr = 0.02\n[schedule]\nwarmup = 5\n";
+    let mut table: toml::Table = text.parse().unwrap();
+    for set in sets.split_whitespace() {
+        let (path, value) = set.split_once('=').unwrap();
+        let (section, key) = path.split_once('.').unwrap();
+        let value = format!("v = {value}")
+            .parse::<toml::Table>()
+            .unwrap()
+            .remove("v")
+            .unwrap();
+        table[section]
+            .as_table_mut()
+            .unwrap()
+            .insert(key.to_string(), value);
+    }
+    Recipe::check(table, "toy".to_string(), run_dir).unwrap()
+}
+
+/// Stops a run after a number of batches, as Ctrl-C would.
+struct StopAfter<'a>(&'a Toy, u64, Arc<std::sync::atomic::AtomicBool>);
+
+impl Task for StopAfter<'_> {
+    fn params(&self) -> &Params {
+        self.0.params()
+    }
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+        self.0.batch(cursor)
+    }
+    fn loss(&self, batch: &Batch, step: &Step) -> TaskResult<Losses> {
+        if step.number + 1 == self.1 {
+            self.2.store(true, Ordering::SeqCst);
+        }
+        self.0.loss(batch, step)
+    }
+    fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
+        self.0.validate()
+    }
+    fn export(&self, folder: &Path) -> TaskResult<()> {
+        self.0.export(folder)
+    }
+}
+
+fn train(toy: &dyn Task, recipe: &Recipe, options: &Options) -> Result<Outcome, TrainError> {
+    run(toy, recipe, options, |_| ())
+}
+
+fn resume() -> Options {
+    Options {
+        resume: true,
+        ..Options::default()
+    }
+}
+
+/// The metrics without what depends on the clock.
+fn metrics(folder: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let object = line.as_object_mut().unwrap();
+        object.remove("elapsed_s").unwrap();
+        object.remove("samples_per_s");
+        line
+    };
+    text.lines().map(timeless).collect()
+}
+
+fn bits(tensors: &std::collections::BTreeMap<String, Tensor>) -> Vec<(String, Vec<u32>)> {
+    let bits = |t: &Tensor| {
+        t.flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .into_iter()
+            .map(f32::to_bits)
+            .collect()
+    };
+    tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), bits(tensor)))
+        .collect()
+}
+
+#[test]
+fn learns_logs_and_exports() {
+    let folder = tempfile::tempdir().unwrap();
+    let (toy, recipe) = (
+        Toy::new(),
+        recipe(folder.path(), "train.max_steps=300 train.sample_every=100"),
+    );
+    let mut reports = Vec::new();
+    let outcome = run(&toy, &recipe, &Options::default(), |report| reports.push(report)).unwrap();
+    assert!(outcome.finished && outcome.step == 300 && outcome.samples_per_s > 0.0);
+    let lines = metrics(folder.path());
+    let loss = |line: &Value| line["loss"].as_f64().unwrap();
+    let losses: Vec<f64> = lines
+        .iter()
+        .filter(|line| line.get("loss").is_some())
+        .map(loss)
+        .collect();
+    assert_eq!(losses.len(), 300 / 7);
+    assert!(losses[losses.len() - 1] < 0.25 * losses[0], "{losses:?}");
+    assert_eq!(reports.len(), losses.len());
+    let line = &lines[0];
+    assert_eq!(line["step"], 7);
+    let sum = line["error"].as_f64().unwrap() + 1e-4 * line["size"].as_f64().unwrap();
+    assert!((sum - loss(line)).abs() < 1e-6);
+    assert!(line["lr"].as_f64().unwrap() > 0.0199 && line["grad_norm"].as_f64().unwrap() > 0.0);
+    let figures: Vec<f64> = lines
+        .iter()
+        .filter_map(|line| line.get("validation/error")?.as_f64())
+        .collect();
+    assert_eq!(figures.len(), 15);
+    assert_eq!(outcome.best, figures.iter().copied().reduce(f64::min));
+    for step in [100, 200, 300] {
+        assert!(
+            folder
+                .path()
+                .join(format!("samples/step-{step:010}/surface.png"))
+                .exists()
+        );
+    }
+    // The export is the averaged model, which is not the model of the last step.
+    let model = Frozen::open(&folder.path().join("model/model.safetensors"), &Device::Cpu).unwrap();
+    let last = checkpoint::load_newest(&folder.path().join("checkpoints"), |_| ())
+        .unwrap()
+        .unwrap();
+    assert_eq!(bits(model.tensors()), bits(&last.ema));
+    assert_ne!(bits(model.tensors()), bits(&last.weights));
+    assert!(folder.path().join("best.safetensors").exists());
+    assert!(!folder.path().join("model.tmp").exists());
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one() {
+    for sets in [
+        "",
+        "train.accumulate=3 train.threads=5",
+        "train.ema=0.0 schedule.shape='wsd'",
+    ] {
+        let (straight, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let whole = train(&Toy::new(), &recipe(straight.path(), sets), &Options::default()).unwrap();
+        // Stopped in the middle of a log interval, and once more right after; each time with a new model.
+        let mut options = Options::default();
+        for stop in [25, 26] {
+            options.interrupt = Arc::default();
+            let toy = Toy::new();
+            let stopping = StopAfter(&toy, stop, Arc::clone(&options.interrupt));
+            let part = train(&stopping, &recipe(broken.path(), sets), &options).unwrap();
+            assert_eq!((part.step, part.finished), (stop, false));
+            options.resume = true;
+        }
+        let parts = train(&Toy::new(), &recipe(broken.path(), sets), &resume()).unwrap();
+        let read = |folder: &Path| {
+            checkpoint::load_newest(&folder.join("checkpoints"), |_| ())
+                .unwrap()
+                .unwrap()
+        };
+        let (one, other) = (read(straight.path()), read(broken.path()));
+        assert_eq!(bits(&one.weights), bits(&other.weights));
+        assert_eq!(bits(&one.optimiser), bits(&other.optimiser));
+        assert_eq!(bits(&one.ema), bits(&other.ema));
+        assert_eq!(metrics(straight.path()), metrics(broken.path()));
+        assert_eq!(
+            (whole.step, whole.loss, whole.best),
+            (parts.step, parts.loss, parts.best)
+        );
+    }
+}
+
+#[test]
+fn undefined_gradients_are_skipped_then_stop_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let toy = Toy {
+        spoiled: 30,
+        ..Toy::new()
+    };
+    let sets = "train.max_skips=4 train.checkpoint_seconds=0.000001";
+    let error = train(&toy, &recipe(folder.path(), sets), &Options::default()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            TrainError::Diverged {
+                step: 35,
+                skips: 5,
+                kept: 34
+            }
+        ),
+        "{error}"
+    );
+    let last = checkpoint::load_newest(&folder.path().join("checkpoints"), |_| ())
+        .unwrap()
+        .unwrap();
+    assert_eq!((last.state.updates, last.state.skipped), (30, 4));
+    for (name, var) in toy.params.vars() {
+        let finite = var
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .all(|x| x.is_finite());
+        assert!(finite, "{name}");
+    }
+    // A single bad batch costs one step.
+    let folder = tempfile::tempdir().unwrap();
+    let toy = Toy {
+        spoiled: 59,
+        ..Toy::new()
+    };
+    let outcome = train(&toy, &recipe(folder.path(), ""), &Options::default()).unwrap();
+    assert!(outcome.finished && outcome.loss.is_some_and(f64::is_finite));
+}
+
+#[test]
+fn time_ends_a_run_and_counts_over_sessions() {
+    let folder = tempfile::tempdir().unwrap();
+    let timed = |seconds: f64| {
+        recipe(
+            folder.path(),
+            &format!("train.max_steps=0 train.max_seconds={seconds}"),
+        )
+    };
+    let pause = Options {
+        pause_after: Some(std::time::Duration::from_millis(150)),
+        ..Options::default()
+    };
+    let first = train(&Toy::new(), &timed(0.4), &pause).unwrap();
+    assert!(!first.finished && first.step > 0);
+    let second = train(&Toy::new(), &timed(0.4), &resume()).unwrap();
+    assert!(second.finished && second.step > first.step);
+    let last = checkpoint::load_newest(&folder.path().join("checkpoints"), |_| ())
+        .unwrap()
+        .unwrap();
+    assert!(
+        (0.4..2.0).contains(&last.state.elapsed_s),
+        "{}",
+        last.state.elapsed_s
+    );
+    // The run is over: nothing is trained any more, the model is exported again.
+    let third = train(&Toy::new(), &timed(0.4), &resume()).unwrap();
+    assert_eq!((third.step, third.finished), (second.step, true));
+}
+
+#[test]
+fn a_run_is_not_overwritten_or_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    train(&Toy::new(), &recipe(folder.path(), ""), &Options::default()).unwrap();
+    let message =
+        |recipe: &Recipe, toy: &Toy, options: &Options| train(toy, recipe, options).unwrap_err().to_string();
+    let again = message(&recipe(folder.path(), ""), &Toy::new(), &Options::default());
+    assert!(again.contains("holds a run already"), "{again}");
+    let mut other = recipe(folder.path(), "");
+    other.seed = 4;
+    assert!(message(&other, &Toy::new(), &resume()).contains("its seed is 3, the recipe's 4"));
+    let toy = Toy::new();
+    candle_nn::linear(2, 2, toy.params.builder().pp("third")).unwrap();
+    let message = message(&recipe(folder.path(), ""), &toy, &resume());
+    assert!(
+        message.contains("2 missing: third.bias, third.weight"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_failing_task_is_one_line_and_keeps_its_checkpoint() {
+    struct Failing(Toy);
+    impl Task for Failing {
+        fn params(&self) -> &Params {
+            self.0.params()
+        }
+        fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+            if cursor.index == 12 {
+                Err("clip 12 is unreadable\nwith details".into())
+            } else {
+                self.0.batch(cursor)
+            }
+        }
+        fn loss(&self, batch: &Batch, step: &Step) -> TaskResult<Losses> {
+            self.0.loss(batch, step)
+        }
+        fn export(&self, _: &Path) -> TaskResult<()> {
+            Ok(())
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let sets = "train.checkpoint_seconds=0.000001";
+    let error = train(
+        &Failing(Toy::new()),
+        &recipe(folder.path(), sets),
+        &Options::default(),
+    )
+    .unwrap_err();
+    assert_eq!(error.to_string(), "step 12: batch: clip 12 is unreadable");
+    assert_eq!(checkpoint::newest_step(&folder.path().join("checkpoints")), 12);
+}
+
+#[test]
+fn weights_are_the_same_for_any_number_of_threads() {
+    let weights = |threads: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let toy = Toy::new();
+        let sets = format!("train.threads={threads} train.max_steps=20");
+        train(&toy, &recipe(folder.path(), &sets), &Options::default()).unwrap();
+        let vars = toy
+            .params
+            .vars()
+            .into_iter()
+            .map(|(name, var)| (name, var.as_detached_tensor()));
+        bits(&vars.collect())
+    };
+    assert_eq!(weights(1), weights(4));
+}
