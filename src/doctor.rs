@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use fulgur_datasets::fetch::DataDir;
+use fulgur_datasets::sets;
 use serde::Serialize;
 
 /// Free memory that the builtin generator's default clip needs, in bytes.
@@ -54,13 +56,13 @@ impl Check {
     }
 }
 
-/// Looks at everything; takes well under a second and changes nothing.
+/// Looks at the machine and at the folder of the data sets; takes well under a second and changes nothing.
 #[must_use]
-pub fn examine() -> Vec<Check> {
+pub fn examine(data: &DataDir) -> Vec<Check> {
     let mut checks = vec![cpu(), cores(), memory(), gpu()];
     checks.extend(media());
     checks.extend(clients());
-    checks.push(disk(Path::new(".")));
+    checks.extend([data_sets(data), disk(data.path())]);
     checks
 }
 
@@ -326,6 +328,33 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+fn data_sets(data: &DataDir) -> Check {
+    let sets = sets::list(data);
+    let ready: Vec<&str> = sets
+        .iter()
+        .filter(|set| set.prepared)
+        .map(|set| set.name)
+        .collect();
+    let folder = data.path().display();
+    if ready.is_empty() {
+        let detail = format!("{folder}: none of {} sets is prepared", sets.len());
+        return Check::bad(
+            "data",
+            detail,
+            "optional: `fulgur data list` shows the sets, `fulgur data fetch NAME` gets one",
+        );
+    }
+    Check::good(
+        "data",
+        format!(
+            "{folder}: {} of {} sets prepared: {}",
+            ready.len(),
+            sets.len(),
+            ready.join(", ")
+        ),
+    )
+}
+
 fn disk(folder: &Path) -> Check {
     let existing = folder
         .ancestors()
@@ -378,7 +407,7 @@ mod tests {
 
     #[test]
     fn every_bad_check_says_what_to_do() {
-        for check in examine() {
+        for check in examine(&DataDir::new("no-such-folder")) {
             assert!(!check.detail.is_empty(), "{check:?}");
             assert_eq!(check.ok, check.advice.is_none(), "{check:?}");
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use fulgur_datasets::fetch::DataDir;
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
@@ -18,7 +19,9 @@ use crate::doctor::{Check, examine};
 pub(super) struct Arguments {}
 
 pub(super) fn run(_context: &Context, Arguments {}: Arguments) -> anyhow::Result<Answer> {
-    Answer::new(&Examination { checks: examine() })
+    Answer::new(&Examination {
+        checks: examine(&DataDir::from_env()),
+    })
 }
 
 #[derive(Serialize)]

@@ -260,7 +260,7 @@ impl fmt::Display for Inspection {
             }
         }
         for (key, value) in &self.metadata {
-            writeln!(f, "{key:<9} {value}")?;
+            writeln!(f, "tag       {key}: {value}")?;
         }
         if let Some(sheet) = &self.sheet {
             writeln!(f, "sheet     {}", sheet.display())?;

@@ -18,6 +18,7 @@ use context::Context;
 mod answer;
 mod commands;
 mod context;
+mod data;
 mod doctor;
 mod fault;
 mod files;
@@ -26,6 +27,7 @@ mod forward;
 mod inspect;
 mod interrupt;
 mod progress;
+mod train;
 
 /// Linear-complexity models that see, hear and write.
 #[derive(Debug, Parser)]
@@ -63,6 +65,8 @@ enum Command {
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Forward(forward::Arguments),
+    Train(train::Arguments),
+    Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
 }
@@ -73,6 +77,8 @@ impl Command {
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            Self::Train(arguments) => train::run(context, arguments),
+            Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),
         }

@@ -1,5 +1,6 @@
 //! What the whole program promises, tried on the built binary.
 
+mod data;
 mod documentation;
 mod forward;
 #[cfg(feature = "media")]
