@@ -6,6 +6,7 @@ use super::backdrop::{Backdrop, Pictures};
 use super::caption::{self, Told, Wording};
 use super::motion::{Motion, Place, Side};
 use super::render;
+use super::sound;
 use super::splits::{Split, is_held_out};
 use super::{Actor, Options, Scene, SceneError, Timing};
 use crate::media::Picture;
@@ -85,7 +86,7 @@ impl Composer {
     /// # Errors
     /// No things, a thing without sound or with a cut-out of the wrong length, options outside their range, or
     /// motions that leave one of the splits empty.
-    pub fn new(things: Things, pictures: &[Picture], options: Options) -> Result<Self, SceneError> {
+    pub fn new(mut things: Things, pictures: &[Picture], options: Options) -> Result<Self, SceneError> {
         options.clip.check()?;
         let wrong = |field, found: String, expected: &str| SceneError::Option {
             field,
@@ -98,6 +99,9 @@ impl Composer {
             }
         }
         things.iter().try_for_each(check_thing)?;
+        for thing in &mut things.0 {
+            sound::start_at_onset(&mut thing.sound);
+        }
         let (mut familiar, mut held_out) = (Combinations::default(), Combinations::default());
         for (position, thing) in things.iter().enumerate() {
             for &motion in &options.motions {
@@ -125,7 +129,7 @@ impl Composer {
         })
     }
 
-    /// The things.
+    /// The things, their sounds cut to begin at the audible onset.
     pub fn things(&self) -> &Things {
         &self.things
     }

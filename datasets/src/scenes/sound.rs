@@ -11,6 +11,28 @@ const FADE_S: f64 = 0.01;
 /// Mean and standard deviation of the sum of four random bytes.
 const BYTES: (f32, f32) = (510.0, 147.801);
 
+/// Frames in which the level of a recording is measured, in samples (10 ms).
+const LEVEL_FRAME: usize = SOUND_RATE as usize / 100;
+/// Level relative to the loudest frame from which on a sound is taken to be heard, as a factor (-14 dB).
+const HEARD: f32 = 0.2;
+/// Ramp at the start of a sound that was cut, in samples (5 ms).
+const RAMP: usize = SOUND_RATE as usize / 200;
+
+/// Cuts what is before the audible onset of a recording: many begin with breath or room noise, and a listener (or
+/// an onset detector) would take the sound to come late.
+pub(super) fn start_at_onset(sound: &mut Vec<f32>) {
+    let level = |frame: &[f32]| frame.iter().map(|x| x * x).sum::<f32>() / frame.len() as f32;
+    let loudest = sound.chunks(LEVEL_FRAME).map(level).fold(0.0, f32::max);
+    let heard = |frame: &[f32]| level(frame) >= HEARD * HEARD * loudest;
+    let first = sound.chunks(LEVEL_FRAME).position(heard).unwrap_or(0);
+    if first > 0 {
+        sound.drain(..first * LEVEL_FRAME);
+        for (i, sample) in sound.iter_mut().take(RAMP).enumerate() {
+            *sample *= (i + 1) as f32 / RAMP as f32;
+        }
+    }
+}
+
 impl Composer {
     /// The sound of `scene`: mono, `ClipSpec::samples` values in -1..1.
     pub fn render_sound(&self, scene: &Scene) -> Vec<f32> {
@@ -89,6 +111,26 @@ fn noise(rms: f32, seed: u64, samples: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quiet_beginning_is_cut_and_a_loud_one_kept() {
+        let loud: Vec<f32> = (0..8000).map(|i| (i as f32 * 0.3).sin() * 0.3).collect();
+        let mut kept = loud.clone();
+        start_at_onset(&mut kept);
+        assert_eq!(kept, loud);
+        let mut late: Vec<f32> = loud[..3200]
+            .iter()
+            .map(|x| x * 0.1)
+            .chain(loud.iter().copied())
+            .collect();
+        start_at_onset(&mut late);
+        assert_eq!(late.len(), loud.len());
+        assert_eq!(late[RAMP..], loud[RAMP..]);
+        assert!(late[0].abs() < 0.01);
+        let mut silent = vec![0.0; 100];
+        start_at_onset(&mut silent);
+        assert_eq!(silent.len(), 100);
+    }
 
     #[test]
     fn noise_has_the_stated_level_and_no_offset() {

@@ -166,7 +166,7 @@ pub(super) fn time_phrases(timing: Timing) -> &'static [&'static str] {
         Timing::Start => &[
             "at the start",
             "at the beginning",
-            "right at the start",
+            "at the very start",
             "early on",
             "in the first moments",
         ],
