@@ -1,7 +1,8 @@
 //! Files that appear whole or not at all.
 //!
-//! The bytes go to a temporary file in the folder of the final name (a rename across file systems is not atomic), are
-//! synchronised to the disk and only then renamed. A temporary file that is not committed removes itself.
+//! The bytes go to a temporary file in the folder of the final name (a rename across file systems is not
+//! atomic), are synchronised to the disk and only then renamed. A temporary file that is not committed
+//! removes itself.
 
 use std::fs::File;
 use std::io;
@@ -91,11 +92,12 @@ impl AtomicFile {
     }
 }
 
-/// Writes `path` through `write`, which sees the open temporary file; the name appears only when `write` succeeded and
-/// its bytes are on the disk.
+/// Writes `path` through `write`, which sees the open temporary file; the name appears only when `write`
+/// succeeded and its bytes are on the disk.
 ///
 /// # Errors
-/// Whatever `write` returns, or what [`AtomicFile::create`] and [`AtomicFile::commit`] return; nothing is left behind.
+/// Whatever `write` returns, or what [`AtomicFile::create`] and [`AtomicFile::commit`] return; nothing is
+/// left behind.
 ///
 /// ```
 /// use std::io::Write;

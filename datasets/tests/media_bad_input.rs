@@ -227,13 +227,26 @@ fn writing_refuses_what_it_cannot_keep() {
         preset: "no such preset",
         ..WriteOptions::default()
     };
-    message(write_mp4(&path, &video, None, &preset), &path);
+    let text = write_mp4(&path, &video, None, &preset).unwrap_err().to_string();
+    assert!(
+        text.starts_with("preset: found no such preset, expected one of ultrafast"),
+        "{text}"
+    );
     let lost = folder.path().join("absent/clip.mp4");
     assert!(message(write_mp4(&lost, &video, None, &options), &lost).contains("cannot write"));
     assert!(
         message(write_mp4(folder.path(), &video, None, &options), folder.path()).contains("cannot write")
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// A folder in which nobody may create a file, not even an administrator.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_takes_no_files_is_named() {
+    let path = Path::new("/proc/clip.mp4");
+    let text = message(write_mp4(path, &film(3).0, None, &WriteOptions::default()), path);
+    assert!(text.contains("cannot write"), "{text}");
 }
 
 #[cfg(unix)]
@@ -244,7 +257,7 @@ fn a_read_only_folder_is_named() {
     let mode = |mode| std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
     mode(0o555);
     if std::fs::write(folder.path().join("probe"), b"").is_ok() {
-        println!("skipped: this user may write everywhere");
+        eprintln!("skipped: this user may write everywhere");
         return;
     }
     let path = folder.path().join("clip.mp4");

@@ -222,8 +222,8 @@ fn uneven_times_come_back() {
     assert_eq!(clip.sound.unwrap().len(), 16_000);
     assert!(!clip.truncated);
 
-    // Nearest in time: 0 -> 0, 0.125 -> 0.1 (a tie goes to the earlier), 0.25 -> 0.15, 0.375 -> 0.5, 0.5, 0.625 ->
-    // 0.5, 0.75 -> 0.8, 0.875 -> 0.8 (0.075 s either way, rounded).
+    // Nearest in time: 0 -> 0, 0.125 -> 0.1 (a tie goes to the earlier), 0.25 -> 0.15, 0.375 -> 0.5, 0.5,
+    // 0.625 -> 0.5, 0.75 -> 0.8, 0.875 -> 0.8 (0.075 s either way, rounded).
     let steady = read_clip(
         &path,
         &ReadOptions {

@@ -17,7 +17,8 @@ pub struct Video {
     pub height: usize,
     /// When each frame appears, in seconds on the clip's clock; ascending, one a frame.
     pub times_s: Vec<f64>,
-    /// Average rate in frames per second: `frame_count` over the time from the first frame to the end of the last.
+    /// Average rate in frames per second: `frame_count` over the time from the first frame to the end of the
+    /// last.
     pub fps: f64,
     /// Whether the frames are not evenly spaced.
     pub variable_rate: bool,
@@ -207,7 +208,8 @@ impl Sound {
     }
 }
 
-/// Peak below which a sound counts as silent: -80 dB of full scale, above the noise of lossy codecs and of dither.
+/// Peak below which a sound counts as silent: -80 dB of full scale, above the noise of lossy codecs and of
+/// dither.
 pub const SILENCE: f32 = 1e-4;
 
 /// What a container says about itself, before anything is decoded.

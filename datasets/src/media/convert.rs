@@ -8,8 +8,8 @@ use ffmpeg_next::software::scaling::{Context, Flags};
 
 /// Turns pictures of any format and size into RGB24 of one size.
 ///
-/// swscale does formats and sizes up to full-resolution YUV; the step to RGB is ours, because swscale assumes BT.601
-/// whatever the stream says.
+/// swscale does formats and sizes up to full-resolution YUV; the step to RGB is ours, because swscale assumes
+/// BT.601 whatever the stream says.
 pub(super) struct ToRgb {
     /// Width and height before rotation.
     size: Option<(u32, u32)>,
@@ -25,7 +25,8 @@ struct Definition {
 }
 
 impl ToRgb {
-    /// `size` is width and height of the result, else those of the first picture; pictures are turned clockwise.
+    /// `size` is width and height of the result, else those of the first picture; pictures are turned
+    /// clockwise.
     pub(super) fn new(size: Option<(usize, usize)>, quarter_turns: u8) -> Self {
         let turned = |(width, height)| {
             if quarter_turns % 2 == 1 {

@@ -103,6 +103,10 @@ impl MediaError {
         }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "what is found is a temporary at most call sites"
+    )]
     pub(crate) fn invalid(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Self::Invalid {
             field,

@@ -1,14 +1,17 @@
 //! Clips, sounds and pictures in and out.
 //!
-//! Sounds are `f32` with full scale 1, pictures and frames are RGB bytes. Files are read with caps on what they may make
-//! the reader allocate, and written whole or not at all. Picture and sound of a clip share one clock, whose zero is the
-//! start of the earlier of the two.
+//! Sounds are `f32` with full scale 1, pictures and frames are RGB bytes. Files are read with caps on what
+//! they may make the reader allocate, and written whole or not at all. Picture and sound of a clip share one
+//! clock, whose zero is the start of the earlier of the two.
 //!
-//! WAV and pictures need nothing but this crate; containers, lossy sounds and MP4 come with the feature `media`.
+//! WAV and pictures need nothing but this crate; containers, lossy sounds and MP4 come with the feature
+//! `media`.
 
 mod clip;
 #[cfg(feature = "media")]
 mod convert;
+#[cfg(feature = "media")]
+mod encode;
 mod error;
 mod picture;
 #[cfg(feature = "media")]

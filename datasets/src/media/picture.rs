@@ -31,6 +31,24 @@ impl Picture {
     /// # Errors
     /// A size of zero, channels other than 3 or 4, or a length that does not fit.
     pub fn new(pixels: Vec<u8>, width: usize, height: usize, channels: usize) -> Result<Self, MediaError> {
+        let picture = Self {
+            pixels,
+            width,
+            height,
+            channels,
+        };
+        picture.check()?;
+        Ok(picture)
+    }
+
+    /// Whether the fields fit each other.
+    fn check(&self) -> Result<(), MediaError> {
+        let Self {
+            pixels,
+            width,
+            height,
+            channels,
+        } = self;
         if !matches!(channels, 3 | 4) {
             return Err(MediaError::invalid(
                 "picture.channels",
@@ -39,8 +57,8 @@ impl Picture {
             ));
         }
         let bytes = width
-            .checked_mul(height)
-            .and_then(|area| area.checked_mul(channels));
+            .checked_mul(*height)
+            .and_then(|area| area.checked_mul(*channels));
         if bytes != Some(pixels.len()) || pixels.is_empty() {
             let expected = format!("{width}x{height}x{channels} bytes, more than none");
             return Err(MediaError::invalid(
@@ -49,12 +67,7 @@ impl Picture {
                 expected,
             ));
         }
-        Ok(Self {
-            pixels,
-            width,
-            height,
-            channels,
-        })
+        Ok(())
     }
 
     /// The picture without opacity, over a plain `background`.
@@ -80,8 +93,8 @@ impl Picture {
     }
 }
 
-/// Reads a PNG, JPEG or WebP file: 4 channels where the file has opacity, else 3. Depths beyond 8 bits are rounded, grey
-/// becomes RGB. The format is read from the bytes, not from the name.
+/// Reads a PNG, JPEG or WebP file: 4 channels where the file has opacity, else 3. Depths beyond 8 bits are
+/// rounded, grey becomes RGB. The format is read from the bytes, not from the name.
 ///
 /// # Errors
 /// The file is absent, no picture of these formats, broken, or larger than [`MAX_PICTURE_PIXELS`].
@@ -148,30 +161,13 @@ pub fn decode_picture(bytes: &[u8], path: &Path) -> Result<Picture, MediaError> 
 /// # Errors
 /// The fields of `picture` do not fit each other, or the disk refuses.
 pub fn write_png(path: &Path, picture: &Picture) -> Result<(), MediaError> {
-    let Picture {
-        pixels,
-        width,
-        height,
-        channels,
-    } = picture;
-    Picture::new(Vec::new(), 0, 0, *channels)
-        .err()
-        .filter(|_| !matches!(channels, 3 | 4))
-        .map_or(Ok(()), Err)?;
-    let fits = width
-        .checked_mul(*height)
-        .and_then(|area| area.checked_mul(*channels))
-        == Some(pixels.len());
-    let sizes = (u32::try_from(*width), u32::try_from(*height));
-    let ((Ok(w), Ok(h)), true, false) = (sizes, fits, pixels.is_empty()) else {
-        let expected = format!("{width}x{height}x{channels} bytes, more than none");
-        return Err(MediaError::invalid(
-            "picture.pixels",
-            format!("{} bytes", pixels.len()),
-            expected,
-        ));
+    picture.check()?;
+    let side = |value: usize| {
+        u32::try_from(value)
+            .map_err(|_| MediaError::invalid("picture size", value, "at most 4294967295 a side"))
     };
-    let color = if *channels == 4 {
+    let (width, height) = (side(picture.width)?, side(picture.height)?);
+    let color = if picture.channels == 4 {
         ColorType::Rgba8
     } else {
         ColorType::Rgb8
@@ -179,7 +175,7 @@ pub fn write_png(path: &Path, picture: &Picture) -> Result<(), MediaError> {
     let outcome = write_atomic(path, |file| {
         let mut buffered = BufWriter::new(file);
         image::codecs::png::PngEncoder::new(&mut buffered)
-            .write_image(pixels, w, h, color.into())
+            .write_image(&picture.pixels, width, height, color.into())
             .map_err(|error| match error {
                 ImageError::IoError(error) => error,
                 other => std::io::Error::other(one_line(&other.to_string())),

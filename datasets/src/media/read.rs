@@ -48,8 +48,8 @@ pub struct ReadOptions {
     pub max_pixels: u64,
     /// Bytes of frames and samples held at most (default 2 GiB); longer films go through [`for_each_frame`].
     pub max_bytes: u64,
-    /// Time without a decoded frame after which reading is given up (default 30 s). It is checked at every read and
-    /// between packets, not inside a codec.
+    /// Time without a decoded frame after which reading is given up (default 30 s). It is checked at every
+    /// read and between packets, not inside a codec.
     pub stall_limit: Duration,
     /// Raised by another thread to give up.
     pub cancel: Option<Arc<AtomicBool>>,
@@ -131,7 +131,8 @@ pub fn probe(path: &Path) -> Result<Info, MediaError> {
 /// A file that breaks off gives what decodes, with [`Clip::truncated`] set.
 ///
 /// # Errors
-/// Absent or unreadable files, no media, nothing decodable, a limit passed, cancelled, or options out of range.
+/// Absent or unreadable files, no media, nothing decodable, a limit passed, cancelled, or options out of
+/// range.
 pub fn read_clip(path: &Path, options: &ReadOptions) -> Result<Clip, MediaError> {
     let mut frames = Vec::new();
     let mut times_s = Vec::new();
@@ -183,7 +184,8 @@ pub fn read_clip(path: &Path, options: &ReadOptions) -> Result<Clip, MediaError>
     })
 }
 
-/// Reads the sound of any container, or of a sound file (OGG, FLAC, WAV, MP3, ...), at its own rate or at `rate`.
+/// Reads the sound of any container, or of a sound file (OGG, FLAC, WAV, MP3, ...), at its own rate or at
+/// `rate`.
 ///
 /// # Errors
 /// As [`read_clip`], and [`MediaError::NoStream`] without sound.

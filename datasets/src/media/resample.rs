@@ -1,7 +1,8 @@
 //! Sounds at another sample rate.
 //!
-//! Band-limited conversion in the frequency domain (rubato's synchronous resampler): a fixed ratio, the filter's delay
-//! removed, so that an event keeps its time. It runs on one thread and gives the same bits every time.
+//! Band-limited conversion in the frequency domain (rubato's synchronous resampler): a fixed ratio, the
+//! filter's delay removed, so that an event keeps its time. It runs on one thread and gives the same bits
+//! every time.
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler, WindowFunction};
@@ -43,8 +44,8 @@ pub fn resample(sound: &Sound, rate: u32) -> Result<Sound, MediaError> {
     let mut samples = if sound.is_empty() {
         Vec::new()
     } else {
-        // The resampler works in blocks of from / gcd samples and delays by half a transform: an even number of
-        // blocks makes that delay whole, so that removing it is exact.
+        // The resampler works in blocks of from / gcd samples and delays by half a transform: an even number
+        // of blocks makes that delay whole, so that removing it is exact.
         let block = from / gcd(from, to);
         let transform = BLOCK.div_ceil(block).next_multiple_of(2) * block;
         let mut resampler = Fft::<f32>::new_custom(

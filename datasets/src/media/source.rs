@@ -1,8 +1,8 @@
 //! A container opened for reading: streams chosen, decoders open, packets turned into frames on one clock.
 //!
-//! The bytes come through our own reader, so FFmpeg never sees a path or a URL: any file name works, nothing but the file
-//! itself is opened, and every read asks the [`Watch`] first. A loop inside a codec cannot be interrupted from within
-//! the process; who decodes hostile files puts that into a child process.
+//! The bytes come through our own reader, so FFmpeg never sees a path or a URL: any file name works, nothing
+//! but the file itself is opened, and every read asks the [`Watch`] first. A loop inside a codec cannot be
+//! interrupted from within the process; who decodes hostile files puts that into a child process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,8 +22,8 @@ use super::error::MediaError;
 use super::read::ReadOptions;
 
 /// Containers that are read. Playlists and scripts, which name other files, are not among them.
-const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,ogg,flac,wav,mp3,aac,mpeg,mpegts,flv,asf,gif,aiff,\
-                          au,caf,w64,ivf,yuv4mpegpipe,nut";
+const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,ogg,flac,wav,mp3,aac,mpeg,mpegts,flv,asf,\
+                          gif,aiff,au,caf,w64,ivf,yuv4mpegpipe,nut";
 
 /// Damaged packets in a row after which the rest of a file counts as lost.
 const MAX_BAD_PACKETS: usize = 256;
