@@ -204,6 +204,10 @@ impl Gradient<2> for Chain {
 /// Serves tests and small machines. A part that waits longer than a minute for the others gets an error that
 /// names the missing ones.
 pub fn threads(tokens: &[usize]) -> Vec<Arc<dyn StateExchange>> {
+    threads_that_wait(tokens, PATIENCE)
+}
+
+fn threads_that_wait(tokens: &[usize], patience: Duration) -> Vec<Arc<dyn StateExchange>> {
     let meeting = Arc::new(Meeting {
         round: Mutex::new(Round {
             number: 0,
@@ -211,6 +215,7 @@ pub fn threads(tokens: &[usize]) -> Vec<Arc<dyn StateExchange>> {
             last: Arc::new(Vec::new()),
         }),
         complete: Condvar::new(),
+        patience,
     });
     (0..tokens.len())
         .map(|part| {
@@ -238,6 +243,7 @@ struct Threads {
 struct Meeting {
     round: Mutex<Round>,
     complete: Condvar,
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -264,16 +270,16 @@ impl Threads {
         let waited = self
             .meeting
             .complete
-            .wait_timeout_while(round, PATIENCE, |r| r.number == number);
+            .wait_timeout_while(round, self.meeting.patience, |r| r.number == number);
         let Ok((round, timeout)) = waited else {
             bail!("part {}: another part panicked during an exchange", self.part);
         };
         if timeout.timed_out() {
             let missing: Vec<usize> = (0..self.parts).filter(|&p| round.posted[p].is_none()).collect();
             bail!(
-                "part {}: waited {} s for parts {missing:?}",
+                "part {}: waited {:?} for parts {missing:?}",
                 self.part,
-                PATIENCE.as_secs()
+                self.meeting.patience
             );
         }
         Ok(round.last.clone())
@@ -384,6 +390,14 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_missing_part_is_named() {
+        let exchanges = threads_that_wait(&[1, 1, 1], Duration::from_millis(20));
+        let tensor = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let text = exchanges[1].sum(&tensor).unwrap_err().to_string();
+        assert!(text.contains("part 1: waited 20ms for parts [0, 2]"), "{text}");
     }
 
     #[test]

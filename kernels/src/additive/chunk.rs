@@ -336,10 +336,11 @@ pub(super) fn read_backward<T: SliceMath>(
     state: &[T],
     trig: Option<Trig<T>>,
     d_o: View<T>,
+    want_phase: bool,
 ) -> ReadAdjoints<T> {
     let Dims { b, n, h, d, e, width } = dims;
     let mut dq = vec![T::zero(); b * n * h * d];
-    let mut phase = PhaseAdjoint::new(dims, trig.map(|t| t.heads));
+    let mut phase = PhaseAdjoint::new(dims, trig.filter(|_| want_phase).map(|t| t.heads));
     let tasks: Vec<_> = dq
         .chunks_mut(n * h * d)
         .zip(phase.batches())
@@ -429,7 +430,7 @@ impl<T: SliceMath> PhaseAdjoint<T> {
         }
     }
 
-    /// For each batch, the blocks of `ROWS` tokens; empty blocks without phases.
+    /// For each batch, the blocks of `ROWS` tokens; empty ones where nobody wants them.
     fn batches(&mut self) -> impl Iterator<Item = Vec<&mut [T]>> {
         let Self { row, dims, .. } = *self;
         let blocks = dims.n.div_ceil(ROWS);
@@ -446,8 +447,11 @@ impl<T: SliceMath> PhaseAdjoint<T> {
         })
     }
 
-    /// Adds `x (cos y_sin - sin y_cos)` of one token and head.
+    /// Adds `x (cos y_sin - sin y_cos)` of one token and head, unless nobody wants it.
     fn add(out: &mut [T], trig: Trig<T>, (row, head): (usize, usize), token: usize, x: &[T], wide: &[T]) {
+        if out.is_empty() {
+            return;
+        }
         let d = x.len();
         let (sin, cos) = trig.at(token, head, d);
         let (first, second) = wide.split_at(d);
@@ -496,6 +500,7 @@ pub(super) fn state_backward<T: SliceMath>(
     trig: Option<Trig<T>>,
     keep: Option<&[bool]>,
     saved: Saved<T>,
+    want_phase: bool,
 ) -> StateAdjoints<T> {
     let Dims { b, n, h, d, e, width } = dims;
     let keys = Keys { logits, keep, n };
@@ -515,7 +520,7 @@ pub(super) fn state_backward<T: SliceMath>(
     }
     let mut dlogits = vec![T::zero(); b * n * h * d];
     let mut dv = vec![T::zero(); b * n * h * e];
-    let mut phase = PhaseAdjoint::new(dims, trig.map(|t| t.heads));
+    let mut phase = PhaseAdjoint::new(dims, trig.filter(|_| want_phase).map(|t| t.heads));
     let tasks: Vec<_> = dlogits
         .chunks_mut(n * h * d)
         .zip(dv.chunks_mut(n * h * e))

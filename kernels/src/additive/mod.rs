@@ -391,13 +391,14 @@ impl Context {
             dstate: contiguous(&dstate, &guards[5])?,
         };
         let (logits_view, v_view) = (View::of(logits, &guards[0])?, View::of(v, &guards[1])?);
+        let wanted = phase.filter(|phase| phase.track_op());
         let adjoints = with_trig!(self, T, trig =>
-            chunk::state_backward(self.dims, logits_view, v_view, trig, keep.as_deref(), saved));
+            chunk::state_backward(self.dims, logits_view, v_view, trig, keep.as_deref(), saved, wanted.is_some()));
         let device = logits.device();
         Ok([
             Some(Tensor::from_vec(adjoints.dlogits, logits.shape(), device)?),
             Some(Tensor::from_vec(adjoints.dv, v.shape(), device)?),
-            phase
+            wanted
                 .map(|phase| Tensor::from_vec(adjoints.dphase, phase.shape(), device))
                 .transpose()?,
         ])
@@ -460,13 +461,14 @@ impl ReadGradient {
         let guards = [q, state, grad].map(|t| t.storage_and_layout().0);
         let (q_view, grad_view) = (View::<T>::of(q, &guards[0])?, View::of(grad, &guards[2])?);
         let state_slice = contiguous(state, &guards[1])?;
+        let wanted = phase.filter(|phase| phase.track_op());
         let adjoints = with_trig!(self.0, T, trig =>
-            chunk::read_backward(self.0.dims, q_view, state_slice, trig, grad_view));
+            chunk::read_backward(self.0.dims, q_view, state_slice, trig, grad_view, wanted.is_some()));
         let device = q.device();
         Ok([
             Some(Tensor::from_vec(adjoints.dq, q.shape(), device)?),
             Some(Tensor::from_vec(adjoints.dstate, state.shape(), device)?),
-            phase
+            wanted
                 .map(|phase| Tensor::from_vec(adjoints.dphase, phase.shape(), device))
                 .transpose()?,
         ])

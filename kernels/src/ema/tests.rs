@@ -253,6 +253,43 @@ fn parts_with_an_exchange_are_the_whole() -> Result<()> {
     Ok(())
 }
 
+/// Slow and fast decays over 65,536 tokens stay finite and below the sum of what entered.
+#[test]
+fn long_runs_stay_bounded() -> Result<()> {
+    let n = 65_536;
+    let x = normal(1, &[1, n, 5, 1]).to_dtype(DType::F32)?;
+    let rate = rates(5).to_dtype(DType::F32)?;
+    let (u, _) = scan_with_rate(&x, &rate, &rate.ones_like()?, &Options::default())?;
+    let mut bound = [0f64; 5];
+    for (i, (u, x)) in values(&u).into_iter().zip(values(&x)).enumerate() {
+        let bound = &mut bound[i % 5];
+        *bound = *bound * (-RATES[i % 5]).exp() + x.abs();
+        assert!(
+            u.abs() <= *bound * (1.0 + 1e-5),
+            "token {} head {}: {u} above {bound}",
+            i / 5,
+            i % 5
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn sixteen_bit_values_are_scanned_in_f32() -> Result<()> {
+    let (x, rate, weight) = (
+        normal(1, &[2, 90, 5, 3]).to_dtype(DType::BF16)?,
+        rates(5),
+        normal(2, &[5]),
+    );
+    let (expected, _) = scan_with_rate(&x.to_dtype(DType::F32)?, &rate, &weight, &Options::default())?;
+    for form in [Form::Chunked, Form::Composed] {
+        let (u, state) = run(&x, &rate, &weight, &Options::default(), form)?;
+        assert_eq!((u.dtype(), state.dtype()), (DType::BF16, DType::F32));
+        assert!(relative_rms(&values(&u), &values(&expected)) < 4e-3);
+    }
+    Ok(())
+}
+
 #[test]
 fn shapes_that_do_not_fit_are_named() {
     let x = normal(1, &[2, 4, 3, 5]);
