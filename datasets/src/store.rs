@@ -8,6 +8,8 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, View};
 use thiserror::Error;
 
+use crate::atomic::AtomicFile;
+
 /// Why a prepared file could not be read or written.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -235,24 +237,15 @@ pub fn write_tensors(
 ) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(StoreError::io(folder))?;
-    let part = tempfile::Builder::new()
-        .prefix(".part-")
-        .tempfile_in(folder)
-        .map_err(StoreError::io(folder))?;
+    let part = AtomicFile::create(path).map_err(StoreError::io(path))?;
     let metadata = entry.map(|(key, text)| HashMap::from([(key.to_owned(), text)]));
-    safetensors::serialize_to_file(tensors, metadata, part.path()).map_err(|e| StoreError::Damaged {
-        path: path.to_owned(),
-        found: e.to_string(),
+    safetensors::serialize_to_file(tensors, metadata, part.temporary_path()).map_err(|e| {
+        StoreError::Damaged {
+            path: path.to_owned(),
+            found: e.to_string(),
+        }
     })?;
-    // The writer opened the file by name: sync that file, not the handle of the temporary one.
-    File::open(part.path())
-        .and_then(|file| file.sync_all())
-        .map_err(StoreError::io(path))?;
-    part.persist(path).map_err(|e| StoreError::Io {
-        path: path.to_owned(),
-        source: e.error,
-    })?;
-    Ok(())
+    part.commit().map_err(StoreError::io(path))
 }
 
 #[cfg(test)]

@@ -1,0 +1,139 @@
+//! `fashion-mnist`: 70,000 grey pictures of clothes, 28 by 28, ten classes (Xiao, Rasul and Vollgraf, 2017).
+//!
+//! Prepared tensors, for SPLIT `train` (60,000) and `test` (10,000): `SPLIT.images` u8 [n, 28, 28], `SPLIT.labels`
+//! u8 [n].
+
+use std::path::Path;
+
+use safetensors::tensor::Dtype;
+
+use super::{Job, Set};
+use crate::fetch::packages::FASHION_MNIST;
+use crate::fetch::{FetchError, unpack};
+use crate::store::{Mapped, Plain, StoreError, write_tensors};
+
+pub(super) const SET: Set = Set {
+    name: "fashion-mnist",
+    description: "70,000 grey pictures of clothes, 28x28, ten classes",
+    licence: "MIT",
+    packages: &[&FASHION_MNIST],
+    prepare,
+};
+
+/// What the labels mean.
+pub const CLASSES: [&str; 10] = [
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+];
+/// Width and height of a picture.
+pub const SIDE: usize = 28;
+
+const FILE: &str = "fashion-mnist.safetensors";
+const FOLDER: &str = "usr/share/datasets/fashion-mnist/";
+/// Name of a split here, in the package, and its number of pictures.
+const SPLITS: [(&str, &str, usize); 2] = [("train", "train", 60_000), ("test", "t10k", 10_000)];
+
+/// The prepared set.
+#[derive(Debug)]
+pub struct FashionMnist(Mapped);
+
+impl FashionMnist {
+    /// Opens the prepared set in the folder `dir`.
+    ///
+    /// # Errors
+    /// The file is missing or damaged.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Mapped::open(&dir.join(FILE)).map(Self)
+    }
+
+    /// Pictures, row-major bytes [n, 28, 28], and their labels 0..10 [n], of `train` or `test`.
+    ///
+    /// # Errors
+    /// A tensor is missing or of another shape.
+    pub fn split(&self, train: bool) -> Result<(&[u8], &[u8]), StoreError> {
+        let (name, _, count) = SPLITS[usize::from(!train)];
+        let (images, _) = self
+            .0
+            .expect(&format!("{name}.images"), Dtype::U8, &[count, SIDE, SIDE])?;
+        let (labels, _) = self.0.expect(&format!("{name}.labels"), Dtype::U8, &[count])?;
+        Ok((images, labels))
+    }
+}
+
+fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
+    let entries = job.read(0, &|path| path.starts_with(FOLDER) && path.ends_with(".gz"))?;
+    let total = SPLITS.iter().map(|(_, _, count)| count).sum();
+    job.begin(total);
+    let mut tensors = Vec::new();
+    for (name, prefix, count) in SPLITS {
+        let idx = |kind: &str, shape: &[usize]| {
+            let path = format!("{FOLDER}{prefix}-{kind}-ubyte.gz");
+            let bytes = unpack::gunzip(job.entry(&entries, &path)?, &path)?;
+            Ok::<_, FetchError>(Plain::u8(shape, read_idx(&bytes, shape, &path)?.to_vec()))
+        };
+        tensors.push((
+            format!("{name}.images"),
+            idx("images-idx3", &[count, SIDE, SIDE])?,
+        ));
+        tensors.push((format!("{name}.labels"), idx("labels-idx1", &[count])?));
+    }
+    write_tensors(&job.out.join(FILE), tensors, None)?;
+    job.advance(total)?;
+    Ok(total)
+}
+
+/// The bytes of an IDX file of unsigned bytes: 0, 0, 8, number of dimensions, every dimension as big-endian u32.
+fn read_idx<'a>(bytes: &'a [u8], shape: &[usize], label: &str) -> Result<&'a [u8], FetchError> {
+    let mut header = vec![0, 0, 8, shape.len() as u8];
+    for length in shape {
+        header.extend((*length as u32).to_be_bytes());
+    }
+    let expected = || format!("{} bytes of shape {shape:?}", shape.iter().product::<usize>());
+    let Some(data) = bytes.strip_prefix(header.as_slice()) else {
+        let found = format!("{:02x?}", &bytes[..header.len().min(bytes.len())]);
+        return Err(FetchError::format(
+            label,
+            "header",
+            found,
+            format!("{header:02x?}"),
+        ));
+    };
+    if data.len() != shape.iter().product::<usize>() {
+        return Err(FetchError::format(
+            label,
+            "length",
+            data.len().to_string(),
+            expected(),
+        ));
+    }
+    Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idx_files_are_read_exactly() {
+        let whole = [0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6];
+        assert_eq!(read_idx(&whole, &[2, 3], "a").unwrap(), [1, 2, 3, 4, 5, 6]);
+        for length in 0..whole.len() {
+            assert!(read_idx(&whole[..length], &[2, 3], "a").is_err(), "{length}");
+        }
+        let text = read_idx(&whole, &[2, 4], "a").unwrap_err().to_string();
+        assert!(text.starts_with("a: header: found [00, 00, 08, 02"), "{text}");
+        let long = [whole.as_slice(), &[7]].concat();
+        assert_eq!(
+            read_idx(&long, &[2, 3], "a").unwrap_err().to_string(),
+            "a: length: found 7, expected 6 bytes of shape [2, 3]"
+        );
+    }
+}
