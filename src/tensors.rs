@@ -39,7 +39,7 @@ pub enum TensorsError {
         /// Name of the tensor.
         name: String,
         /// The reason.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
 }
 
@@ -62,7 +62,7 @@ pub fn read(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, Ten
         Err(source) => Err(TensorsError::Tensor {
             path: path.to_owned(),
             name,
-            source,
+            source: Box::new(source),
         }),
     };
     file.tensors().into_iter().map(load).collect()
@@ -94,7 +94,7 @@ pub fn write_f32(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), 
         let tensor = tensor.map_err(|source| TensorsError::Tensor {
             path: path.to_owned(),
             name: name.clone(),
-            source,
+            source: Box::new(source),
         })?;
         ready.push((name.as_str(), tensor));
     }

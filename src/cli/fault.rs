@@ -72,4 +72,19 @@ mod tests {
             .context("scoring\nfailed");
         assert_eq!(one_line(&error), "scoring; failed: clip.mp4: no such file");
     }
+
+    #[test]
+    fn a_panic_becomes_one_line() {
+        let hook_of_the_tests = panic::take_hook();
+        record_panics();
+        let caught = panic::catch_unwind(|| panic!("index out of\nreach"));
+        let line = bug_line();
+        panic::set_hook(hook_of_the_tests);
+        assert!(caught.is_err());
+        assert!(
+            line.contains("bug in fulgur") && line.contains("index out of; reach at "),
+            "{line}"
+        );
+        assert_eq!(line.lines().count(), 1);
+    }
 }
