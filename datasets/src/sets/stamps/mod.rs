@@ -60,10 +60,11 @@ impl Shelf {
 
     /// `bytes` at `path` in the package; `source` is its path in the source package, which the terms speak of.
     fn asset(&self, bytes: Vec<u8>, path: String, source: &str) -> Result<Asset, FetchError> {
-        let terms = self
-            .terms
-            .of(source)
-            .ok_or_else(|| missing(self.package, source, "terms in its copyright file"))?;
+        // Photographs were converted; the copyright file still speaks of the originals.
+        let original = |ending| source.replace(".webp", ending);
+        let (jpg, jpeg, png) = (original(".jpg"), original(".jpeg"), original(".png"));
+        let terms = self.terms.of(&[source, &jpg, &jpeg, &png]);
+        let terms = terms.ok_or_else(|| missing(self.package, source, "terms in its copyright file"))?;
         let origin = Origin {
             package: self.package.citation(),
             path,
