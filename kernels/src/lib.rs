@@ -6,6 +6,8 @@
 pub mod additive;
 pub mod adamw;
 mod autograd;
+#[cfg(feature = "cuda")]
+mod cuda_module;
 pub mod ema;
 pub mod error;
 pub mod exchange;

@@ -135,7 +135,10 @@ impl Stft {
         }
         crate::pass::same_kind("stft", &[("matrix", &self.analysis), ("wave", wave_bs)])?;
         let left = wave_bs.narrow(1, 1, edge)?.contiguous()?.flip(&[1])?;
-        let right = wave_bs.narrow(1, samples - 1 - edge, edge)?.contiguous()?.flip(&[1])?;
+        let right = wave_bs
+            .narrow(1, samples - 1 - edge, edge)?
+            .contiguous()?
+            .flip(&[1])?;
         let padded = Tensor::cat(&[&left, wave_bs, &right], 1)?;
         let frames = self.frames(samples);
         let framing = Framing {

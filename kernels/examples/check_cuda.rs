@@ -1,0 +1,441 @@
+//! Compares every fused CUDA operator, forward and backward, with the f64 form on the processor, then times it.
+//!
+//! ```text
+//! cargo run --release -p fulgur-kernels --features cuda --example check_cuda
+//! ```
+//!
+//! Each row of the first table is one operator, element type and shape: the relative RMS error of the result and of
+//! each gradient, and whether a second run gave the same bits. The exit code is 1 if anything failed.
+
+#![allow(clippy::print_stdout)]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
+use fulgur_kernels::philox::Philox;
+use fulgur_kernels::spectrum::{Mel, MelConfig, Stft};
+use fulgur_kernels::{glu, norm, shift};
+use std::process::ExitCode;
+use std::time::Instant;
+
+type Entry = fn(&[Tensor]) -> Result<Tensor>;
+
+const EPS: f64 = 1e-6;
+const BOTH: &[DType] = &[DType::F32, DType::BF16];
+const SINGLE: &[DType] = &[DType::F32];
+
+/// An operator with its element types, and the shapes of its operands, one list a case.
+struct Case {
+    name: &'static str,
+    entry: Entry,
+    dtypes: &'static [DType],
+    shapes: Vec<Vec<Vec<usize>>>,
+}
+
+fn stft(t: &Tensor, n_fft: usize) -> Result<Stft> {
+    Stft::new(n_fft, 640, 160, t.dtype(), t.device())
+}
+
+fn log_mel(t: &[Tensor]) -> Result<Tensor> {
+    let config = MelConfig {
+        sample_rate: 16_000,
+        n_fft: 1024,
+        n_mels: 64,
+        fmin: 40.0,
+        fmax: 8000.0,
+    };
+    Mel::new(config, t[0].dtype(), t[0].device())?.log(&stft(&t[0], 1024)?.magnitude(&t[0])?, 3e-3)
+}
+
+fn cases() -> Vec<Case> {
+    let rows = [
+        [1, 1, 1],
+        [2, 3, 5],
+        [3, 63, 60],
+        [2, 500, 384],
+        [5, 129, 513],
+        [1, 3, 4096],
+    ];
+    let grids: [&[usize]; 5] = [
+        &[2, 5, 4],
+        &[3, 63, 61],
+        &[2, 7, 5, 16],
+        &[2, 12, 6, 6, 384],
+        &[1, 3, 4, 5, 29],
+    ];
+    let list = |make: fn([usize; 3]) -> Vec<Vec<usize>>| rows.iter().map(|&shape| make(shape)).collect();
+    vec![
+        Case {
+            name: "rms_norm",
+            entry: |t| norm::rms_norm(&t[0], None, EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d]]),
+        },
+        Case {
+            name: "rms_norm gain",
+            entry: |t| norm::rms_norm(&t[0], Some(&t[1]), EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![d]]),
+        },
+        Case {
+            name: "rms_norm_modulated",
+            entry: |t| norm::rms_norm_modulated(&t[0], &t[1], &t[2], EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![b, d], vec![b, d]]),
+        },
+        Case {
+            name: "swiglu",
+            entry: |t| glu::swiglu(&t[0]),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, 2 * d]]),
+        },
+        Case {
+            name: "gated",
+            entry: |t| glu::gated(&t[0], &t[1]),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d]; 2]),
+        },
+        Case {
+            // A view that starts off the grid of vectors must not be read as vectors.
+            name: "swiglu offset view",
+            entry: |t| glu::swiglu(&t[0].flatten_all()?.narrow(0, 1, 1200)?.reshape((3, 400))?),
+            dtypes: BOTH,
+            shapes: vec![vec![vec![1201]]],
+        },
+        Case {
+            name: "token_shift",
+            entry: |t| shift::token_shift(&t[0]),
+            dtypes: BOTH,
+            shapes: grids.iter().map(|grid| vec![grid.to_vec()]).collect(),
+        },
+        Case {
+            name: "stft",
+            entry: |t| stft(&t[0], 1024)?.packed(&t[0]),
+            dtypes: SINGLE,
+            shapes: vec![vec![vec![2, 3333]], vec![vec![1, 321]]],
+        },
+        Case {
+            name: "inverse stft",
+            entry: |t| stft(&t[0], 640)?.inverse_packed(&t[0]),
+            dtypes: SINGLE,
+            shapes: vec![vec![vec![2, 25, 642]], vec![vec![1, 1, 642]]],
+        },
+        Case {
+            name: "log-mel",
+            entry: log_mel,
+            dtypes: SINGLE,
+            shapes: vec![vec![vec![2, 3333]]],
+        },
+    ]
+}
+
+fn host(seed: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let draws = Philox::named(seed, "check_cuda").normals(shape.iter().product());
+    Tensor::from_vec(draws, shape, &Device::Cpu)?
+        .to_dtype(dtype)?
+        .to_dtype(DType::F64)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?
+        .flatten_all()?
+        .to_vec1()
+}
+
+/// Result and gradients of `sum(result * weights)` as f64.
+fn evaluate(entry: Entry, inputs: &[Tensor], dtype: DType, device: &Device) -> Result<Vec<Vec<f64>>> {
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|input| Var::from_tensor(&input.to_dtype(dtype)?.to_device(device)?))
+        .collect::<Result<_>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = entry(&tensors)?;
+    // bf16 weights, so that both sides multiply by the same numbers.
+    let weights = host(99, y.dims(), DType::BF16)?
+        .to_dtype(dtype)?
+        .to_device(device)?;
+    let grads = (&y * weights)?.sum_all()?.backward()?;
+    let mut results = vec![values(&y)?];
+    for tensor in &tensors {
+        let grad = grads
+            .get(tensor)
+            .ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+        results.push(values(grad)?);
+    }
+    Ok(results)
+}
+
+fn relative_rms(found: &[f64], wanted: &[f64]) -> f64 {
+    let square = |sum: f64, x: f64| sum + x * x;
+    let error = found.iter().zip(wanted).map(|(a, b)| a - b).fold(0.0, square);
+    (error / wanted.iter().copied().fold(1e-300, square)).sqrt()
+}
+
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 6e-3 } else { 1e-5 }
+}
+
+/// Runs one case and prints its row; true if it passed.
+fn check(case: &Case, shapes: &[Vec<usize>], dtype: DType, device: &Device) -> bool {
+    let run = || -> Result<(Vec<f64>, bool)> {
+        let inputs: Vec<Tensor> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, shape)| host(i as u64, shape, dtype))
+            .collect::<Result<_>>()?;
+        let wanted = evaluate(case.entry, &inputs, DType::F64, &Device::Cpu)?;
+        let found = evaluate(case.entry, &inputs, dtype, device)?;
+        let again = evaluate(case.entry, &inputs, dtype, device)?;
+        let same = found == again;
+        Ok((
+            found
+                .iter()
+                .zip(&wanted)
+                .map(|(found, wanted)| relative_rms(found, wanted))
+                .collect(),
+            same,
+        ))
+    };
+    let (passed, detail) = match run() {
+        Ok((errors, same)) => {
+            // A NaN must fail: hence not `any(error >= tolerance)`.
+            let passed = same && errors.iter().all(|&error| error < tolerance(dtype));
+            let errors: Vec<String> = errors.iter().map(|error| format!("{error:.1e}")).collect();
+            (
+                passed,
+                format!(
+                    "{}{}",
+                    errors.join(" "),
+                    if same { "" } else { "  second run differs" }
+                ),
+            )
+        }
+        Err(error) => (
+            false,
+            error.to_string().lines().next().unwrap_or_default().to_owned(),
+        ),
+    };
+    let shapes = format!("{:?}", shapes[0]);
+    let verdict = if passed { "ok  " } else { "FAIL" };
+    println!(
+        "{verdict} {:<20} {:<5} {shapes:<22} {detail}",
+        case.name,
+        format!("{dtype:?}")
+    );
+    passed
+}
+
+/// Five clipped steps on two tensors, on `device`: parameters and moments.
+fn optimise(device: &Device) -> Result<Vec<Vec<f64>>> {
+    let shapes: [&[usize]; 2] = [&[63, 61], &[50_001]];
+    let mut state = vec![];
+    for (i, shape) in shapes.iter().enumerate() {
+        let start = host(i as u64, shape, DType::F32)?
+            .to_dtype(DType::F32)?
+            .to_device(device)?;
+        let parameter = Var::from_tensor(&start)?;
+        state.push((zero_moments(&parameter)?, parameter));
+    }
+    for step in 1..=5 {
+        let mut gradients = vec![];
+        for (i, shape) in shapes.iter().enumerate() {
+            let gradient = host(10 * step + i as u64, shape, DType::F32)?;
+            gradients.push(gradient.to_dtype(DType::F32)?.to_device(device)?);
+        }
+        let scale = clip_scale(&squared_norm(&gradients.iter().collect::<Vec<_>>())?, 3.0)?;
+        for ((moments, parameter), gradient) in state.iter().zip(&gradients) {
+            AdamW::default().step(parameter, moments, gradient, step, GradientScale::Device(&scale))?;
+        }
+    }
+    let mut results = vec![];
+    for (moments, parameter) in &state {
+        results.extend([values(parameter)?, values(moments)?]);
+    }
+    Ok(results)
+}
+
+fn check_adamw(device: &Device) -> Result<bool> {
+    let (wanted, found, again) = (optimise(&Device::Cpu)?, optimise(device)?, optimise(device)?);
+    let errors: Vec<f64> = found
+        .iter()
+        .zip(&wanted)
+        .map(|(a, b)| relative_rms(a, b))
+        .collect();
+    let passed = found == again && errors.iter().all(|&error| error < 1e-6);
+    let verdict = if passed { "ok  " } else { "FAIL" };
+    println!("{verdict} adamw, clipped       F32   [63, 61] [50001]       {errors:.1e?}");
+    Ok(passed)
+}
+
+/// Seconds of one call, the mean of 30 after 5.
+fn seconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut start = Instant::now();
+    for i in 0..35 {
+        if i == 5 {
+            device.synchronize()?;
+            start = Instant::now();
+        }
+        call()?;
+    }
+    device.synchronize()?;
+    Ok(start.elapsed().as_secs_f64() / 30.0)
+}
+
+/// Times forward, and forward with backward, over [32768 x 512] operands.
+///
+/// `passes` counts elements read and written forward, and backward, in units of 32768 x 512.
+fn time(
+    name: &str,
+    entry: Entry,
+    shapes: &[&[usize]],
+    passes: [f64; 2],
+    dtype: DType,
+    device: &Device,
+) -> Result<()> {
+    let vars: Vec<Var> = shapes
+        .iter()
+        .map(|shape| Var::from_tensor(&Tensor::rand(-1f32, 1.0, *shape, device)?.to_dtype(dtype)?))
+        .collect::<Result<_>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let forward = seconds(device, || entry(&tensors).map(drop))?;
+    let both = seconds(device, || entry(&tensors)?.backward().map(drop))?;
+    let gigabytes = (32_768 * 512 * dtype.size_in_bytes()) as f64 / 1e9;
+    println!(
+        "{name:<20} {:<5} {:>9.1} {:>9.0} {:>12.1} {:>9.0}",
+        format!("{dtype:?}"),
+        forward * 1e6,
+        passes[0] * gigabytes / forward,
+        both * 1e6,
+        (passes[0] + passes[1]) * gigabytes / both,
+    );
+    Ok(())
+}
+
+fn timings(device: &Device) -> Result<()> {
+    println!();
+    println!(
+        "[32768 x 512] through the public entry; forward + backward includes candle's seed and sum of gradients"
+    );
+    println!(
+        "{:<26} {:>9} {:>9} {:>12} {:>9}",
+        "operator", "fwd us", "GB/s", "fwd+bwd us", "GB/s"
+    );
+    let x: &[usize] = &[32, 1024, 512];
+    let wide: &[usize] = &[32, 1024, 1024];
+    let condition: &[usize] = &[32, 512];
+    for &dtype in BOTH {
+        time(
+            "rms_norm",
+            |t| norm::rms_norm(&t[0], None, EPS),
+            &[x],
+            [2.0, 3.0],
+            dtype,
+            device,
+        )?;
+        time(
+            "rms_norm gain",
+            |t| norm::rms_norm(&t[0], Some(&t[1]), EPS),
+            &[x, &[512]],
+            [2.0, 5.0],
+            dtype,
+            device,
+        )?;
+        time(
+            "rms_norm_modulated",
+            |t| norm::rms_norm_modulated(&t[0], &t[1], &t[2], EPS),
+            &[x, condition, condition],
+            [2.0, 5.0],
+            dtype,
+            device,
+        )?;
+        time(
+            "swiglu",
+            |t| glu::swiglu(&t[0]),
+            &[wide],
+            [3.0, 5.0],
+            dtype,
+            device,
+        )?;
+        time(
+            "gated",
+            |t| glu::gated(&t[0], &t[1]),
+            &[x, x],
+            [3.0, 5.0],
+            dtype,
+            device,
+        )?;
+        time(
+            "token_shift",
+            |t| shift::token_shift(&t[0]),
+            &[&[64, 8, 8, 8, 512]],
+            [2.0, 2.0],
+            dtype,
+            device,
+        )?;
+    }
+    let parameter = Var::zeros((32_768, 512), DType::F32, device)?;
+    let gradient = parameter.ones_like()?;
+    let moments = zero_moments(&parameter)?;
+    let elements = parameter.elem_count() as f64;
+    let step = seconds(device, || {
+        AdamW::default().step(&parameter, &moments, &gradient, 1, GradientScale::Host(1.0))
+    })?;
+    println!(
+        "{:<26} {:>9.1} {:>9.0}",
+        "adamw step",
+        step * 1e6,
+        36.0 * elements / step / 1e9
+    );
+    let norm = seconds(device, || squared_norm(&[&gradient]).map(drop))?;
+    println!(
+        "{:<26} {:>9.1} {:>9.0}",
+        "squared_norm",
+        norm * 1e6,
+        4.0 * elements / norm / 1e9
+    );
+    let wave = Tensor::rand(-1f32, 1.0, (64, 64_000), device)?;
+    let transform = Stft::new(1024, 640, 160, DType::F32, device)?;
+    let magnitude = seconds(device, || transform.magnitude(&wave).map(drop))?;
+    let spectrum = transform.packed(&wave)?;
+    let inverse = seconds(device, || transform.inverse_packed(&spectrum).map(drop))?;
+    println!(
+        "64 clips of 4 s: stft magnitude {:.0} us, inverse {:.0} us",
+        magnitude * 1e6,
+        inverse * 1e6
+    );
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let device = match Device::new_cuda(0) {
+        Ok(device) => device,
+        Err(error) => {
+            println!("FAIL no CUDA device: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    println!(
+        "     operator             type  shape                  relative RMS error of the result and gradients"
+    );
+    let (mut failed, mut count) = (0, 0);
+    for case in cases() {
+        for &dtype in case.dtypes {
+            for shapes in &case.shapes {
+                count += 1;
+                failed += usize::from(!check(&case, shapes, dtype, &device));
+            }
+        }
+    }
+    count += 1;
+    failed += usize::from(!check_adamw(&device).unwrap_or_else(|error| {
+        println!("FAIL adamw: {error}");
+        false
+    }));
+    println!("{} of {count} checks passed", count - failed);
+    if let Err(error) = timings(&device) {
+        println!("FAIL timing: {error}");
+        failed += 1;
+    }
+    ExitCode::from(u8::from(failed > 0))
+}

@@ -1,0 +1,104 @@
+//! Our CUDA kernels as they reach the device: PTX in the program, loaded once for each device, launched by name.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
+
+/// Contiguous operand of a kernel.
+pub(crate) type View<'a, T> = CudaView<'a, T>;
+/// Result of a kernel.
+pub(crate) type Slice<T> = CudaSlice<T>;
+
+/// Threads of a block in all our kernels.
+pub(crate) const THREADS: u32 = 256;
+
+/// One file of `kernels/cuda`.
+#[derive(Clone, Copy)]
+pub(crate) struct Module {
+    /// Name under which the device keeps it.
+    pub(crate) name: &'static str,
+    /// What nvcc made of it.
+    pub(crate) ptx: &'static str,
+}
+
+/// The module compiled from `kernels/cuda/NAME.cu`.
+macro_rules! module {
+    ($name:literal) => {
+        $crate::cuda_module::Module {
+            name: concat!("fulgur_", $name),
+            ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+        }
+    };
+}
+pub(crate) use module;
+
+/// Launches a kernel: `launch!(device, MODULE, "name", config; arguments)`. Views of slices stand for pointers.
+///
+/// The caller vouches that arguments have the kernel's types and that its accesses stay inside of the slices.
+macro_rules! launch {
+    ($device:expr, $module:expr, $name:expr, $config:expr; $($argument:expr),+ $(,)?) => {{
+        use candle_core::cuda_backend::{WrapErr, cudarc::driver::PushKernelArg};
+        let name: String = $name.into();
+        let function = $device.get_or_load_custom_func(&name, $module.name, $module.ptx)?;
+        let mut builder = function.builder();
+        $(
+            let argument = $argument;
+            builder.arg(&argument);
+        )+
+        // SAFETY: each call site passes the arguments of the kernel's signature, with the lengths that it indexes.
+        unsafe { builder.launch($config) }.w()?;
+    }};
+}
+pub(crate) use launch;
+
+/// One thread for each of `count` elements.
+pub(crate) fn flat(count: usize) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (count.div_ceil(THREADS as usize) as u32, 1, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// Blocks of several rows: threads along `columns` (at most [`THREADS`] of them, then they loop), the rest over rows.
+pub(crate) fn by_rows(rows: usize, columns: usize) -> LaunchConfig {
+    let across = (columns.max(1) as u32).next_power_of_two().clamp(32, THREADS);
+    let down = THREADS / across;
+    LaunchConfig {
+        grid_dim: (rows.div_ceil(down as usize) as u32, 1, 1),
+        block_dim: (across, down, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// Elements that a thread can move at once: 4 where all `lengths` and the operands' addresses allow it, else 1.
+pub(crate) fn vector(lengths: &[usize], aligned: bool) -> usize {
+    if aligned && lengths.iter().all(|length| length % 4 == 0) {
+        4
+    } else {
+        1
+    }
+}
+
+/// Whether a vector of four elements may be read at the start of each view.
+pub(crate) fn aligned<T>(device: &candle_core::CudaDevice, views: &[&View<'_, T>]) -> bool {
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+    let stream = device.cuda_stream();
+    views
+        .iter()
+        .all(|view| view.device_ptr(&stream).0 % (4 * size_of::<T>() as u64) == 0)
+}
+
+/// Address of a view for an argument that may be null.
+pub(crate) fn pointer<T>(device: &candle_core::CudaDevice, view: Option<&View<'_, T>>) -> u64 {
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+    let stream = device.cuda_stream();
+    view.map_or(0, |view| view.device_ptr(&stream).0)
+}
+
+/// Room for `count` elements that a kernel writes before anything reads them.
+pub(crate) fn room<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+    device: &candle_core::CudaDevice,
+    count: usize,
+) -> candle_core::Result<Slice<T>> {
+    // SAFETY: every kernel writes all elements of its results.
+    unsafe { device.alloc::<T>(count) }
+}
