@@ -105,3 +105,79 @@ fn check(inputs: &HashMap<String, Tensor>) -> Result<()> {
 fn fault<T>(text: &str) -> Result<T> {
     Err(Error::Msg(format!("{OP}: {text}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::additive::reference::Sizes;
+    use crate::additive::tests::Case;
+    use crate::testing::{relative_rms, values};
+    use candle_core::Device;
+
+    fn named(entries: &[(&str, &Tensor)]) -> HashMap<String, Tensor> {
+        entries
+            .iter()
+            .map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()))
+            .collect()
+    }
+
+    #[test]
+    fn forward_op_gives_what_the_reference_gives() -> Result<()> {
+        let case = Case::new(
+            Sizes {
+                b: 2,
+                n: 17,
+                h: 3,
+                d: 5,
+                e: 7,
+            },
+            false,
+            false,
+        );
+        let expected = case.expected();
+        let f32_of = |t: &Tensor| t.to_dtype(DType::F32);
+        let (q, g, v) = (f32_of(&case.q)?, f32_of(&case.logits)?, f32_of(&case.v)?);
+        let (d_o, dstate) = (f32_of(&case.d_o)?, f32_of(&case.d_state)?);
+        let all = forward_op(&named(&[
+            ("q", &q),
+            ("g", &g),
+            ("v", &v),
+            ("do", &d_o),
+            ("dstate", &dstate),
+        ]))?;
+        for (name, expected) in ["o", "state", "dq", "dg", "dv"].iter().zip(&expected) {
+            assert_eq!(all[*name].dtype(), DType::F32);
+            assert!(relative_rms(&values(&all[*name]), expected) < 1e-5, "{name}");
+        }
+        assert_eq!(all.len(), 5);
+        let few = forward_op(&named(&[("q", &q), ("g", &g), ("v", &v)]))?;
+        let mut names: Vec<_> = few.keys().collect();
+        names.sort();
+        assert_eq!(names, ["o", "state"]);
+        let half = forward_op(&named(&[
+            ("q", &q.to_dtype(DType::BF16)?),
+            ("g", &g.to_dtype(DType::BF16)?),
+            ("v", &v.to_dtype(DType::BF16)?),
+            ("do", &d_o.to_dtype(DType::BF16)?),
+        ]))?;
+        assert!(half.values().all(|t| t.dtype() == DType::F32));
+        assert!(relative_rms(&values(&half["o"]), &expected[0]) < 2e-2);
+        Ok(())
+    }
+
+    #[test]
+    fn forward_op_lists_every_fault() {
+        let q = Tensor::zeros((2, 4, 3, 5), DType::F32, &Device::Cpu).unwrap();
+        let wrong = Tensor::zeros((2, 4, 3), DType::F32, &Device::Cpu).unwrap();
+        let message = |entries: &[(&str, &Tensor)]| forward_op(&named(entries)).unwrap_err().to_string();
+        let text = message(&[("q", &q), ("v", &wrong), ("k", &q)]);
+        for part in ["g is missing", "k is unknown", "v is [2, 4, 3]"] {
+            assert!(text.contains(part) && !text.contains('\n'), "{text}");
+        }
+        assert!(message(&[("q", &q), ("g", &q), ("v", &q), ("state_in", &q)]).contains("state_in"));
+        assert!(message(&[("q", &q), ("g", &q), ("v", &q), ("dstate", &q)]).contains("dstate needs do"));
+        assert!(message(&[("q", &wrong), ("g", &q), ("v", &q)]).contains("q is [2, 4, 3]"));
+        let whole = q.to_dtype(DType::I64).unwrap();
+        assert!(message(&[("q", &whole), ("g", &q), ("v", &q)]).contains("q is I64"));
+    }
+}

@@ -1,29 +1,28 @@
 //! Every form against the literal one, gradients against differences, and the promises of LightNet's paper.
 
 use super::reference::{Inputs, Sizes, causal};
-use super::{Form, NonCausal, forward_op, noncausal, run};
+use super::{Form, NonCausal, noncausal, run};
 use crate::exchange::{StateExchange, threads};
 use crate::testing::{check_gradients, check_precision, normal, relative_rms, values};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 const LENGTHS: [usize; 10] = [1, 2, 15, 16, 17, 63, 64, 65, 128, 257];
 
 /// One set of inputs in f64 and what they are made with.
-struct Case {
+pub(super) struct Case {
     sizes: Sizes,
-    q: Tensor,
-    logits: Tensor,
-    v: Tensor,
+    pub(super) q: Tensor,
+    pub(super) logits: Tensor,
+    pub(super) v: Tensor,
     phase: Option<Tensor>,
     keep: Option<Vec<bool>>,
-    d_o: Tensor,
-    d_state: Tensor,
+    pub(super) d_o: Tensor,
+    pub(super) d_state: Tensor,
 }
 
 impl Case {
-    fn new(sizes: Sizes, phase: bool, mask: bool) -> Self {
+    pub(super) fn new(sizes: Sizes, phase: bool, mask: bool) -> Self {
         let Sizes { b, n, h, d, e } = sizes;
         let width = if phase { 2 * d } else { d };
         // The second sequence is padding from its first token on where N is 2: a row without tokens.
@@ -50,7 +49,7 @@ impl Case {
     }
 
     /// o, state, dq, dlogits, dv and, with phases, dphase.
-    fn expected(&self) -> Vec<Vec<f64>> {
+    pub(super) fn expected(&self) -> Vec<Vec<f64>> {
         let [q, logits, v] = [&self.q, &self.logits, &self.v].map(values);
         let phase = self.phase.as_ref().map(values);
         let keep = self.keep.as_deref();
@@ -636,73 +635,6 @@ fn shapes_that_do_not_fit_are_named() {
     let text = message(noncausal(&whole, &whole, &whole, &off));
     assert!(text.contains("q is I64"), "{text}");
     assert!(message(noncausal(&phase, &good, &good, &off)).contains("[B, N, H, D]"));
-}
-
-fn named(entries: &[(&str, &Tensor)]) -> HashMap<String, Tensor> {
-    entries
-        .iter()
-        .map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()))
-        .collect()
-}
-
-#[test]
-fn forward_op_gives_what_the_reference_gives() -> Result<()> {
-    let case = Case::new(
-        Sizes {
-            b: 2,
-            n: 17,
-            h: 3,
-            d: 5,
-            e: 7,
-        },
-        false,
-        false,
-    );
-    let expected = case.expected();
-    let f32_of = |t: &Tensor| t.to_dtype(DType::F32);
-    let (q, g, v) = (f32_of(&case.q)?, f32_of(&case.logits)?, f32_of(&case.v)?);
-    let (d_o, dstate) = (f32_of(&case.d_o)?, f32_of(&case.d_state)?);
-    let all = forward_op(&named(&[
-        ("q", &q),
-        ("g", &g),
-        ("v", &v),
-        ("do", &d_o),
-        ("dstate", &dstate),
-    ]))?;
-    for (name, expected) in ["o", "state", "dq", "dg", "dv"].iter().zip(&expected) {
-        assert_eq!(all[*name].dtype(), DType::F32);
-        assert!(relative_rms(&values(&all[*name]), expected) < 1e-5, "{name}");
-    }
-    assert_eq!(all.len(), 5);
-    let few = forward_op(&named(&[("q", &q), ("g", &g), ("v", &v)]))?;
-    let mut names: Vec<_> = few.keys().collect();
-    names.sort();
-    assert_eq!(names, ["o", "state"]);
-    let half = forward_op(&named(&[
-        ("q", &q.to_dtype(DType::BF16)?),
-        ("g", &g.to_dtype(DType::BF16)?),
-        ("v", &v.to_dtype(DType::BF16)?),
-        ("do", &d_o.to_dtype(DType::BF16)?),
-    ]))?;
-    assert!(half.values().all(|t| t.dtype() == DType::F32));
-    assert!(relative_rms(&values(&half["o"]), &expected[0]) < 2e-2);
-    Ok(())
-}
-
-#[test]
-fn forward_op_lists_every_fault() {
-    let q = Tensor::zeros((2, 4, 3, 5), DType::F32, &Device::Cpu).unwrap();
-    let wrong = Tensor::zeros((2, 4, 3), DType::F32, &Device::Cpu).unwrap();
-    let message = |entries: &[(&str, &Tensor)]| forward_op(&named(entries)).unwrap_err().to_string();
-    let text = message(&[("q", &q), ("v", &wrong), ("k", &q)]);
-    for part in ["g is missing", "k is unknown", "v is [2, 4, 3]"] {
-        assert!(text.contains(part) && !text.contains('\n'), "{text}");
-    }
-    assert!(message(&[("q", &q), ("g", &q), ("v", &q), ("state_in", &q)]).contains("state_in"));
-    assert!(message(&[("q", &q), ("g", &q), ("v", &q), ("dstate", &q)]).contains("dstate needs do"));
-    assert!(message(&[("q", &wrong), ("g", &q), ("v", &q)]).contains("q is [2, 4, 3]"));
-    let whole = q.to_dtype(DType::I64).unwrap();
-    assert!(message(&[("q", &whole), ("g", &q), ("v", &q)]).contains("q is I64"));
 }
 
 /// Speed on the shape of the builtin generator; prints, so that a change can be seen: run with `--ignored --nocapture`.
