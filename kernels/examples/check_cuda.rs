@@ -47,8 +47,9 @@ fn log_mel(t: &[Tensor]) -> Result<Tensor> {
 }
 
 fn cases() -> Vec<Case> {
+    // Not [1, 1, 1]: the gradient of a norm of one number is all cancellation.
     let rows = [
-        [1, 1, 1],
+        [1, 1, 3],
         [2, 3, 5],
         [3, 63, 60],
         [2, 500, 384],
@@ -264,7 +265,13 @@ fn check_adamw(device: &Device) -> Result<bool> {
         .collect();
     let passed = found == again && errors.iter().all(|&error| error < 1e-6);
     let verdict = if passed { "ok  " } else { "FAIL" };
-    println!("{verdict} adamw, clipped       F32   [63, 61] [50001]       {errors:.1e?}");
+    let errors: Vec<String> = errors.iter().map(|error| format!("{error:.1e}")).collect();
+    println!(
+        "{verdict} {:<20} F32   {:<22} {}",
+        "adamw, clipped",
+        "[63, 61], [50001]",
+        errors.join(" ")
+    );
     Ok(passed)
 }
 
