@@ -47,7 +47,7 @@ pub(super) const SOUNDS: &str = "\
     giggle, clap, cheer, snore, sneeze, cough, moan, groan, sigh, whisper, shout, yell, chug, rev, vroom, \
     puff, blow";
 
-/// Things that are seen or heard.
+/// Things that are seen or heard, in the singular.
 pub(super) const NOUNS: &str = "\
     dog, puppy, hound, doggy, mutt, poodle, terrier, sheepdog, cat, kitten, kitty, tomcat, fox, wolf, bear, \
     cub, lion, lioness, tiger, big cat, panther, elephant, hippo, hippopotamus, rhino, giraffe, zebra, \
@@ -64,19 +64,19 @@ pub(super) const NOUNS: &str = "\
     butterfly, spider, ghost, phantom, monster, witch, robot, baby, child, man, woman, crowd, violin, \
     fiddle, cello, double bass, guitar, electric guitar, banjo, ukulele, lute, harp, piano, keyboard, organ, \
     accordion, harmonica, flute, recorder, clarinet, oboe, bassoon, saxophone, sax, trumpet, trombone, tuba, \
-    horn, french horn, bugle, bagpipe, didgeridoo, drum, drum kit, drums, snare, bongo, conga, tambourine, \
-    cymbal, gong, triangle, xylophone, marimba, maracas, castanets, bell, church bell, doorbell, alarm \
-    clock, clock, watch, timer, phone, telephone, camera, radio, television, computer, typewriter, printer, \
-    kettle, teapot, bottle, glass, cup, frying pan, toaster, blender, washing machine, vacuum cleaner, \
-    hoover, hair dryer, toilet, faucet, tap, shower, door, gate, window, stairs, hammer, mallet, saw, \
-    chainsaw, drill, scissors, nail, shovel, axe, whip, balloon, ball, whistle, rubber duck, toy, firework, \
-    rocket, bomb, gun, cannon, lightning, thunder, storm, rain, wind, sea, ocean, wave, river, waterfall, \
-    fire, campfire, volcano, car, automobile, race car, truck, lorry, bus, taxi, fire engine, fire truck, \
-    ambulance, police car, siren, motorcycle, motorbike, scooter, bicycle, bike, train, locomotive, steam \
-    engine, tram, subway, ship, boat, ferry, submarine, plane, airplane, jet, helicopter, spaceship, lander, \
-    tractor, tank, excavator, bulldozer, crane, apple, carrot, popcorn, soup, egg, leaf, tree, branch, \
-    paper, book, coin, key, zipper, chain, rope, umbrella, shoe, hands, flag, football, tennis racket, \
-    bowling ball, dice, swing, seesaw, wheel, engine, motor, machine, fan";
+    horn, french horn, bugle, bagpipe, didgeridoo, drum, drum kit, snare, bongo, conga, tambourine, cymbal, \
+    gong, triangle, xylophone, marimba, bell, church bell, doorbell, alarm clock, clock, watch, timer, \
+    phone, telephone, camera, radio, television, computer, typewriter, printer, kettle, teapot, bottle, \
+    glass, cup, frying pan, toaster, blender, washing machine, vacuum cleaner, hoover, hair dryer, toilet, \
+    faucet, tap, shower, door, gate, window, hammer, mallet, saw, chainsaw, drill, nail, shovel, axe, whip, \
+    balloon, ball, whistle, rubber duck, toy, firework, rocket, bomb, gun, cannon, lightning, thunder, \
+    storm, rain, wind, sea, ocean, wave, river, waterfall, fire, campfire, volcano, car, automobile, race \
+    car, truck, lorry, bus, taxi, fire engine, fire truck, ambulance, police car, siren, motorcycle, \
+    motorbike, scooter, bicycle, bike, train, locomotive, steam engine, tram, subway, ship, boat, ferry, \
+    submarine, plane, airplane, jet, helicopter, spaceship, lander, tractor, tank, excavator, bulldozer, \
+    crane, apple, carrot, popcorn, soup, egg, leaf, tree, branch, paper, book, coin, key, zipper, chain, \
+    rope, umbrella, shoe, flag, football, tennis racket, bowling ball, swing, seesaw, wheel, engine, motor, \
+    machine, fan";
 
 #[cfg(test)]
 mod tests {
