@@ -67,6 +67,7 @@ impl Video {
         self.frame_count as f64 / self.fps
     }
 
+    #[cfg(feature = "media")]
     pub(crate) fn check(&self) -> Result<(), MediaError> {
         let bytes = frame_bytes(self.width, self.height)?;
         let expected = self.frame_count.checked_mul(bytes);
