@@ -1,5 +1,7 @@
 //! What can be trained: one file a task, one line in the table.
 
+mod text;
+
 use candle_core::Device;
 
 use super::error::{TaskResult, TrainError};
@@ -10,7 +12,7 @@ use super::task::Task;
 pub type Build = fn(&Recipe, &Device) -> TaskResult<Box<dyn Task>>;
 
 /// All tasks: the name that recipes use, and how to build it.
-pub const TASKS: &[(&str, Build)] = &[];
+pub const TASKS: &[(&str, Build)] = &[("text", text::build)];
 
 /// Builds the task that `recipe` names, from a table of tasks.
 ///
