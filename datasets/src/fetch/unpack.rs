@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use flate2::read::GzDecoder;
@@ -61,7 +61,7 @@ fn read_deb(
                 client: "dpkg-deb",
                 install: "Debian, Ubuntu: apt-get install dpkg; elsewhere: package dpkg",
                 file: package.file.to_owned(),
-                folder: path.parent().map(Path::to_owned).unwrap_or_else(PathBuf::new),
+                folder: path.parent().map(Path::to_owned).unwrap_or_default(),
             });
         }
         Err(e) => return Err(FetchError::io(path, "unpack")(e)),
