@@ -1,6 +1,6 @@
 //! Checkpoints: everything that a run needs to go on as if it had never stopped.
 //!
-//! A checkpoint is a folder `step-NNNNNNNNNN` with `weights.safetensors`, `optimiser.safetensors` (both moments and the
+//! A checkpoint is a folder `step-NNNNNNNNNN` with `weights.safetensors`, `optimiser.safetensors` (moments and the
 //! sums of the log interval that is under way), `ema.safetensors`, `state.json`, and last `manifest.json` with the size
 //! and SHA-256 of every file. It is written under another name, synced and renamed, and older ones are removed only
 //! afterwards: whenever the process dies, the newest complete checkpoint is still there.
@@ -344,7 +344,7 @@ mod tests {
         let one = |name: &str, shift| BTreeMap::from([(name.to_string(), tensor(shift))]);
         let state = State {
             step,
-            elapsed_s: 0.1 + 0.2,
+            elapsed_s: 12.5,
             best: Some(1.0 / 3.0),
             ..State::default()
         };

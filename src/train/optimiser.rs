@@ -10,11 +10,13 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
+use fulgur_kernels::adamw::{self as fused, GradientScale, squared_norm, zero_moments};
 use fulgur_lightnet::params::Params;
 use serde::{Deserialize, Serialize};
 
 /// Guards the division by the norm.
 const TINY: f64 = 1e-6;
+const MOMENTS: &str = "moments.";
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -57,25 +59,13 @@ pub struct AdamW {
 struct Slot {
     name: String,
     weight: Var,
-    first: Var,
-    second: Var,
+    /// Both moments, `[2, ..shape of the weight]`.
+    moments: Tensor,
     decays: bool,
 }
 
 /// The gradients of one step, one per parameter in the order of their names; none where the loss does not depend on it.
 pub struct Gradients(Vec<Option<Tensor>>);
-
-/// The numbers of one update that are the same for all parameters.
-struct Coefficients {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    /// `1 - b1^t` and `1 - b2^t`.
-    correction: (f64, f64),
-    /// Factor of the gradients.
-    scale: f64,
-}
 
 impl AdamW {
     /// An optimiser of all parameters that exist, with zero moments.
@@ -84,12 +74,11 @@ impl AdamW {
     /// The device is out of memory.
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
         let slot = |(name, weight): (String, Var)| -> Result<Slot> {
-            let zeros = || Var::zeros(weight.shape(), DType::F32, weight.device());
+            let moments = zero_moments(&weight)?;
             Ok(Slot {
-                first: zeros()?,
-                second: zeros()?,
-                decays: weight.rank() >= 2,
                 name,
+                decays: weight.rank() >= 2,
+                moments,
                 weight,
             })
         };
@@ -130,42 +119,34 @@ impl AdamW {
             clip,
             ..
         } = self.config;
-        let t = self.updates as f64;
-        let coefficients = Coefficients {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            correction: (1.0 - beta1.powf(t), 1.0 - beta2.powf(t)),
-            scale: if clip > 0.0 {
-                (clip / (norm + TINY)).min(1.0)
-            } else {
-                1.0
-            },
+        let scale = if clip > 0.0 {
+            (clip / (norm + TINY)).min(1.0)
+        } else {
+            1.0
         };
         for (slot, gradient) in self.slots.iter().zip(&gradients.0) {
             if let Some(gradient) = gradient {
-                let decay = if slot.decays { weight_decay } else { 0.0 };
-                adamw(
-                    &slot.weight,
-                    &slot.first,
-                    &slot.second,
-                    gradient,
-                    decay,
-                    &coefficients,
-                )?;
+                let weight_decay = if slot.decays { weight_decay } else { 0.0 };
+                let step = fused::AdamW {
+                    lr,
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay,
+                };
+                let scale = GradientScale::Host(scale);
+                step.step(&slot.weight, &slot.moments, gradient, self.updates, scale)?;
             }
         }
         Ok(())
     }
 
-    /// The moments by name: `first.NAME` and `second.NAME`.
+    /// The moments by name: `moments.NAME`, `[2, ..shape of the weight]`.
     pub fn moments(&self) -> BTreeMap<String, Tensor> {
-        let both = |slot: &Slot| {
-            [("first", &slot.first), ("second", &slot.second)]
-                .map(|(kind, moment)| (format!("{kind}.{}", slot.name), moment.as_detached_tensor()))
-        };
-        self.slots.iter().flat_map(both).collect()
+        self.slots
+            .iter()
+            .map(|slot| (format!("{MOMENTS}{}", slot.name), slot.moments.clone()))
+            .collect()
     }
 
     /// Takes up the moments and the count of updates of another optimiser of the same parameters.
@@ -173,18 +154,20 @@ impl AdamW {
     /// # Errors
     /// A moment is missing or has another shape.
     pub fn restore(&mut self, moments: &BTreeMap<String, Tensor>, updates: u64) -> Result<()> {
-        for slot in &self.slots {
-            for (kind, moment) in [("first", &slot.first), ("second", &slot.second)] {
-                let name = format!("{kind}.{}", slot.name);
-                let Some(tensor) = moments.get(&name) else {
-                    candle_core::bail!("no moment `{name}`")
-                };
-                if tensor.shape() != moment.shape() {
-                    let (found, expected) = (tensor.dims(), moment.dims());
-                    candle_core::bail!("moment `{name}`: found shape {found:?}, expected {expected:?}");
-                }
-                moment.set(&tensor.to_dtype(DType::F32)?.to_device(moment.device())?.copy()?)?;
+        for slot in &mut self.slots {
+            let name = format!("{MOMENTS}{}", slot.name);
+            let Some(tensor) = moments.get(&name) else {
+                candle_core::bail!("no tensor `{name}`")
+            };
+            if tensor.shape() != slot.moments.shape() {
+                let (found, expected) = (tensor.dims(), slot.moments.dims());
+                candle_core::bail!("`{name}`: found shape {found:?}, expected {expected:?}");
             }
+            // A copy of its own, because updates happen in place.
+            slot.moments = tensor
+                .to_dtype(DType::F32)?
+                .to_device(slot.weight.device())?
+                .copy()?;
         }
         self.updates = updates;
         Ok(())
@@ -197,16 +180,11 @@ impl Gradients {
     /// # Errors
     /// A tensor operation failed.
     pub fn norm(&self, device: &Device) -> Result<Tensor> {
-        let squares = self
-            .0
-            .iter()
-            .flatten()
-            .map(|g| g.sqr()?.sum_all())
-            .collect::<Result<Vec<_>>>()?;
-        if squares.is_empty() {
+        let all: Vec<&Tensor> = self.0.iter().flatten().collect();
+        if all.is_empty() {
             return Tensor::zeros((), DType::F32, device);
         }
-        Tensor::stack(&squares, 0)?.sum_all()?.sqrt()
+        squared_norm(&all)?.sqrt()?.reshape(())
     }
 
     /// Adds the gradients of another part of the batch.
@@ -222,23 +200,6 @@ impl Gradients {
         }
         Ok(())
     }
-}
-
-/// One update of one parameter, in place.
-fn adamw(
-    weight: &Var,
-    first: &Var,
-    second: &Var,
-    gradient: &Tensor,
-    decay: f64,
-    c: &Coefficients,
-) -> Result<()> {
-    let g = (gradient * c.scale)?;
-    first.set(&((first.as_tensor() * c.beta1)? + (&g * (1.0 - c.beta1))?)?)?;
-    second.set(&((second.as_tensor() * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?)?;
-    let root = ((second.as_tensor() / c.correction.1)?.sqrt()? + c.eps)?;
-    let direction = (first.as_tensor() / c.correction.0)?.div(&root)?;
-    weight.set(&((weight.as_tensor() * (1.0 - c.lr * decay))? - (direction * c.lr)?)?)
 }
 
 #[cfg(test)]

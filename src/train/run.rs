@@ -117,7 +117,10 @@ struct Session<'a> {
 struct Window {
     /// By name, on the device, so that logging rarely is cheap.
     sums: BTreeMap<String, Tensor>,
+    /// Of the last step.
     norm: f64,
+    /// Of the last step.
+    lr: f64,
     since: Instant,
     samples: u64,
 }
@@ -171,6 +174,7 @@ impl<'a> Session<'a> {
             window: Window {
                 sums: BTreeMap::new(),
                 norm: 0.0,
+                lr: 0.0,
                 since: Instant::now(),
                 samples: 0,
             },
@@ -300,17 +304,17 @@ impl<'a> Session<'a> {
         self.state.step += 1;
         let Some(gradients) = gradients else { return Ok(()) };
         let norm = f64::from(gradients.norm(self.device())?.to_scalar::<f32>()?);
+        let lr = self.recipe.optimiser.lr * self.recipe.schedule.factor(number, progress);
+        (self.window.norm, self.window.lr) = (norm, lr);
         if !norm.is_finite() {
             return self.skip();
         }
-        let lr = self.lr(number, progress);
         self.optimiser.update(&gradients, norm, lr)?;
         if let Some(ema) = &mut self.ema {
             ema.update(self.optimiser.updates() - 1)?;
         }
         self.state.skipped_in_a_row = 0;
         self.state.window_steps += 1;
-        self.window.norm = norm;
         for (name, value) in scalars {
             let sum = match self.window.sums.get(&name) {
                 Some(sum) => (sum + value)?,
@@ -319,10 +323,6 @@ impl<'a> Session<'a> {
             self.window.sums.insert(name, sum);
         }
         Ok(())
-    }
-
-    fn lr(&self, step: u64, progress: f64) -> f64 {
-        self.recipe.optimiser.lr * self.recipe.schedule.factor(step, progress)
     }
 
     /// Gradients were not finite: weights, moments and averages stay as they are.
@@ -371,7 +371,7 @@ impl<'a> Session<'a> {
         values.sort_by_key(|(name, _)| name != LOSS);
         let loss = values.first().map(|(_, loss)| *loss);
         let rate = self.window.samples as f64 / self.window.since.elapsed().as_secs_f64().max(1e-9);
-        values.push(("lr".into(), self.lr(step - 1, progress)));
+        values.push(("lr".into(), self.window.lr));
         values.push(("grad_norm".into(), self.window.norm));
         values.push(("samples_per_s".into(), rate));
         if self.state.skipped > 0 {

@@ -319,30 +319,34 @@ fn undefined_gradients_are_skipped_then_stop_the_run() {
 fn time_ends_a_run_and_counts_over_sessions() {
     let folder = tempfile::tempdir().unwrap();
     let timed = |seconds: f64| {
-        recipe(
-            folder.path(),
-            &format!("train.max_steps=0 train.max_seconds={seconds}"),
-        )
+        let mut recipe = recipe(folder.path(), "");
+        (recipe.train.max_steps, recipe.train.max_seconds) = (0, seconds);
+        recipe
     };
     let pause = Options {
-        pause_after: Some(std::time::Duration::from_millis(150)),
+        pause_after: Some(std::time::Duration::ZERO),
         ..Options::default()
     };
-    let first = train(&Toy::new(), &timed(0.4), &pause).unwrap();
-    assert!(!first.finished && first.step > 0);
-    let second = train(&Toy::new(), &timed(0.4), &resume()).unwrap();
-    assert!(second.finished && second.step > first.step);
-    let last = checkpoint::load_newest(&folder.path().join("checkpoints"), |_| ())
-        .unwrap()
-        .unwrap();
-    assert!(
-        (0.4..2.0).contains(&last.state.elapsed_s),
-        "{}",
-        last.state.elapsed_s
-    );
-    // The run is over: nothing is trained any more, the model is exported again.
-    let third = train(&Toy::new(), &timed(0.4), &resume()).unwrap();
-    assert_eq!((third.step, third.finished), (second.step, true));
+    let paused = train(&Toy::new(), &timed(0.05), &pause).unwrap();
+    assert_eq!((paused.step, paused.finished), (0, false));
+    let options = resume();
+    let toy = Toy::new();
+    let stopping = StopAfter(&toy, 10, Arc::clone(&options.interrupt));
+    let stopped = train(&stopping, &timed(1e6), &options).unwrap();
+    assert_eq!((stopped.step, stopped.finished), (10, false));
+    let read = || {
+        checkpoint::load_newest(&folder.path().join("checkpoints"), |_| ())
+            .unwrap()
+            .unwrap()
+            .state
+    };
+    let spent = read().elapsed_s;
+    assert!(spent > 0.0);
+    // As much time as was spent already: the next session has nothing left to do but to finish.
+    let over = train(&Toy::new(), &timed(spent), &resume()).unwrap();
+    assert_eq!((over.step, over.finished), (10, true));
+    let longer = train(&Toy::new(), &timed(spent + 0.05), &resume()).unwrap();
+    assert!(longer.finished && longer.step > 10 && read().elapsed_s >= spent + 0.05);
 }
 
 #[test]

@@ -50,9 +50,7 @@ impl EventFile {
         let mut events = Self { path, file };
         events.record(&event(now, 0, |out| bytes_field(out, 3, VERSION)))?;
         if step > 0 {
-            let mut started = Vec::new();
-            integer_field(&mut started, 1, STARTED);
-            events.record(&event(now, step + 1, |out| bytes_field(out, 7, &started)))?;
+            events.record(&start_event(now, step + 1))?;
         }
         Ok(events)
     }
@@ -62,15 +60,7 @@ impl EventFile {
     /// # Errors
     /// The disk is full.
     pub fn scalars(&mut self, step: u64, values: &[(String, f64)]) -> Result<(), TrainError> {
-        let mut summary = Vec::new();
-        for (tag, value) in values {
-            let mut entry = Vec::new();
-            bytes_field(&mut entry, 1, tag.as_bytes());
-            key(&mut entry, 2, Wire::Fixed32);
-            entry.extend((*value as f32).to_le_bytes());
-            bytes_field(&mut summary, 1, &entry);
-        }
-        self.record(&event(since_epoch(), step, |out| bytes_field(out, 5, &summary)))
+        self.record(&scalar_event(since_epoch(), step, values))
     }
 
     /// Adds a picture, given as a PNG file.
@@ -78,21 +68,16 @@ impl EventFile {
     /// # Errors
     /// `png` is none, or the disk is full.
     pub fn picture(&mut self, step: u64, tag: &str, png: &[u8]) -> Result<(), TrainError> {
-        let Some((width, height)) = png_size(png) else {
-            return Err(TrainError::Run {
-                path: self.path.clone(),
-                reason: format!("picture `{tag}` is no PNG file"),
-            });
-        };
-        let (mut image, mut entry, mut summary) = (Vec::new(), Vec::new(), Vec::new());
-        integer_field(&mut image, 1, height);
-        integer_field(&mut image, 2, width);
-        integer_field(&mut image, 3, RGBA);
-        bytes_field(&mut image, 4, png);
-        bytes_field(&mut entry, 1, tag.as_bytes());
-        bytes_field(&mut entry, 4, &image);
-        bytes_field(&mut summary, 1, &entry);
-        self.record(&event(since_epoch(), step, |out| bytes_field(out, 5, &summary)))
+        match picture_event(since_epoch(), step, tag, png) {
+            Some(payload) => self.record(&payload),
+            None => {
+                let reason = format!("picture `{tag}` is no PNG file");
+                Err(TrainError::Run {
+                    path: self.path.clone(),
+                    reason,
+                })
+            }
+        }
     }
 
     fn record(&mut self, payload: &[u8]) -> Result<(), TrainError> {
@@ -121,9 +106,45 @@ fn event(when: Duration, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> 
     let mut out = Vec::new();
     key(&mut out, 1, Wire::Fixed64);
     out.extend(when.as_secs_f64().to_le_bytes());
-    integer_field(&mut out, 2, step);
+    if step > 0 {
+        // Zero is what readers assume, and what other writers leave out.
+        integer_field(&mut out, 2, step);
+    }
     what(&mut out);
     out
+}
+
+/// Tells viewers that what other files say about `step` and later is void.
+fn start_event(when: Duration, step: u64) -> Vec<u8> {
+    let mut started = Vec::new();
+    integer_field(&mut started, 1, STARTED);
+    event(when, step, |out| bytes_field(out, 7, &started))
+}
+
+fn scalar_event(when: Duration, step: u64, values: &[(String, f64)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in values {
+        let mut entry = Vec::new();
+        bytes_field(&mut entry, 1, tag.as_bytes());
+        key(&mut entry, 2, Wire::Fixed32);
+        entry.extend((*value as f32).to_le_bytes());
+        bytes_field(&mut summary, 1, &entry);
+    }
+    event(when, step, |out| bytes_field(out, 5, &summary))
+}
+
+/// None where `png` is no PNG file.
+fn picture_event(when: Duration, step: u64, tag: &str, png: &[u8]) -> Option<Vec<u8>> {
+    let (width, height) = png_size(png)?;
+    let (mut image, mut entry, mut summary) = (Vec::new(), Vec::new(), Vec::new());
+    integer_field(&mut image, 1, height);
+    integer_field(&mut image, 2, width);
+    integer_field(&mut image, 3, RGBA);
+    bytes_field(&mut image, 4, png);
+    bytes_field(&mut entry, 1, tag.as_bytes());
+    bytes_field(&mut entry, 4, &image);
+    bytes_field(&mut summary, 1, &entry);
+    Some(event(when, step, |out| bytes_field(out, 5, &summary)))
 }
 
 /// How a protocol-buffer field is laid out.
@@ -209,5 +230,26 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
+    }
+
+    /// `event_golden.py` wrote the same events with TensorBoard's own classes.
+    #[test]
+    fn bytes_equal_those_of_tensorboard() {
+        let (golden, png) = (
+            include_bytes!("event_golden.tfevents"),
+            include_bytes!("event_golden.png"),
+        );
+        let when = Duration::from_millis(1_700_000_000_250);
+        let scalars = [("loss".to_string(), 0.125), ("lr".to_string(), 1e-3)];
+        let payloads = [
+            event(when, 0, |out| bytes_field(out, 3, VERSION)),
+            start_event(when, 301),
+            scalar_event(when, 300, &scalars),
+            picture_event(when, 300, "sheet", png).unwrap(),
+        ];
+        let found: Vec<u8> = payloads.iter().flat_map(|payload| frame(payload)).collect();
+        assert_eq!(found, golden);
+        assert!(picture_event(when, 300, "sheet", &png[1..]).is_none());
+        assert!(picture_event(when, 300, "sheet", &png[..20]).is_none());
     }
 }
