@@ -441,42 +441,40 @@ mod tests {
     fn damage_is_named_and_the_one_before_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
-        let damage: [(&str, &dyn Fn(&Path), &str); 5] = [
+        fn change(path: PathBuf, with: impl FnOnce(&mut Vec<u8>)) {
+            let mut bytes = fs::read(&path).unwrap();
+            with(&mut bytes);
+            fs::write(path, bytes).unwrap();
+        }
+        type Spoil = fn(&Path);
+        let damage: [(&str, Spoil, &str); 5] = [
             (
                 "flipped",
-                &|f| {
-                    let p = f.join(WEIGHTS);
-                    let mut b = fs::read(&p).unwrap();
-                    *b.last_mut().unwrap() ^= 1;
-                    fs::write(p, b).unwrap()
-                },
+                |folder| change(folder.join(WEIGHTS), |bytes| *bytes.last_mut().unwrap() ^= 1),
                 "weights.safetensors: its content changed",
             ),
             (
                 "cut",
-                &|f| {
-                    let p = f.join(EMA);
-                    let b = fs::read(&p).unwrap();
-                    fs::write(p, &b[..9]).unwrap()
-                },
+                |folder| change(folder.join(EMA), |bytes| bytes.truncate(9)),
                 "ema.safetensors: 9 bytes, expected",
             ),
             (
                 "absent",
-                &|f| fs::remove_file(f.join(OPTIMISER)).unwrap(),
+                |folder| fs::remove_file(folder.join(OPTIMISER)).unwrap(),
                 "optimiser.safetensors: No such file",
             ),
             (
                 "no manifest",
-                &|f| fs::remove_file(f.join(MANIFEST)).unwrap(),
+                |folder| fs::remove_file(folder.join(MANIFEST)).unwrap(),
                 "manifest.json: No such file",
             ),
             (
                 "newer",
-                &|f| {
-                    let p = f.join(MANIFEST);
-                    let t = fs::read_to_string(&p).unwrap();
-                    fs::write(p, t.replace("\"format\": 1", "\"format\": 2")).unwrap()
+                |folder| {
+                    change(folder.join(MANIFEST), |bytes| {
+                        let text = String::from_utf8_lossy(bytes).replace("\"format\": 1", "\"format\": 2");
+                        *bytes = text.into_bytes();
+                    });
                 },
                 "format 2, this program reads 1",
             ),

@@ -1,7 +1,9 @@
 //! AdamW (Loshchilov and Hutter, 2019) over the parameters of a model, with moments that can be saved.
 //!
-//!     m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
-//!     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+//! ```text
+//! m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+//! w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+//! ```
 //!
 //! `g` is the gradient scaled so that the norm over all parameters is at most `clip`; vectors (biases, gains) do not
 //! decay.

@@ -97,7 +97,7 @@ impl<T: Send> Prefetch<T> {
     ///
     /// # Errors
     /// What `make` answered, or that it panicked.
-    pub fn next(&mut self) -> TaskResult<T> {
+    pub fn receive(&mut self) -> TaskResult<T> {
         let mut queue = self.shared.lock();
         loop {
             let wanted = queue.wanted;
@@ -136,7 +136,7 @@ mod tests {
                     Ok(number * number)
                 });
                 for number in 7..200 {
-                    assert_eq!(batches.next().unwrap(), number * number);
+                    assert_eq!(batches.receive().unwrap(), number * number);
                     assert!(highest.load(Ordering::SeqCst) <= number + 1 + threads as u64 + 2);
                 }
             });
@@ -152,7 +152,7 @@ mod tests {
                 _ => Ok(number),
             });
             let results: Vec<_> = (0..6)
-                .map(|_| batches.next().map_err(|e| e.to_string()))
+                .map(|_| batches.receive().map_err(|e| e.to_string()))
                 .collect();
             assert_eq!(results[..3], [Ok(0), Ok(1), Ok(2)]);
             assert_eq!(results[3], Err("no such file".to_string()));

@@ -1,13 +1,15 @@
 //! Recipes: TOML files that say what is trained, on what, how long.
 //!
-//!     task = "codec"                  # a task of `train/tasks`
-//!     about = "..."                   # hardware, expected result, command
-//!     seed = 1
-//!     run_dir = "runs/codec"          # default: runs/ and the name of the recipe
-//!     [train]                         # how long and what to note down: see `Train`
-//!     [optimiser]                     # see `AdamWConfig`
-//!     [schedule]                      # see `Schedule`
-//!     [codec]                         # the task's own table, named after the task
+//! ```toml
+//! task = "codec"                  # a task of `train/tasks`
+//! about = "..."                   # hardware, expected result, command
+//! seed = 1
+//! run_dir = "runs/codec"          # default: runs/ and the name of the recipe
+//! [train]                         # how long and what to note down: see `Train`
+//! [optimiser]                     # see `AdamWConfig`
+//! [schedule]                      # see `Schedule`
+//! [codec]                         # the task's own table, named after the task
+//! ```
 //!
 //! Unknown keys are refused. `--set a.b=c` replaces or adds one value before the recipe is read.
 

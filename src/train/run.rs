@@ -187,14 +187,14 @@ impl<'a> Session<'a> {
             saved: Instant::now(),
         };
         if let Some(found) = found {
-            session.restore(found, &root)?;
+            session.restore(&found, &root)?;
         }
         let text = session.state.recipe.clone();
         write_atomically(&folder.join("recipe.toml"), |out| out.write_all(text.as_bytes()))?;
         Ok(session)
     }
 
-    fn restore(&mut self, found: Checkpoint, root: &Path) -> Result<(), TrainError> {
+    fn restore(&mut self, found: &Checkpoint, root: &Path) -> Result<(), TrainError> {
         if found.state.seed != self.recipe.seed {
             let reason = format!(
                 "its seed is {}, the recipe's {}",
@@ -225,7 +225,7 @@ impl<'a> Session<'a> {
         // A changed recipe is taken up: longer runs and other rates are resumed on purpose.
         self.state = State {
             recipe: self.recipe.resolved(),
-            ..found.state
+            ..found.state.clone()
         };
         self.began.elapsed = self.state.elapsed_s;
         self.began.samples = self.state.samples;
@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
                 seed: self.recipe.seed,
                 index: number * accumulate + part,
             };
-            let batch = batches.next().map_err(TrainError::task(doing("batch")))?;
+            let batch = batches.receive().map_err(TrainError::task(doing("batch")))?;
             let batch = batch.to_device(self.device())?;
             let step = Step {
                 number,

@@ -55,7 +55,8 @@ impl Log {
         self.events.scalars(step, &finite)
     }
 
-    /// Shows the PNG files among `files` in TensorBoard, named by their file names without ending.
+    /// Shows the PNG files among `files` in TensorBoard, named by their file names without
+    /// ending and number: `codec-000100.png` is the picture `codec` of its step.
     ///
     /// # Errors
     /// A file cannot be read, or the disk is full.
@@ -68,7 +69,11 @@ impl Log {
             if size <= LARGEST_PICTURE {
                 let png = std::fs::read(path).map_err(TrainError::io(path))?;
                 let name = path.file_stem().unwrap_or_default().to_string_lossy();
-                self.events.picture(step, &name, &png)?;
+                let tag = name
+                    .trim_end_matches(|c: char| c.is_ascii_digit())
+                    .trim_end_matches('-');
+                self.events
+                    .picture(step, if tag.is_empty() { &name } else { tag }, &png)?;
             }
         }
         Ok(())

@@ -3,10 +3,12 @@
 //! A file is a sequence of records: length (u64), masked CRC-32C of the length, payload, masked CRC-32C of the payload,
 //! all little-endian. A payload is a protocol buffer `Event`; the few fields used here are written by hand:
 //!
-//!     Event        1 wall_time f64 | 2 step i64 | 3 file_version | 5 Summary | 7 SessionLog
-//!     Summary      1 repeated Value { 1 tag | 2 simple_value f32 | 4 Image }
-//!     Image        1 height | 2 width | 3 channels | 4 PNG bytes
-//!     SessionLog   1 status (1 = start)
+//! ```text
+//! Event        1 wall_time f64 | 2 step i64 | 3 file_version | 5 Summary | 7 SessionLog
+//! Summary      1 repeated Value { 1 tag | 2 simple_value f32 | 4 Image }
+//! Image        1 height | 2 width | 3 channels | 4 PNG bytes
+//! SessionLog   1 status (1 = start)
+//! ```
 
 use std::fs::File;
 use std::io::Write;
