@@ -1,11 +1,11 @@
 //! Media in and out, data sets and composed audible scenes.
 //!
 //! [`media`] reads and writes clips, sounds and pictures: MP4 and every other common container through FFmpeg
-//! (feature `media`, on by default), WAV through hound, PNG, JPEG and WebP through image. Pictures are RGB bytes,
-//! sounds are interleaved `f32`, and both of a clip share one clock that starts at zero.
+//! (feature `media`, on by default), WAV through hound, PNG, JPEG and WebP through image. Pictures are RGB
+//! bytes, sounds are interleaved `f32`, and both of a clip share one clock that starts at zero.
 //!
-//! Every file is written through [`atomic`]: a temporary file in the same folder, synchronised, then renamed, so that
-//! nothing half-written ever stands under its final name.
+//! Every file is written through [`atomic`]: a temporary file in the same folder, synchronised, then renamed,
+//! so that nothing half-written ever stands under its final name.
 //!
 //! ```
 //! use fulgur_datasets::media::{read_wav, write_wav, Sound, WavFormat};

@@ -1,0 +1,61 @@
+//! Affine maps with weights `[out, in]`, as every checkpoint of the field stores them.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+/// How a map starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    /// Normal with standard deviation `in^-1/2`: keeps the variance of its input.
+    FanIn,
+    /// Normal with the given standard deviation.
+    Normal(f64),
+    /// All zero: the branch behind it starts silent.
+    Zero,
+}
+
+/// `y = x W^T + b` over the last dimension.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Takes `weight` `[output, input]` from `vb`, and `bias` `[output]` when asked for.
+    pub fn new(input: usize, output: usize, bias: bool, start: Start, vb: &VarBuilder) -> Result<Self> {
+        let init = match start {
+            Start::FanIn => Init::Randn { mean: 0.0, stdev: (input as f64).powf(-0.5) },
+            Start::Normal(stdev) => Init::Randn { mean: 0.0, stdev },
+            Start::Zero => Init::Const(0.0),
+        };
+        let weight = vb.get_with_hints((output, input), "weight", init)?;
+        let bias = bias.then(|| vb.get_with_hints(output, "bias", Init::Const(0.0))).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// Width of the result.
+    pub fn output(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// Maps `x` `[.., input]` to `[.., output]` in the dtype of `x`; master weights are cast on the way.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let dims = x.dims();
+        let (output, input) = self.weight.dims2()?;
+        let Some((&last, leading)) = dims.split_last() else {
+            candle_core::bail!("linear: input has no dimension, expected [.., {input}]")
+        };
+        if last != input {
+            candle_core::bail!("linear: last dimension is {last}, expected {input}");
+        }
+        let rows: usize = leading.iter().product();
+        let weight = self.weight.to_dtype(x.dtype())?;
+        let y = x.contiguous()?.reshape((rows, input))?.matmul(&weight.t()?)?;
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
+            None => y,
+        };
+        y.reshape([leading, &[output]].concat())
+    }
+}

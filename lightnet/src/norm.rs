@@ -1,0 +1,44 @@
+//! Root-mean-square norms over the last dimension.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::norm::rms_norm;
+
+/// Added to the mean square before the root.
+pub const EPS: f64 = 1e-6;
+
+/// `x / rms(x) * gain`, with statistics in `f32`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    gain: Tensor,
+    groups: usize,
+}
+
+impl RmsNorm {
+    /// A norm over all `dim` channels; takes `weight` `[dim]`.
+    pub fn new(dim: usize, vb: &VarBuilder) -> Result<Self> {
+        Self::grouped(dim, 1, vb)
+    }
+
+    /// A norm of its own for each of `groups` equal runs of channels (one a head).
+    pub fn grouped(dim: usize, groups: usize, vb: &VarBuilder) -> Result<Self> {
+        if groups == 0 || dim % groups != 0 {
+            candle_core::bail!("rms norm: {dim} channels do not split into {groups} groups");
+        }
+        let gain = vb.get_with_hints(dim, "weight", Init::Const(1.0))?;
+        Ok(Self { gain, groups })
+    }
+
+    /// Normalises `x` `[.., dim]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.groups == 1 {
+            return rms_norm(x, Some(&self.gain), EPS);
+        }
+        let dims = x.dims().to_vec();
+        let dim = self.gain.dim(0)?;
+        let grouped = x.contiguous()?.reshape(((), self.groups, dim / self.groups))?;
+        rms_norm(&grouped, None, EPS)?
+            .reshape(dims)?
+            .broadcast_mul(&self.gain.to_dtype(x.dtype())?)
+    }
+}

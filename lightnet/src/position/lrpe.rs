@@ -1,0 +1,47 @@
+//! MD-LRPE: linearised relative positions along several axes (LightNet paper, section on MD-LRPE).
+//!
+//! Channel c of a head belongs to one axis and turns by `position * frequency_c`. Cosine and sine parts double the key
+//! width, so that the score of two tokens depends on their offset alone.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::lrpe::phases;
+
+use super::Grid;
+
+/// Highest starting frequency in radians a step: neighbours are clearly told apart.
+const HIGHEST: f64 = 2.0;
+
+/// Learnable frequencies of one mixer, shared by its heads.
+#[derive(Clone, Debug)]
+pub struct MdLrpe {
+    log_scale: Tensor,
+    base: Tensor,
+    width: usize,
+}
+
+impl MdLrpe {
+    /// Takes `log_scale` `[ceil(width / axes)]` from `vb`; `width` is D, the key width of a head.
+    ///
+    /// A frequency is its base times `exp(log_scale)`, which starts at one. Bases fall geometrically from 2 rad a step
+    /// to a quarter turn over `longest` steps, the length of the longest axis: the slowest does not wrap.
+    pub fn new(width: usize, axes: usize, longest: usize, vb: &VarBuilder) -> Result<Self> {
+        if axes == 0 || width == 0 {
+            candle_core::bail!("md-lrpe: width {width} and {axes} axes, expected at least one of each");
+        }
+        let count = width.div_ceil(axes);
+        let log_scale = vb.get_with_hints(count, "log_scale", Init::Const(0.0))?;
+        let lowest = std::f64::consts::FRAC_PI_2 / longest.max(1) as f64;
+        let last = (count.max(2) - 1) as f64;
+        let base: Vec<f64> = (0..count).map(|i| HIGHEST * (lowest / HIGHEST).powf(i as f64 / last)).collect();
+        let base = Tensor::from_vec(base, count, log_scale.device())?.to_dtype(log_scale.dtype())?;
+        Ok(Self { log_scale, base, width })
+    }
+
+    /// Angles `[N, D]` of the tokens of `grid`; zero for condition tokens.
+    pub fn phases(&self, grid: &Grid) -> Result<Tensor> {
+        let positions = grid.positions(self.base.device())?.to_dtype(self.base.dtype())?;
+        let theta = (&self.base * self.log_scale.exp()?)?;
+        phases(&positions, &theta, self.width)
+    }
+}
