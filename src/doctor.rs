@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fulgur_datasets::fetch::DataDir;
+#[cfg(feature = "media")]
 use fulgur_datasets::sets;
 use serde::Serialize;
 
@@ -62,7 +63,10 @@ pub fn examine(data: &DataDir) -> Vec<Check> {
     let mut checks = vec![cpu(), cores(), memory(), gpu()];
     checks.extend(media());
     checks.extend(clients());
-    checks.extend([data_sets(data), disk(data.path())]);
+    // Preparing a set needs the codecs; what is prepared is read without them.
+    #[cfg(feature = "media")]
+    checks.push(data_sets(data));
+    checks.push(disk(data.path()));
     checks
 }
 
@@ -328,6 +332,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+#[cfg(feature = "media")]
 fn data_sets(data: &DataDir) -> Check {
     let sets = sets::list(data);
     let ready: Vec<&str> = sets

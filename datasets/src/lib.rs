@@ -23,7 +23,9 @@
 pub mod atomic;
 pub mod draw;
 pub mod fetch;
+pub mod film;
 pub mod media;
+pub mod pictures;
 pub mod scenes;
 #[cfg(feature = "media")]
 pub mod sets;

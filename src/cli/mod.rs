@@ -18,6 +18,7 @@ use context::Context;
 mod answer;
 mod commands;
 mod context;
+#[cfg(feature = "media")]
 mod data;
 mod doctor;
 mod fault;
@@ -66,6 +67,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Forward(forward::Arguments),
     Train(train::Arguments),
+    #[cfg(feature = "media")]
     Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
@@ -78,6 +80,7 @@ impl Command {
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
+            #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use client::download;
+#[cfg(feature = "media")]
 pub(crate) use client::sha256_of;
 pub use error::FetchError;
 

@@ -5,17 +5,17 @@
 //! origin of every picture.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use image::RgbImage;
 use image::imageops::{self, FilterType};
-use safetensors::tensor::Dtype;
 
 use super::{Job, Set, bbb, stamps};
 use crate::fetch::FetchError;
 use crate::fetch::packages::{GCOMPRIS, MOVIEPY};
-use crate::media::{MediaError, Picture, ReadOptions, decode_picture, for_each_frame};
-use crate::store::{Mapped, Plain, StoreError, write_tensors};
+use crate::media::{ReadOptions, decode_picture, for_each_frame};
+use crate::store::{Plain, write_tensors};
+pub use crate::pictures::{SIDE, load};
+use crate::pictures::{FILE, KEY};
 use crate::things::Origin;
 
 pub(super) const SET: Set = Set {
@@ -26,11 +26,6 @@ pub(super) const SET: Set = Set {
     prepare,
 };
 
-/// Width and height of a picture.
-pub const SIDE: usize = 128;
-
-const FILE: &str = "backgrounds.safetensors";
-const KEY: &str = "sources";
 /// Seconds between two stills.
 const STILL_STEP_S: usize = 8;
 /// Mean brightness below which a still is a fade or a title, in 0..255.
@@ -50,25 +45,6 @@ const PHOTOGRAPHS: [(&str, &str); 12] = [
     ("categorization", "images/renewable/windmill.webp"),
     ("explore_world_animals", "animals/moose.webp"),
 ];
-
-/// Reads the prepared pictures in the folder `dir`, with their origins.
-///
-/// # Errors
-/// The file is missing or damaged.
-pub fn load(dir: &Path) -> Result<Vec<(Picture, Origin)>, FetchError> {
-    let file = Mapped::open(&dir.join(FILE))?;
-    let origins: Vec<Origin> =
-        serde_json::from_str(file.metadata(KEY).unwrap_or("absent")).map_err(|e| StoreError::Damaged {
-            path: file.path().to_owned(),
-            found: format!("metadata entry {KEY}: {e}"),
-        })?;
-    let (bytes, _) = file.expect("images", Dtype::U8, &[origins.len(), SIDE, SIDE, 3])?;
-    let pictures = bytes
-        .chunks_exact(SIDE * SIDE * 3)
-        .map(|pixels| Picture::new(pixels.to_vec(), SIDE, SIDE, 3));
-    let pictures = pictures.collect::<Result<Vec<_>, MediaError>>()?;
-    Ok(pictures.into_iter().zip(origins).collect())
-}
 
 fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
     let stills = bbb::TRAINING_S.end / STILL_STEP_S;

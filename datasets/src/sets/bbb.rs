@@ -7,18 +7,18 @@
 //! Licence CC-BY 3.0: (c) Blender Foundation, peach.blender.org.
 
 use std::io::Write;
-use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::ops::ControlFlow;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use safetensors::tensor::Dtype;
 
 use super::{Job, Set};
+pub use crate::film::{FPS, Film, HELD_OUT_S, SIDE, SOUND_RATE, TRAINING_S};
+use crate::film::FILE;
 use crate::fetch::packages::MOVIEPY;
 use crate::fetch::{FetchError, unpack};
-use crate::media::{MediaError, Picture, ReadOptions, decode_picture, for_each_frame, read_sound};
-use crate::store::{Mapped, Plain, StoreError, write_tensors};
+use crate::media::{ReadOptions, for_each_frame, read_sound};
+use crate::store::{Plain, write_tensors};
 
 pub(super) const SET: Set = Set {
     name: "bbb",
@@ -28,18 +28,6 @@ pub(super) const SET: Set = Set {
     prepare,
 };
 
-/// Width and height of a frame.
-pub const SIDE: usize = 96;
-/// Frames a second.
-pub const FPS: usize = 12;
-/// Samples a second.
-pub const SOUND_RATE: u32 = 16_000;
-/// Seconds of the film that are for training.
-pub const TRAINING_S: Range<usize> = 0..425;
-/// Seconds of the film that are held out.
-pub const HELD_OUT_S: Range<usize> = 430..488;
-
-const FILE: &str = "bbb.safetensors";
 pub(super) const ARCHIVE: &str =
     "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip";
 pub(super) const FILM: &str = "bbb.mp4";
@@ -51,84 +39,6 @@ const QUALITY: u8 = 90;
 const SCALED_WIDTH: usize = 171;
 /// A cut: mean absolute difference of two frames, in 0..255, above this and above twice that of both neighbours.
 const CUT: f32 = 24.0;
-
-/// The prepared film.
-#[derive(Debug)]
-pub struct Film {
-    file: Mapped,
-    offsets: Vec<i64>,
-    cuts: Vec<usize>,
-}
-
-impl Film {
-    /// Opens the prepared set in the folder `dir`.
-    ///
-    /// # Errors
-    /// The file is missing or damaged.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let file = Mapped::open(&dir.join(FILE))?;
-        let offsets = file.indices("offsets")?;
-        let cuts = file.indices("cuts")?.into_iter();
-        let cuts = cuts.filter_map(|cut| usize::try_from(cut).ok()).collect();
-        file.expect("jpeg", Dtype::U8, &[0])?;
-        file.expect("sound", Dtype::I16, &[0])?;
-        Ok(Self { file, offsets, cuts })
-    }
-
-    /// Number of frames.
-    pub fn len(&self) -> usize {
-        self.offsets.len().saturating_sub(1)
-    }
-
-    /// True when there is no frame.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The frames that begin a scene, in order, the first being 0.
-    pub fn cuts(&self) -> &[usize] {
-        &self.cuts
-    }
-
-    /// True when all of `frames` belong to one scene.
-    pub fn in_one_scene(&self, frames: Range<usize>) -> bool {
-        !self
-            .cuts
-            .iter()
-            .any(|cut| *cut > frames.start && *cut < frames.end)
-    }
-
-    /// Frame `index`, RGB, [`SIDE`] by [`SIDE`].
-    ///
-    /// # Errors
-    /// There is no such frame, or it cannot be decoded.
-    pub fn frame(&self, index: usize) -> Result<Picture, MediaError> {
-        let label = format!("{}: frame {index}", self.file.path().display());
-        decode_picture(self.jpeg(index).unwrap_or_default(), label.as_ref())
-    }
-
-    fn jpeg(&self, index: usize) -> Option<&[u8]> {
-        let (bytes, _) = self.file.expect("jpeg", Dtype::U8, &[0]).ok()?;
-        let from = usize::try_from(*self.offsets.get(index)?).ok()?;
-        let to = usize::try_from(*self.offsets.get(index + 1)?).ok()?;
-        bytes.get(from..to)
-    }
-
-    /// The samples in `range` as f32 in -1..1; beyond the end of the film they are 0.
-    pub fn sound(&self, range: Range<usize>) -> Vec<f32> {
-        let bytes = self
-            .file
-            .expect("sound", Dtype::I16, &[0])
-            .map_or(&[][..], |(bytes, _)| bytes);
-        let samples = bytes.as_chunks::<2>().0;
-        let sample = |at: usize| {
-            samples
-                .get(at)
-                .map_or(0.0, |pair| f32::from(i16::from_le_bytes(*pair)) / 32767.0)
-        };
-        range.map(sample).collect()
-    }
-}
 
 fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
     let film = film(job)?;

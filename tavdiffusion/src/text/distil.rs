@@ -13,7 +13,7 @@ use candle_nn::ops::log_softmax;
 use fulgur_kernels::philox::Philox;
 
 use super::encoder::{TextEncoder, TextStates};
-use super::tokenizer::{MASK, PAD, START, Tokens};
+use super::tokenizer::{MASK, START, Tokens};
 
 /// Sharpness tau of neighbourhoods.
 pub const TEMPERATURE: f64 = 0.05;
@@ -133,6 +133,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::tokenizer::PAD;
 
     fn unit_rows(rows: usize, seed: u64) -> Tensor {
         let mut random = Philox::new(seed, 0);

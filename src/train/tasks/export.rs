@@ -1,0 +1,50 @@
+//! What the tasks share when they write a model.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use fulgur_datasets::atomic::write_atomic;
+use fulgur_lightnet::params::{Params, Precision};
+use serde::Serialize;
+
+use crate::train::TaskResult;
+
+/// Dtype of the products of a network on `device`: bf16 where the hardware makes it fast.
+pub(super) fn compute_dtype(device: &Device) -> DType {
+    if device.is_cuda() { DType::BF16 } else { DType::F32 }
+}
+
+/// Writes `config.json` and `model.safetensors`; `latent` replaces the statistics of a codec's latents.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub(super) fn write_part(
+    folder: &Path,
+    config: &impl Serialize,
+    params: &Params,
+    latent: Option<(Tensor, Tensor)>,
+    precision: Precision,
+) -> TaskResult<()> {
+    if let Some((mean, std)) = latent {
+        let vars = params.vars();
+        for (name, value) in [("latent.mean", mean), ("latent.std", std)] {
+            vars.get(name).ok_or_else(|| format!("the codec has no tensor `{name}`"))?.set(&value)?;
+        }
+    }
+    write_json(&folder.join("config.json"), config)?;
+    params.save(&folder.join("model.safetensors"), &BTreeMap::new(), precision)?;
+    Ok(())
+}
+
+/// Writes a value as readable JSON, atomically.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> TaskResult<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write_atomic(path, |file| file.write_all(text.as_bytes()))?;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Vocoder: log-mel spectrogram to waveform through the spectrum, one frame in, one frame out.
+//!
+//! ```text
+//! log-mel [B,T,64] -> linear -> token-shift blocks over time -> log-magnitude and phase of 640 points -> inverse STFT
+//! ```
+//! All work is a matrix product a frame, 100 a second, instead of convolutions at 16 kHz.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+use fulgur_kernels::spectrum::Stft;
+use fulgur_lightnet::linear::{Linear, Start};
+use serde::{Deserialize, Serialize};
+
+use super::ShiftStack;
+
+/// Points of the transform and hop, in samples at 16 kHz.
+const POINTS: usize = 640;
+const HOP: usize = 160;
+/// Largest log-magnitude, so that an untrained or surprised network cannot overflow.
+const LOUDEST: f64 = 6.0;
+
+/// Shape of a [`Vocoder`] (`config.json`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VocoderConfig {
+    /// Bands of the spectrogram.
+    pub bands: usize,
+    /// Width and depth.
+    pub stack: [usize; 2],
+}
+
+impl Default for VocoderConfig {
+    fn default() -> Self {
+        Self { bands: 64, stack: [256, 6] }
+    }
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct Vocoder {
+    config: VocoderConfig,
+    input: Linear,
+    stack: ShiftStack,
+    output: Linear,
+    stft: Stft,
+}
+
+impl Vocoder {
+    /// Takes `input`, `stack` and `output`.
+    pub fn new(config: &VocoderConfig, vb: &VarBuilder) -> Result<Self> {
+        let [dim, depth] = config.stack;
+        let stft = Stft::new(POINTS, POINTS, HOP, vb.dtype(), vb.device())?;
+        Ok(Self {
+            input: Linear::new(config.bands, dim, true, Start::FanIn, &vb.pp("input"))?,
+            stack: ShiftStack::new(1, dim, depth, &vb.pp("stack"))?,
+            output: Linear::new(dim, 3 * stft.bins(), true, Start::FanIn, &vb.pp("output"))?,
+            config: config.clone(),
+            stft,
+        })
+    }
+
+    /// Shape of the network.
+    pub fn config(&self) -> &VocoderConfig {
+        &self.config
+    }
+
+    /// Standardised log-mel `[B, T, bands]` to waveforms `[B, 160 T]` at 16 kHz, not clamped.
+    pub fn forward(&self, mel: &Tensor) -> Result<Tensor> {
+        let bins = self.stft.bins();
+        let h = self.output.forward(&self.stack.forward(&self.input.forward(mel)?)?)?.to_dtype(mel.dtype())?;
+        let part = |index: usize| h.narrow(2, index * bins, bins);
+        let magnitude = part(0)?.clamp(-20.0, LOUDEST)?.exp()?;
+        // A direction instead of an angle: no wrap at pi, and a gradient everywhere.
+        let (x, y) = (part(1)?, part(2)?);
+        let length = ((x.sqr()? + y.sqr()?)? + 1e-8)?.sqrt()?;
+        let scale = (magnitude / length)?;
+        self.stft.inverse(&(x * &scale)?, &(y * &scale)?)
+    }
+}

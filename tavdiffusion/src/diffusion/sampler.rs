@@ -1,0 +1,230 @@
+//! From noise to latents: Euler steps along the flow, or DDIM on the linear schedule, with classifier-free guidance of
+//! its own for each stream.
+
+use candle_core::{Result, Tensor};
+
+use super::objective::Objective;
+use super::schedule::{LinearSchedule, STEPS};
+use crate::denoiser::{Denoiser, Latents, TextCondition};
+
+/// Strength of the text: 1 follows the model alone, more pushes away from the negative prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// For the picture.
+    pub video: f64,
+    /// For the sound.
+    pub audio: f64,
+}
+
+impl Guidance {
+    fn is_off(self) -> bool {
+        self.video == 1.0 && self.audio == 1.0
+    }
+}
+
+/// Texts of a batch of clips, `[B, ..]` each.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    /// What is wanted.
+    pub text: TextCondition,
+    /// What to keep away from, in both streams unless the sound has a negative prompt of its own.
+    pub negative: TextCondition,
+    /// What the sound keeps away from.
+    pub audio_negative: Option<TextCondition>,
+}
+
+/// A finished step, for progress and cancellation.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Steps done.
+    pub done: usize,
+    /// Steps in all.
+    pub total: usize,
+}
+
+/// The sampler of an objective.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampler {
+    /// What the network predicts.
+    pub objective: Objective,
+    /// Number of steps.
+    pub steps: usize,
+    /// Bends the times of the flow towards noise: `s t / (1 + (s - 1) t)`; 1 is uniform.
+    pub shift: f64,
+}
+
+impl Sampler {
+    /// Times in [0, 1] from noise to data: `steps + 1` values for the flow, one a step for DDIM.
+    pub fn times(&self) -> Vec<f64> {
+        match self.objective {
+            Objective::Flow => (0..=self.steps)
+                .map(|k| {
+                    let t = 1.0 - k as f64 / self.steps as f64;
+                    self.shift * t / (1.0 + (self.shift - 1.0) * t)
+                })
+                .collect(),
+            Objective::Ddpm => LinearSchedule::timesteps(self.steps)
+                .into_iter()
+                .map(|t| t as f64 / (STEPS - 1) as f64)
+                .collect(),
+        }
+    }
+
+    /// Denoises `noise`; `on_step` is called after each step and ends the loop with `None` by returning false.
+    pub fn run(
+        &self,
+        denoiser: &dyn Denoiser,
+        noise: &Latents,
+        prompts: &Prompts,
+        guidance: Guidance,
+        on_step: &mut dyn FnMut(Step) -> bool,
+    ) -> Result<Option<Latents>> {
+        let times = self.times();
+        let guided = Guided::new(prompts, guidance)?;
+        let mut x = noise.clone();
+        for k in 0..self.steps {
+            let prediction = guided.predict(denoiser, &x, times[k])?;
+            x = match self.objective {
+                Objective::Flow => {
+                    let h = times[k + 1] - times[k];
+                    x.zip(&prediction, |x, v| x + (v * h)?)?
+                }
+                Objective::Ddpm => self.ddim(&x, &prediction, k)?,
+            };
+            if !on_step(Step { done: k + 1, total: self.steps }) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(x))
+    }
+
+    /// One deterministic DDIM step (eta 0); the last one ends at clean latents.
+    fn ddim(&self, x: &Latents, e: &Latents, k: usize) -> Result<Latents> {
+        let schedule = LinearSchedule::default();
+        let steps = LinearSchedule::timesteps(self.steps);
+        let t = steps[k] as isize;
+        let previous = t - (STEPS / self.steps.clamp(1, STEPS)) as isize;
+        let (now, next) = (schedule.alpha_bar(t), schedule.alpha_bar(previous));
+        x.zip(e, |x, e| {
+            let clean = ((x - (e * (1.0 - now).sqrt())?)? / now.sqrt())?;
+            (clean * next.sqrt())? + (e * (1.0 - next).sqrt())?
+        })
+    }
+}
+
+/// All texts of a step in one batch: the prompt and, where guidance is on, what to keep away from.
+struct Guided {
+    texts: TextCondition,
+    /// Texts in the batch: 1 without guidance, 2 when both streams share a negative prompt, else 3.
+    copies: usize,
+    guidance: Guidance,
+}
+
+impl Guided {
+    fn new(prompts: &Prompts, guidance: Guidance) -> Result<Self> {
+        let (texts, copies) = if guidance.is_off() {
+            (prompts.text.clone(), 1)
+        } else {
+            let pair = TextCondition::cat(&prompts.text, &prompts.negative)?;
+            match &prompts.audio_negative {
+                None => (pair, 2),
+                Some(audio) => (TextCondition::cat(&pair, audio)?, 3),
+            }
+        };
+        Ok(Self { texts, copies, guidance })
+    }
+
+    fn predict(&self, denoiser: &dyn Denoiser, x: &Latents, time: f64) -> Result<Latents> {
+        let batch = x.video.dim(0)?;
+        let times = Tensor::full(time as f32, self.copies * batch, x.video.device())?;
+        let repeated = x.map(|x| Tensor::cat(&vec![x; self.copies], 0))?;
+        let prediction = denoiser.predict(&repeated, &times, &self.texts)?;
+        if self.copies == 1 {
+            return Ok(prediction);
+        }
+        let part = |x: &Tensor, copy: usize| x.narrow(0, copy * batch, batch);
+        let mix = |x: &Tensor, negative: usize, scale: f64| {
+            let without = part(x, negative)?;
+            &without + ((part(x, 0)? - &without)? * scale)?
+        };
+        Ok(Latents {
+            video: mix(&prediction.video, 1, self.guidance.video)?,
+            audio: mix(&prediction.audio, self.copies - 1, self.guidance.audio)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::denoiser::{LatentShape, noise};
+    use candle_core::{DType, Device};
+
+    /// Knows the clean latents and answers as a perfect network would.
+    struct Oracle {
+        clean: Latents,
+        objective: Objective,
+    }
+
+    impl Denoiser for Oracle {
+        fn predict(&self, x: &Latents, time: &Tensor, _: &TextCondition) -> Result<Latents> {
+            let t = f64::from(time.to_vec1::<f32>()?[0]);
+            x.zip(&self.clean, |x, clean| match self.objective {
+                Objective::Flow => (x - clean)? / t,
+                Objective::Ddpm => {
+                    let step = super::super::objective::ddpm_step(t as f32) as isize;
+                    let alpha = LinearSchedule::default().alpha_bar(step);
+                    (x - (clean * alpha.sqrt())?)? / (1.0 - alpha).sqrt()
+                }
+            })
+        }
+
+        fn device(&self) -> &Device {
+            &Device::Cpu
+        }
+    }
+
+    fn far(a: &Latents, b: &Latents) -> Result<f32> {
+        let worst = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
+        Ok(worst(&a.video, &b.video)?.max(worst(&a.audio, &b.audio)?))
+    }
+
+    #[test]
+    fn a_perfect_network_gives_the_clean_latents() -> Result<()> {
+        let shape = LatentShape { video: [2, 2, 2, 3], audio: [4, 2, 2] };
+        let clean = noise(&shape, &[1], &Device::Cpu)?;
+        let start = noise(&shape, &[2], &Device::Cpu)?;
+        let empty = Tensor::zeros((1, 1, 4), DType::F32, &Device::Cpu)?;
+        let text = TextCondition { states: empty.clone(), mask: empty.narrow(2, 0, 1)?.squeeze(2)? };
+        let prompts = Prompts { negative: text.clone(), text, audio_negative: None };
+        let off = Guidance { video: 1.0, audio: 1.0 };
+        for (objective, steps) in [(Objective::Flow, 20), (Objective::Ddpm, 40)] {
+            let oracle = Oracle { clean: clean.clone(), objective };
+            let sampler = Sampler { objective, steps, shift: 1.5 };
+            let mut seen = 0;
+            let result = sampler.run(&oracle, &start, &prompts, off, &mut |step| {
+                seen = step.done;
+                true
+            })?;
+            let result = result.ok_or_else(|| candle_core::Error::msg("cancelled"))?;
+            assert_eq!(seen, steps);
+            assert!(far(&result, &clean)? < 1e-5, "{objective:?}: {}", far(&result, &clean)?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn cancelling_ends_the_loop() -> Result<()> {
+        let shape = LatentShape { video: [1, 1, 1, 1], audio: [1, 1, 1] };
+        let clean = noise(&shape, &[1], &Device::Cpu)?;
+        let oracle = Oracle { clean: clean.clone(), objective: Objective::Flow };
+        let sampler = Sampler { objective: Objective::Flow, steps: 10, shift: 1.0 };
+        let one = Tensor::ones((1, 1, 1), DType::F32, &Device::Cpu)?;
+        let text = TextCondition { states: one.clone(), mask: one.squeeze(2)? };
+        let guidance = Guidance { video: 3.0, audio: 2.0 };
+        let prompts = Prompts { negative: text.clone(), audio_negative: Some(text.clone()), text };
+        let result = sampler.run(&oracle, &clean, &prompts, guidance, &mut |step| step.done < 3)?;
+        assert!(result.is_none());
+        Ok(())
+    }
+}
