@@ -136,7 +136,7 @@ impl Task for EncoderTask {
             best == Some(*i)
         });
         Ok(vec![
-            ("shuffled_over_matched".to_owned(), shuffled / matched.max(1e-6)),
+            ("shuffled_minus_matched".to_owned(), shuffled - matched),
             ("avhscore_matched".to_owned(), matched),
             ("avhscore_shuffled".to_owned(), shuffled),
             ("retrieval_top1".to_owned(), right.count() as f64 / n as f64),
