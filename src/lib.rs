@@ -14,12 +14,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub use fulgur_benchmark as benchmark;
 pub use fulgur_datasets as datasets;
 pub use fulgur_kernels as kernels;
+pub use fulgur_lightnet as lightnet;
+pub use fulgur_tavdiffusion as tavdiffusion;
 
 pub mod cli;
 pub mod device;
 pub mod doctor;
+pub mod models;
 pub mod sheet;
 pub mod tensors;
 pub mod train;

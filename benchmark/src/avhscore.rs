@@ -80,7 +80,12 @@ pub fn frame_indices(available: usize, wanted: Option<usize>) -> Vec<usize> {
 
 /// Cosine of two vectors, with the reference's floor of 1e-6 under the product of norms.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .map(|(&x, &y)| f64::from(x) * f64::from(y))
+            .sum::<f64>()
+    };
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(EPS)
 }
 
@@ -108,7 +113,12 @@ pub fn score(
     }
     let Some(sound) = sound else {
         let reason = Some("no audio stream".to_owned());
-        return Ok(Score { avhscore: None, frames: indices.len(), flags, reason });
+        return Ok(Score {
+            avhscore: None,
+            frames: indices.len(),
+            flags,
+            reason,
+        });
     };
     if sound.is_silent() {
         flags.push(Flag::SilentAudio);
@@ -130,7 +140,12 @@ pub fn score(
         total += seen.iter().map(|v| cosine(v, &heard)).sum::<f64>();
     }
     let avhscore = Some(total / indices.len() as f64);
-    Ok(Score { avhscore, frames: indices.len(), flags, reason: None })
+    Ok(Score {
+        avhscore,
+        frames: indices.len(),
+        flags,
+        reason: None,
+    })
 }
 
 /// Mean over the clips that have a score, and their number.
@@ -159,7 +174,10 @@ mod tests {
                 let channel = frame.iter().skip(c).step_by(3);
                 channel.clone().map(|&x| f32::from(x)).sum::<f32>() / channel.count() as f32
             };
-            Ok(frames.iter().map(|f| (0..3).map(|c| mean(f, c)).collect()).collect())
+            Ok(frames
+                .iter()
+                .map(|f| (0..3).map(|c| mean(f, c)).collect())
+                .collect())
         }
         fn sound(&self, sound: &Sound) -> Result<Vec<f32>, EncodeError> {
             let power = sound.samples.iter().map(|x| x * x).sum::<f32>() / sound.samples.len() as f32;
@@ -173,7 +191,9 @@ mod tests {
     }
 
     fn tone(seconds: f32) -> Sound {
-        let samples = (0..(seconds * 8000.0) as usize).map(|i| (i as f32 * 0.3).sin() * 0.5).collect();
+        let samples = (0..(seconds * 8000.0) as usize)
+            .map(|i| (i as f32 * 0.3).sin() * 0.5)
+            .collect();
         Sound::new(samples, 1, 8000).expect("a valid sound")
     }
 
@@ -194,8 +214,12 @@ mod tests {
     #[test]
     fn equal_frames_give_the_cosine_of_one() {
         let sound = tone(1.0);
-        let one = run(&video(&[[200, 10, 30]]), Some(&sound), None).avhscore.unwrap_or(9.0);
-        let many = run(&video(&[[200, 10, 30]; 40]), Some(&sound), None).avhscore.unwrap_or(-9.0);
+        let one = run(&video(&[[200, 10, 30]]), Some(&sound), None)
+            .avhscore
+            .unwrap_or(9.0);
+        let many = run(&video(&[[200, 10, 30]; 40]), Some(&sound), None)
+            .avhscore
+            .unwrap_or(-9.0);
         let heard = Colour.sound(&sound).expect("a vector");
         assert!((one - cosine(&[200.0, 10.0, 30.0], &heard)).abs() < 1e-6);
         assert!((one - many).abs() < 1e-12);
@@ -205,7 +229,10 @@ mod tests {
     fn clips_without_or_with_silent_sound() {
         let video = video(&[[200, 10, 30], [5, 100, 90]]);
         let mute = run(&video, None, None);
-        assert_eq!((mute.avhscore, mute.reason.as_deref()), (None, Some("no audio stream")));
+        assert_eq!(
+            (mute.avhscore, mute.reason.as_deref()),
+            (None, Some("no audio stream"))
+        );
         let silence = Sound::new(vec![0.0; 8000 * 6], 6, 8000).expect("a valid sound");
         let silent = run(&video, Some(&silence), None);
         assert!(silent.avhscore.is_some());

@@ -3,8 +3,8 @@
 //!
 //! Layout is `[B, N, H, D]` for tokens and `[B, H, D, E]` in `f32` for states.
 
-pub mod additive;
 pub mod adamw;
+pub mod additive;
 mod autograd;
 #[cfg(feature = "cuda")]
 mod cuda_module;

@@ -27,7 +27,7 @@ impl CrossAttention {
         start: Start,
         vb: &VarBuilder,
     ) -> Result<Self> {
-        if heads == 0 || inner % heads != 0 {
+        if heads == 0 || !inner.is_multiple_of(heads) {
             candle_core::bail!("cross-attention: width {inner} does not split into {heads} heads");
         }
         Ok(Self {
@@ -52,7 +52,9 @@ impl CrossAttention {
         let kv = self.key_value.forward(context)?;
         let split = |x: &Tensor, n: usize| x.reshape((batch, n, self.heads, width));
         let q = self.query_norm.forward(&split(&q, tokens)?)?;
-        let k = self.key_norm.forward(&split(&kv.narrow(2, 0, inner)?.contiguous()?, length)?)?;
+        let k = self
+            .key_norm
+            .forward(&split(&kv.narrow(2, 0, inner)?.contiguous()?, length)?)?;
         let v = split(&kv.narrow(2, inner, inner)?.contiguous()?, length)?;
         let (q_bhnd, k_bhdl, v_bhld) = (
             (q.transpose(1, 2)?.contiguous()? * (width as f64).powf(-0.5))?,
@@ -64,11 +66,17 @@ impl CrossAttention {
             scores = scores.to_dtype(DType::F32)?;
         }
         if let Some(mask) = mask {
-            let penalty = mask.to_dtype(scores.dtype())?.affine(1e9, -1e9)?.reshape((batch, 1, 1, length))?;
+            let penalty = mask
+                .to_dtype(scores.dtype())?
+                .affine(1e9, -1e9)?
+                .reshape((batch, 1, 1, length))?;
             scores = scores.broadcast_add(&penalty)?;
         }
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v_bhld.dtype())?;
-        let o = weights.matmul(&v_bhld)?.transpose(1, 2)?.reshape((batch, tokens, inner))?;
+        let o = weights
+            .matmul(&v_bhld)?
+            .transpose(1, 2)?
+            .reshape((batch, tokens, inner))?;
         self.output.forward(&o)
     }
 }

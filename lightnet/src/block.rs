@@ -53,7 +53,13 @@ pub struct BlockContext<'a> {
 impl<'a> BlockContext<'a> {
     /// Tokens on `grid` and nothing else.
     pub fn on(grid: &'a Grid) -> Self {
-        Self { grid, mask: None, modulation: None, text: None, compute: None }
+        Self {
+            grid,
+            mask: None,
+            modulation: None,
+            text: None,
+            compute: None,
+        }
     }
 }
 
@@ -69,19 +75,35 @@ pub struct Block {
 
 #[derive(Clone, Debug)]
 enum Norms {
-    Plain { mixer: RmsNorm, glu: RmsNorm },
+    Plain {
+        mixer: RmsNorm,
+        glu: RmsNorm,
+    },
     /// Added to the condition that all blocks share.
-    Modulated { table: Tensor },
+    Modulated {
+        table: Tensor,
+    },
 }
 
 impl Block {
     /// Takes `norm_mixer`, `norm_glu` or `modulation` `[6, d]`; `mixer`, `glu` and, with a context, `norm_text`, `text`.
     pub fn new(config: BlockConfig, vb: &VarBuilder) -> Result<Self> {
-        let BlockConfig { dim, heads, head_dim, hidden, lrpe, token_shift, context, modulated } = config;
+        let BlockConfig {
+            dim,
+            heads,
+            head_dim,
+            hidden,
+            lrpe,
+            token_shift,
+            context,
+            modulated,
+        } = config;
         // A modulated branch is silenced by its gate; a second zero behind it would never get a gradient.
         let start = if modulated { Start::FanIn } else { Start::Zero };
         let norms = if modulated {
-            Norms::Modulated { table: vb.get_with_hints((MODULATIONS, dim), "modulation", Init::Const(0.0))? }
+            Norms::Modulated {
+                table: vb.get_with_hints((MODULATIONS, dim), "modulation", Init::Const(0.0))?,
+            }
         } else {
             Norms::Plain {
                 mixer: RmsNorm::new(dim, &vb.pp("norm_mixer"))?,
@@ -95,7 +117,13 @@ impl Block {
                 CrossAttention::new(dim, width, dim, heads, Start::Zero, &vb.pp("text"))?,
             )),
         };
-        let mixer = LightNetConfig { dim, heads, head_dim, lrpe, start };
+        let mixer = LightNetConfig {
+            dim,
+            heads,
+            head_dim,
+            lrpe,
+            start,
+        };
         Ok(Self {
             norms,
             mixer: LightNet::new(mixer, &vb.pp("mixer"))?,
@@ -107,16 +135,28 @@ impl Block {
 
     /// Maps `x` `[B, N, d]`.
     pub fn forward(&self, x: &Tensor, context: &BlockContext) -> Result<Tensor> {
-        let mixer_context = MixerContext { grid: Some(context.grid), mask: context.mask, exchange: None };
+        let mixer_context = MixerContext {
+            grid: Some(context.grid),
+            mask: context.mask,
+            exchange: None,
+        };
         let modulation = self.modulation(x, context)?;
         let normed = in_compute(self.normed(x, modulation.as_ref(), 0)?, context)?;
-        let mut x = add_gated(x, &self.mixer.forward(&normed, &mixer_context)?, modulation.as_ref(), 2)?;
+        let mut x = add_gated(
+            x,
+            &self.mixer.forward(&normed, &mixer_context)?,
+            modulation.as_ref(),
+            2,
+        )?;
         if let Some((norm, attention)) = &self.text {
             let Some((text, mask)) = context.text else {
                 candle_core::bail!("block: a text is expected, none was given")
             };
             let normed = in_compute(norm.forward(&x)?, context)?;
-            x = (&x + attention.forward(&normed, text, Some(mask))?.to_dtype(x.dtype())?)?;
+            x = (&x
+                + attention
+                    .forward(&normed, text, Some(mask))?
+                    .to_dtype(x.dtype())?)?;
         }
         let mut normed = in_compute(self.normed(&x, modulation.as_ref(), 3)?, context)?;
         if self.token_shift {
@@ -126,11 +166,17 @@ impl Block {
     }
 
     fn modulation(&self, x: &Tensor, context: &BlockContext) -> Result<Option<Tensor>> {
-        let Norms::Modulated { table } = &self.norms else { return Ok(None) };
+        let Norms::Modulated { table } = &self.norms else {
+            return Ok(None);
+        };
         let Some(condition) = context.modulation else {
             candle_core::bail!("block: a condition [B, {MODULATIONS}, d] is expected, none was given")
         };
-        Ok(Some(condition.broadcast_add(&table.to_dtype(condition.dtype())?)?.to_dtype(x.dtype())?))
+        Ok(Some(
+            condition
+                .broadcast_add(&table.to_dtype(condition.dtype())?)?
+                .to_dtype(x.dtype())?,
+        ))
     }
 
     fn normed(&self, x: &Tensor, modulation: Option<&Tensor>, first: usize) -> Result<Tensor> {
@@ -188,7 +234,10 @@ mod tests {
     #[test]
     fn a_fresh_modulated_block_is_the_identity_until_its_gates_open() -> Result<()> {
         let block = Block::new(CONFIG, &Params::random(5, &Device::Cpu).builder())?;
-        let grid = Grid { condition: 0, axes: vec![3, 4] };
+        let grid = Grid {
+            condition: 0,
+            axes: vec![3, 4],
+        };
         let (x, text) = (random(&[2, 12, 24], "x")?, random(&[2, 5, 10], "text")?);
         let mask = Tensor::ones((2, 5), DType::F32, &Device::Cpu)?;
         let zero = Tensor::zeros((2, MODULATIONS, 24), DType::F32, &Device::Cpu)?;
@@ -197,11 +246,20 @@ mod tests {
             text: Some((&text, &mask)),
             ..BlockContext::on(&grid)
         };
-        let same = (block.forward(&x, &context)? - &x)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let same = (block.forward(&x, &context)? - &x)?
+            .abs()?
+            .max_all()?
+            .to_scalar::<f32>()?;
         assert_eq!(same, 0.0);
         let open = zero.ones_like()?;
-        let context = BlockContext { modulation: Some(&open), ..context };
-        let moved = (block.forward(&x, &context)? - &x)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let context = BlockContext {
+            modulation: Some(&open),
+            ..context
+        };
+        let moved = (block.forward(&x, &context)? - &x)?
+            .abs()?
+            .max_all()?
+            .to_scalar::<f32>()?;
         assert!(moved > 0.1, "{moved}");
         Ok(())
     }
@@ -211,7 +269,11 @@ mod tests {
         let block = Block::new(CONFIG, &Params::random(5, &Device::Cpu).builder())?;
         let grid = Grid::new(&[3, 4]);
         let x = random(&[2, 12, 24], "x")?;
-        let message = block.forward(&x, &BlockContext::on(&grid)).map(|_| ()).unwrap_err().to_string();
+        let message = block
+            .forward(&x, &BlockContext::on(&grid))
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("condition [B, 6, d]"), "{message}");
         Ok(())
     }

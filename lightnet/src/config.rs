@@ -24,12 +24,19 @@ pub struct ConfigError {
 /// # Errors
 /// The file is unreadable or too long, or its text does not describe a `T` (line and column are named).
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let fail = |detail: String| ConfigError { path: path.to_owned(), detail };
+    let fail = |detail: String| ConfigError {
+        path: path.to_owned(),
+        detail,
+    };
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
     let mut text = String::new();
-    file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(|e| fail(e.to_string()))?;
+    file.take(MOST_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| fail(e.to_string()))?;
     if text.len() as u64 > MOST_BYTES {
-        return Err(fail(format!("more than {MOST_BYTES} bytes, expected a short JSON file")));
+        return Err(fail(format!(
+            "more than {MOST_BYTES} bytes, expected a short JSON file"
+        )));
     }
     serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
 }

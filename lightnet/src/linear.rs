@@ -25,12 +25,17 @@ impl Linear {
     /// Takes `weight` `[output, input]` from `vb`, and `bias` `[output]` when asked for.
     pub fn new(input: usize, output: usize, bias: bool, start: Start, vb: &VarBuilder) -> Result<Self> {
         let init = match start {
-            Start::FanIn => Init::Randn { mean: 0.0, stdev: (input as f64).powf(-0.5) },
+            Start::FanIn => Init::Randn {
+                mean: 0.0,
+                stdev: (input as f64).powf(-0.5),
+            },
             Start::Normal(stdev) => Init::Randn { mean: 0.0, stdev },
             Start::Zero => Init::Const(0.0),
         };
         let weight = vb.get_with_hints((output, input), "weight", init)?;
-        let bias = bias.then(|| vb.get_with_hints(output, "bias", Init::Const(0.0))).transpose()?;
+        let bias = bias
+            .then(|| vb.get_with_hints(output, "bias", Init::Const(0.0)))
+            .transpose()?;
         Ok(Self { weight, bias })
     }
 

@@ -22,7 +22,7 @@ impl RmsNorm {
 
     /// A norm of its own for each of `groups` equal runs of channels (one a head).
     pub fn grouped(dim: usize, groups: usize, vb: &VarBuilder) -> Result<Self> {
-        if groups == 0 || dim % groups != 0 {
+        if groups == 0 || !dim.is_multiple_of(groups) {
             candle_core::bail!("rms norm: {dim} channels do not split into {groups} groups");
         }
         let gain = vb.get_with_hints(dim, "weight", Init::Const(1.0))?;
@@ -32,7 +32,7 @@ impl RmsNorm {
     /// Normalises `x` `[.., dim]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.groups == 1 {
-            return rms_norm(x, Some(&self.gain), EPS);
+            return rms_norm(x, Some(&self.gain.to_dtype(x.dtype())?), EPS);
         }
         let dims = x.dims().to_vec();
         let dim = self.gain.dim(0)?;

@@ -11,13 +11,14 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use fulgur_benchmark::avhscore;
-use fulgur_datasets::atomic::{AtomicFile, write_atomic};
+use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::media::{Sound, Video, WavFormat, WriteOptions, write_mp4, write_wav};
 use fulgur_tavdiffusion::pipeline::{Clip, Generator, Mode, Progress, Request, Stage};
 use serde::Serialize;
 
 use super::answer::{Answer, Report};
 use super::context::Context;
+use super::files::check_output;
 use super::progress::Unit;
 use super::score::open_encoder;
 use crate::{models, sheet};
@@ -128,7 +129,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         .into_iter()
         .flatten()
     {
-        AtomicFile::create(path).with_context(|| format!("{}: cannot write", path.display()))?;
+        check_output(path)?;
     }
     let began = Instant::now();
     let folder = match &arguments.model {
@@ -186,7 +187,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     write_atomic(&sidecar, |file| file.write_all(json.as_bytes()))
         .with_context(|| format!("{}: cannot write", sidecar.display()))?;
     if let Some(path) = &arguments.report {
-        let picture = sheet::draw(&request.prompt, video.as_ref(), sound.as_ref())?;
+        let picture = sheet::draw(&request.prompt, video.as_ref(), sound.as_ref());
         fulgur_datasets::media::write_png(path, &picture)?;
     }
     Answer::new(&answer)

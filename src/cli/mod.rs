@@ -25,9 +25,13 @@ mod fault;
 mod files;
 mod forward;
 #[cfg(feature = "media")]
+mod generate;
+#[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
 mod progress;
+#[cfg(feature = "media")]
+mod score;
 mod train;
 
 /// Linear-complexity models that see, hear and write.
@@ -64,6 +68,10 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[cfg(feature = "media")]
+    Generate(generate::Arguments),
+    #[cfg(feature = "media")]
+    Score(score::Arguments),
+    #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Forward(forward::Arguments),
     Train(train::Arguments),
@@ -76,6 +84,10 @@ enum Command {
 impl Command {
     fn run(self, context: &Context) -> anyhow::Result<Answer> {
         match self {
+            #[cfg(feature = "media")]
+            Self::Generate(arguments) => generate::run(context, arguments),
+            #[cfg(feature = "media")]
+            Self::Score(arguments) => score::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),

@@ -17,12 +17,18 @@ pub struct Latents {
 impl Latents {
     /// Applies `f` to both streams.
     pub fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { video: f(&self.video)?, audio: f(&self.audio)? })
+        Ok(Self {
+            video: f(&self.video)?,
+            audio: f(&self.audio)?,
+        })
     }
 
     /// Applies `f` to both streams of two latents.
     pub fn zip(&self, other: &Self, f: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { video: f(&self.video, &other.video)?, audio: f(&self.audio, &other.audio)? })
+        Ok(Self {
+            video: f(&self.video, &other.video)?,
+            audio: f(&self.audio, &other.audio)?,
+        })
     }
 
     /// Joins two batches.
@@ -58,7 +64,10 @@ pub fn noise(shape: &LatentShape, seeds: &[u64], device: &Device) -> Result<Late
         }
         Tensor::from_vec(values, [&[seeds.len()], dims].concat(), device)
     };
-    Ok(Latents { video: draw("noise.video", &shape.video)?, audio: draw("noise.audio", &shape.audio)? })
+    Ok(Latents {
+        video: draw("noise.video", &shape.video)?,
+        audio: draw("noise.audio", &shape.audio)?,
+    })
 }
 
 /// Text of a batch as a network reads it.
@@ -109,11 +118,17 @@ mod tests {
 
     #[test]
     fn noise_of_a_seed_does_not_depend_on_its_batch() -> Result<()> {
-        let shape = LatentShape { video: [2, 3, 3, 4], audio: [5, 2, 3] };
+        let shape = LatentShape {
+            video: [2, 3, 3, 4],
+            audio: [5, 2, 3],
+        };
         let alone = noise(&shape, &[7], &Device::Cpu)?;
         let batch = noise(&shape, &[1, 7, 2], &Device::Cpu)?.narrow(1, 1)?;
         for (a, b) in [(&alone.video, &batch.video), (&alone.audio, &batch.audio)] {
-            assert_eq!(a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+            assert_eq!(
+                a.flatten_all()?.to_vec1::<f32>()?,
+                b.flatten_all()?.to_vec1::<f32>()?
+            );
         }
         let other = noise(&shape, &[8], &Device::Cpu)?;
         assert_ne!(

@@ -44,10 +44,17 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn request(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
-        Self::Request { field, found: found.to_string(), expected: expected.into() }
+        Self::Request {
+            field,
+            found: found.to_string(),
+            expected: expected.into(),
+        }
     }
 
     pub(crate) fn model(path: &Path, detail: impl ToString) -> Self {
-        Self::Model { path: path.to_owned(), detail: detail.to_string() }
+        Self::Model {
+            path: path.to_owned(),
+            detail: detail.to_string(),
+        }
     }
 }

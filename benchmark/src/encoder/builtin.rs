@@ -83,7 +83,9 @@ impl BuiltinEncoder {
         let [frames, bands] = config.sound_patch;
         let (size, patch) = (config.size, config.patch);
         if patch == 0 || size % patch != 0 || frames == 0 || bands == 0 || mel.bands() % bands != 0 {
-            candle_core::bail!("builtin encoder: patches {patch} of {size} pixels, {frames}x{bands} of the mel");
+            candle_core::bail!(
+                "builtin encoder: patches {patch} of {size} pixels, {frames}x{bands} of the mel"
+            );
         }
         let window = mel.frames((config.window_s * f64::from(mel.sample_rate())) as usize);
         let tower = |values: usize, axes: [usize; 2]| TowerConfig {
@@ -100,7 +102,10 @@ impl BuiltinEncoder {
                 &tower(patch * patch * RGB, [size / patch, size / patch]),
                 &vb.pp("picture"),
             )?,
-            sound: Tower::new(&tower(frames * bands, [window / frames, mel.bands() / bands]), &vb.pp("sound"))?,
+            sound: Tower::new(
+                &tower(frames * bands, [window / frames, mel.bands() / bands]),
+                &vb.pp("sound"),
+            )?,
             log_temperature: vb.get_with_hints(1, "log_temperature", start)?,
             device: vb.device().clone(),
             config: config.clone(),
@@ -156,7 +161,10 @@ impl BuiltinEncoder {
         let scale = self.log_temperature.clamp(0f64, 100f64.ln())?.exp()?;
         let scores = seen.matmul(&heard.t()?)?.broadcast_mul(&scale)?;
         let diagonal = Tensor::eye(n, DType::F32, &self.device)?;
-        let same = classes.unsqueeze(1)?.broadcast_eq(&classes.unsqueeze(0)?)?.to_dtype(DType::F32)?;
+        let same = classes
+            .unsqueeze(1)?
+            .broadcast_eq(&classes.unsqueeze(0)?)?
+            .to_dtype(DType::F32)?;
         let scores = (scores + ((same - &diagonal)? * -1e9)?)?;
         let matched = |scores: &Tensor| {
             (candle_nn::ops::log_softmax(scores, D::Minus1)? * &diagonal)?.sum_all()? / n as f64
@@ -199,7 +207,9 @@ impl Encoder for BuiltinEncoder {
         let count = samples.len().div_ceil(window).min(MOST_WINDOWS);
         let last = samples.len() - window;
         let starts = (0..count).map(|i| if count > 1 { i * last / (count - 1) } else { 0 });
-        let waves: Vec<f32> = starts.flat_map(|start| samples[start..start + window].to_vec()).collect();
+        let waves: Vec<f32> = starts
+            .flat_map(|start| samples[start..start + window].to_vec())
+            .collect();
         let vectors = self.embed_sound(&Tensor::from_vec(waves, (count, window), &self.device)?)?;
         Ok(vectors.mean(0)?.to_dtype(DType::F32)?.to_vec1()?)
     }
@@ -215,7 +225,10 @@ fn fit(frame: &[u8], width: usize, height: usize, size: usize) -> std::result::R
         return Ok(frame.to_vec());
     }
     let invalid = || EncodeError::Input(format!("frame of {width}x{height} with {} bytes", frame.len()));
-    let dims = (u32::try_from(width).map_err(|_| invalid())?, u32::try_from(height).map_err(|_| invalid())?);
+    let dims = (
+        u32::try_from(width).map_err(|_| invalid())?,
+        u32::try_from(height).map_err(|_| invalid())?,
+    );
     let picture = RgbImage::from_raw(dims.0, dims.1, frame.to_vec()).ok_or_else(invalid)?;
     let short = width.min(height).max(1);
     let scaled = |n: usize| (n * size).div_ceil(short).max(size) as u32;
@@ -223,7 +236,9 @@ fn fit(frame: &[u8], width: usize, height: usize, size: usize) -> std::result::R
     let picture = imageops::resize(&picture, w, h, imageops::FilterType::CatmullRom);
     let size = size as u32;
     let (x, y) = ((w - size) / 2, (h - size) / 2);
-    Ok(imageops::crop_imm(&picture, x, y, size, size).to_image().into_raw())
+    Ok(imageops::crop_imm(&picture, x, y, size, size)
+        .to_image()
+        .into_raw())
 }
 
 #[cfg(test)]
@@ -240,7 +255,10 @@ mod tests {
         let fitted = fit(&frame, width, height, size).expect("a frame that fits");
         assert_eq!(fitted.len(), size * size * 3);
         let row: Vec<u8> = fitted.iter().step_by(3).take(size).copied().collect();
-        assert!(row[7] > 150 && row[8] > 150 && row[0] == 0 && row[15] == 0, "{row:?}");
+        assert!(
+            row[7] > 150 && row[8] > 150 && row[0] == 0 && row[15] == 0,
+            "{row:?}"
+        );
         assert!(fit(&frame, width, height + 1, size).is_err());
     }
 }

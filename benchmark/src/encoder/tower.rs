@@ -56,13 +56,22 @@ impl Tower {
             modulated: false,
         };
         let coordinate = |(axis, &length): (usize, &usize)| {
-            let init = Init::Randn { mean: 0.0, stdev: 0.02 };
-            vb.pp("coordinates").get_with_hints((length, dim), &axis.to_string(), init)
+            let init = Init::Randn {
+                mean: 0.0,
+                stdev: 0.02,
+            };
+            vb.pp("coordinates")
+                .get_with_hints((length, dim), &axis.to_string(), init)
         };
         Ok(Self {
             config: config.clone(),
             input: Linear::new(config.values, dim, true, Start::FanIn, &vb.pp("input"))?,
-            coordinates: config.axes.iter().enumerate().map(coordinate).collect::<Result<_>>()?,
+            coordinates: config
+                .axes
+                .iter()
+                .enumerate()
+                .map(coordinate)
+                .collect::<Result<_>>()?,
             blocks: (0..config.depth)
                 .map(|i| Block::new(block, &vb.pp("blocks").pp(i)))
                 .collect::<Result<_>>()?,
@@ -97,8 +106,9 @@ impl Tower {
         let rows = if length == trained {
             table.clone()
         } else {
-            let nearest: Vec<u32> =
-                (0..length).map(|i| ((2 * i + 1) * trained / (2 * length)) as u32).collect();
+            let nearest: Vec<u32> = (0..length)
+                .map(|i| ((2 * i + 1) * trained / (2 * length)) as u32)
+                .collect();
             table.index_select(&Tensor::from_vec(nearest, length, table.device())?, 0)?
         };
         let mut shape = vec![1; self.config.axes.len() + 2];

@@ -39,9 +39,14 @@ pub fn onset(samples: &[f32]) -> Option<Onset> {
     if rise_db < LEAST_RISE_DB {
         return None;
     }
-    let at = levels.iter().position(|&level| level > floor + THRESHOLD * rise_db)?;
+    let at = levels
+        .iter()
+        .position(|&level| level > floor + THRESHOLD * rise_db)?;
     // The window that first holds the sound ends just behind its start.
-    Some(Onset { time_s: ((at + WINDOW - 1) * HOP) as f64 / 16_000.0, rise_db })
+    Some(Onset {
+        time_s: ((at + WINDOW - 1) * HOP) as f64 / 16_000.0,
+        rise_db,
+    })
 }
 
 #[cfg(test)]
@@ -56,7 +61,11 @@ mod tests {
             let start = (start_s * 16_000.0) as usize;
             let samples: Vec<f32> = (0..64_000)
                 .map(|i| {
-                    let tone = if i >= start { 0.2 * (i as f32 * 0.3).sin() } else { 0.0 };
+                    let tone = if i >= start {
+                        0.2 * (i as f32 * 0.3).sin()
+                    } else {
+                        0.0
+                    };
                     tone + 0.001 * noise.normal()
                 })
                 .collect();

@@ -127,7 +127,10 @@ impl Judges {
     pub fn judge(&self, clips: &Tensor, waves: &Tensor) -> Result<Vec<Verdict>> {
         let (batch, frames) = (clips.dim(0)?, clips.dim(1)?);
         let last = LAST_FRAMES.min(frames);
-        let seen = clips.narrow(1, frames - last, last)?.contiguous()?.flatten_to(1)?;
+        let seen = clips
+            .narrow(1, frames - last, last)?
+            .contiguous()?
+            .flatten_to(1)?;
         let seen = softmax(&self.picture.forward(&seen)?.to_dtype(DType::F32)?, D::Minus1)?;
         let seen = top1(&seen.reshape((batch, last, ()))?.mean(1)?)?;
         let heard = top1(&self.sound.forward(waves)?)?;
@@ -157,7 +160,11 @@ impl PictureJudge {
             heads: config.dim / 32,
             output: config.things.len(),
         };
-        Ok(Self { tower: Tower::new(&tower, vb)?, size, patch })
+        Ok(Self {
+            tower: Tower::new(&tower, vb)?,
+            size,
+            patch,
+        })
     }
 
     /// Frames `[B, size, size, 3]` in [-1, 1] to logits `[B, things]`.
@@ -187,7 +194,11 @@ impl SoundJudge {
             heads: config.dim / 32,
             output: config.things.len(),
         };
-        Ok(Self { tower: Tower::new(&tower, vb)?, mel, patch })
+        Ok(Self {
+            tower: Tower::new(&tower, vb)?,
+            mel,
+            patch,
+        })
     }
 
     /// Waveforms `[B, samples]` at 16 kHz to logits `[B, things]`.

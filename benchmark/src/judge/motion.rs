@@ -68,8 +68,17 @@ impl MotionJudge {
             context: None,
             modulated: false,
         };
-        let tpe = TpeConfig { dim, heads, axes: 3, two_sided: true, residual: true };
-        let start = candle_nn::Init::Randn { mean: 0.0, stdev: 0.02 };
+        let tpe = TpeConfig {
+            dim,
+            heads,
+            axes: 3,
+            two_sided: true,
+            residual: true,
+        };
+        let start = candle_nn::Init::Randn {
+            mean: 0.0,
+            stdev: 0.02,
+        };
         let linear = |input: usize, output: usize, name: &str| {
             Linear::new(input, output, true, Start::FanIn, &vb.pp(name))
         };
@@ -106,11 +115,16 @@ impl MotionJudge {
         let x = x.broadcast_add(&self.rows.reshape((1, 1, n, 1, ()))?)?;
         let x = x.broadcast_add(&self.columns.reshape((1, 1, 1, n, ()))?)?;
         let grid = Grid::new(&[frames, n, n]);
-        let mut x = self.tpe.forward(&x.reshape((batch, grid.tokens(), ()))?, &grid, None)?;
+        let mut x = self
+            .tpe
+            .forward(&x.reshape((batch, grid.tokens(), ()))?, &grid, None)?;
         for block in &self.blocks {
             x = block.forward(&x, &BlockContext::on(&grid))?;
         }
-        let x = self.norm.forward(&x)?.reshape((batch, frames, n * n, self.config.dim))?;
+        let x = self
+            .norm
+            .forward(&x)?
+            .reshape((batch, frames, n * n, self.config.dim))?;
         let moments = Tensor::cat(&[&x.mean(2)?, &x.max(2)?], D::Minus1)?;
         let clip = {
             let (mean, max) = (moments.mean(1)?, moments.max(1)?);

@@ -13,9 +13,9 @@ use super::{Job, Set, bbb, stamps};
 use crate::fetch::FetchError;
 use crate::fetch::packages::{GCOMPRIS, MOVIEPY};
 use crate::media::{ReadOptions, decode_picture, for_each_frame};
-use crate::store::{Plain, write_tensors};
-pub use crate::pictures::{SIDE, load};
 use crate::pictures::{FILE, KEY};
+pub use crate::pictures::{SIDE, load};
+use crate::store::{Plain, write_tensors};
 use crate::things::Origin;
 
 pub(super) const SET: Set = Set {

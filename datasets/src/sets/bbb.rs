@@ -13,10 +13,10 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::{Job, Set};
-pub use crate::film::{FPS, Film, HELD_OUT_S, SIDE, SOUND_RATE, TRAINING_S};
-use crate::film::FILE;
 use crate::fetch::packages::MOVIEPY;
 use crate::fetch::{FetchError, unpack};
+use crate::film::FILE;
+pub use crate::film::{FPS, Film, HELD_OUT_S, SIDE, SOUND_RATE, TRAINING_S};
 use crate::media::{ReadOptions, for_each_frame, read_sound};
 use crate::store::{Plain, write_tensors};
 
@@ -172,6 +172,7 @@ fn cuts(changes: &[f32]) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::decode_picture;
 
     #[test]
     fn a_cut_is_one_large_change_among_small_ones() {

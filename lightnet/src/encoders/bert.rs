@@ -616,7 +616,7 @@ mod tests {
     fn minilm_gives_the_published_numbers() -> Result<()> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/minilm");
         if !folder.join("model.safetensors").exists() {
-            println!(
+            eprintln!(
                 "skipped: {} is absent (fulgur data fetch minilm)",
                 folder.display()
             );

@@ -63,14 +63,28 @@ pub struct MixerContext<'a> {
 impl LightNet {
     /// Takes `input` (queries, logits and values in one map), `norm`, `gate_down`, `gate_up`, `output` and `lrpe`.
     pub fn new(config: LightNetConfig, vb: &VarBuilder) -> Result<Self> {
-        let LightNetConfig { dim, heads, head_dim, lrpe, start } = config;
+        let LightNetConfig {
+            dim,
+            heads,
+            head_dim,
+            lrpe,
+            start,
+        } = config;
         if heads == 0 || dim % heads != 0 {
             candle_core::bail!("lightnet: width {dim} does not split into {heads} heads");
         }
-        let lrpe = lrpe.map(|(axes, longest)| MdLrpe::new(head_dim, axes, longest, &vb.pp("lrpe"))).transpose()?;
+        let lrpe = lrpe
+            .map(|(axes, longest)| MdLrpe::new(head_dim, axes, longest, &vb.pp("lrpe")))
+            .transpose()?;
         Ok(Self {
             config,
-            input: Linear::new(dim, 2 * heads * head_dim + dim, false, Start::FanIn, &vb.pp("input"))?,
+            input: Linear::new(
+                dim,
+                2 * heads * head_dim + dim,
+                false,
+                Start::FanIn,
+                &vb.pp("input"),
+            )?,
             lrpe,
             norm: RmsNorm::grouped(dim, heads, &vb.pp("norm"))?,
             gate_down: Linear::new(dim, head_dim, false, Start::FanIn, &vb.pp("gate_down"))?,
@@ -81,12 +95,16 @@ impl LightNet {
 
     /// Mixes `x` `[B, N, d]`.
     pub fn forward(&self, x: &Tensor, context: &MixerContext) -> Result<Tensor> {
-        let LightNetConfig { dim, heads, head_dim, .. } = self.config;
+        let LightNetConfig {
+            dim, heads, head_dim, ..
+        } = self.config;
         let (batch, tokens, _) = x.dims3()?;
         let keys = heads * head_dim;
         let fused = self.input.forward(x)?;
         let part = |start: usize, width: usize| {
-            fused.narrow(2, start, width)?.reshape((batch, tokens, heads, width / heads))
+            fused
+                .narrow(2, start, width)?
+                .reshape((batch, tokens, heads, width / heads))
         };
         let (q_bnhd, logits_bnhd, v_bnhe) = (part(0, keys)?.silu()?, part(keys, keys)?, part(2 * keys, dim)?);
         let phase = match (&self.lrpe, context.grid) {
@@ -94,8 +112,11 @@ impl LightNet {
             (Some(lrpe), Some(grid)) => Some(lrpe.phases(grid)?),
             (Some(_), None) => candle_core::bail!("lightnet: md-lrpe needs the grid of the tokens"),
         };
-        let options =
-            NonCausal { phase: phase.as_ref(), mask: context.mask, exchange: context.exchange.clone() };
+        let options = NonCausal {
+            phase: phase.as_ref(),
+            mask: context.mask,
+            exchange: context.exchange.clone(),
+        };
         let (o_bnhe, _state) = additive::noncausal(&q_bnhd, &logits_bnhd, &v_bnhe, &options)?;
         let o = self.norm.forward(&o_bnhe.reshape((batch, tokens, dim))?)?;
         let gate = self.gate_up.forward(&self.gate_down.forward(x)?)?;
@@ -111,7 +132,13 @@ mod tests {
     use fulgur_kernels::philox::Philox;
 
     fn config(lrpe: Option<(usize, usize)>) -> LightNetConfig {
-        LightNetConfig { dim: 24, heads: 3, head_dim: 6, lrpe, start: Start::FanIn }
+        LightNetConfig {
+            dim: 24,
+            heads: 3,
+            head_dim: 6,
+            lrpe,
+            start: Start::FanIn,
+        }
     }
 
     fn random(shape: &[usize], name: &str) -> Result<Tensor> {
@@ -124,7 +151,11 @@ mod tests {
     }
 
     fn order(n: usize) -> Result<Tensor> {
-        let order: Vec<u32> = Philox::new(2, 0).permutation(n).into_iter().map(|i| i as u32).collect();
+        let order: Vec<u32> = Philox::new(2, 0)
+            .permutation(n)
+            .into_iter()
+            .map(|i| i as u32)
+            .collect();
         Tensor::from_vec(order, n, &Device::Cpu)
     }
 
@@ -143,7 +174,10 @@ mod tests {
     fn with_positions_it_does() -> Result<()> {
         let mixer = LightNet::new(config(Some((1, 37))), &Params::random(3, &Device::Cpu).builder())?;
         let (x, order, grid) = (random(&[2, 37, 24], "x")?, order(37)?, Grid::new(&[37]));
-        let context = MixerContext { grid: Some(&grid), ..Default::default() };
+        let context = MixerContext {
+            grid: Some(&grid),
+            ..Default::default()
+        };
         let permuted = mixer.forward(&x.index_select(&order, 1)?, &context)?;
         let moved = far(&permuted, &mixer.forward(&x, &context)?.index_select(&order, 1)?)?;
         assert!(moved > 1e-2, "{moved}");
@@ -171,7 +205,13 @@ mod tests {
         let x = random(&[1, 3, 5, 24], "x")?;
         let (tall, wide) = (Grid::new(&[3, 5]), Grid::new(&[5, 3]));
         let on = |grid, x: Tensor| {
-            mixer.forward(&x.contiguous()?, &MixerContext { grid: Some(grid), ..Default::default() })
+            mixer.forward(
+                &x.contiguous()?,
+                &MixerContext {
+                    grid: Some(grid),
+                    ..Default::default()
+                },
+            )
         };
         let straight = on(&tall, x.reshape((1, 15, 24))?)?.reshape((1, 3, 5, 24))?;
         let turned = on(&wide, x.transpose(1, 2)?.reshape((1, 15, 24))?)?.reshape((1, 5, 3, 24))?;
@@ -184,11 +224,18 @@ mod tests {
         let mixer = LightNet::new(config(Some((1, 20))), &Params::random(3, &Device::Cpu).builder())?;
         let x = random(&[1, 20, 24], "x")?;
         let (short, long) = (Grid::new(&[13]), Grid::new(&[20]));
-        let context = MixerContext { grid: Some(&short), ..Default::default() };
+        let context = MixerContext {
+            grid: Some(&short),
+            ..Default::default()
+        };
         let alone = mixer.forward(&x.narrow(1, 0, 13)?.contiguous()?, &context)?;
         let mask: Vec<f32> = (0..20).map(|i| if i < 13 { 1.0 } else { 0.0 }).collect();
         let mask = Tensor::from_vec(mask, (1, 20), &Device::Cpu)?;
-        let context = MixerContext { grid: Some(&long), mask: Some(&mask), ..Default::default() };
+        let context = MixerContext {
+            grid: Some(&long),
+            mask: Some(&mask),
+            ..Default::default()
+        };
         let padded = mixer.forward(&x, &context)?.narrow(1, 0, 13)?;
         assert!(far(&alone, &padded.contiguous()?)? < 1e-5);
         Ok(())

@@ -33,9 +33,15 @@ impl MdLrpe {
         let log_scale = vb.get_with_hints(count, "log_scale", Init::Const(0.0))?;
         let lowest = std::f64::consts::FRAC_PI_2 / longest.max(1) as f64;
         let last = (count.max(2) - 1) as f64;
-        let base: Vec<f64> = (0..count).map(|i| HIGHEST * (lowest / HIGHEST).powf(i as f64 / last)).collect();
+        let base: Vec<f64> = (0..count)
+            .map(|i| HIGHEST * (lowest / HIGHEST).powf(i as f64 / last))
+            .collect();
         let base = Tensor::from_vec(base, count, log_scale.device())?.to_dtype(log_scale.dtype())?;
-        Ok(Self { log_scale, base, width })
+        Ok(Self {
+            log_scale,
+            base,
+            width,
+        })
     }
 
     /// Angles `[N, D]` of the tokens of `grid`; zero for condition tokens.

@@ -21,7 +21,10 @@ pub struct Grid {
 impl Grid {
     /// A grid without condition tokens.
     pub fn new(axes: &[usize]) -> Self {
-        Self { condition: 0, axes: axes.to_vec() }
+        Self {
+            condition: 0,
+            axes: axes.to_vec(),
+        }
     }
 
     /// Number of tokens, condition tokens included.
@@ -41,7 +44,10 @@ mod tests {
 
     #[test]
     fn positions_are_row_major_behind_condition_tokens() -> Result<()> {
-        let grid = Grid { condition: 1, axes: vec![2, 3] };
+        let grid = Grid {
+            condition: 1,
+            axes: vec![2, 3],
+        };
         let positions = grid.positions(&Device::Cpu)?.to_vec2::<f32>()?;
         assert_eq!(positions.len(), 7);
         assert_eq!(positions[0], [0.0, 0.0]);

@@ -59,7 +59,10 @@ impl MdTpe {
                 output: Linear::new(dim, dim, false, Start::FanIn, &vb.pp("output"))?,
             })
         };
-        Ok(Self { axes: (0..config.axes).map(axis).collect::<Result<_>>()?, config })
+        Ok(Self {
+            axes: (0..config.axes).map(axis).collect::<Result<_>>()?,
+            config,
+        })
     }
 
     /// Encodes `x` `[B, N, d]` on `grid`. Condition tokens pass unchanged.
@@ -73,11 +76,18 @@ impl MdTpe {
     ) -> Result<Tensor> {
         let (batch, tokens, dim) = x.dims3()?;
         if grid.axes.len() != self.axes.len() || tokens != grid.tokens() {
-            candle_core::bail!("md-tpe: {tokens} tokens on {grid:?}, expected {} axes", self.axes.len());
+            candle_core::bail!(
+                "md-tpe: {tokens} tokens on {grid:?}, expected {} axes",
+                self.axes.len()
+            );
         }
         let cells = tokens - grid.condition;
         let body = x.narrow(1, grid.condition, cells)?.contiguous()?;
-        let mut sum = if self.config.residual { Some(body.clone()) } else { None };
+        let mut sum = if self.config.residual {
+            Some(body.clone())
+        } else {
+            None
+        };
         for (index, axis) in self.axes.iter().enumerate() {
             let exchange = exchange.filter(|_| index == 0);
             let encoded = self.along(axis, index, &body, batch, grid, exchange)?;
@@ -86,7 +96,9 @@ impl MdTpe {
                 None => encoded,
             });
         }
-        let Some(body) = sum else { candle_core::bail!("md-tpe: a grid needs at least one axis") };
+        let Some(body) = sum else {
+            candle_core::bail!("md-tpe: a grid needs at least one axis")
+        };
         let body = body.reshape((batch, cells, dim))?;
         if grid.condition == 0 {
             return Ok(body);
@@ -103,16 +115,33 @@ impl MdTpe {
         grid: &Grid,
         exchange: Option<&Arc<dyn StateExchange>>,
     ) -> Result<Tensor> {
-        let TpeConfig { dim, heads, two_sided, .. } = self.config;
+        let TpeConfig {
+            dim,
+            heads,
+            two_sided,
+            ..
+        } = self.config;
         let outer: usize = batch * grid.axes[..index].iter().product::<usize>();
         let length = grid.axes[index];
         let inner: usize = grid.axes[index + 1..].iter().product();
         // [outer, length, inner, d] -> [outer * inner, length, H, d / H]: the scan runs over dimension 1.
-        let lines = body.reshape((outer, length, inner, dim))?.transpose(1, 2)?.contiguous()?;
+        let lines = body
+            .reshape((outer, length, inner, dim))?
+            .transpose(1, 2)?
+            .contiguous()?;
         let lines = lines.reshape((outer * inner, length, heads, dim / heads))?;
-        let options = ema::Options { two_sided, exchange: exchange.cloned(), ..Default::default() };
+        let options = ema::Options {
+            two_sided,
+            exchange: exchange.cloned(),
+            ..Default::default()
+        };
         let scanned = ema::scan(&lines, &axis.gamma, &axis.weight, &options)?;
-        let mixed = axis.output.forward(&axis.norm.forward(&scanned.flatten_from(2)?)?)?;
-        mixed.reshape((outer, inner, length, dim))?.transpose(1, 2)?.reshape((batch, (), dim))
+        let mixed = axis
+            .output
+            .forward(&axis.norm.forward(&scanned.flatten_from(2)?)?)?;
+        mixed
+            .reshape((outer, inner, length, dim))?
+            .transpose(1, 2)?
+            .reshape((batch, (), dim))
     }
 }

@@ -77,7 +77,10 @@ impl Reel {
     fn new(film: &Film) -> TaskResult<Self> {
         let seconds = film::HELD_OUT_S.end;
         let count = film.len().min(seconds * film::FPS);
-        let pictures = (0..count).into_par_iter().map(|i| film.frame(i)).collect::<Result<Vec<_>, _>>()?;
+        let pictures = (0..count)
+            .into_par_iter()
+            .map(|i| film.frame(i))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             frames: pictures.into_iter().flat_map(|picture| picture.pixels).collect(),
             sound: film.sound(0..seconds * film::SOUND_RATE as usize),
@@ -89,13 +92,18 @@ impl Reel {
         let size = film::SIDE * film::SIDE * 3;
         let first = (start_s * film::FPS as f64).round() as usize;
         let last = self.frames.len() / size - 1;
-        (first..first + count).flat_map(|i| &self.frames[i.min(last) * size..][..size]).copied().collect()
+        (first..first + count)
+            .flat_map(|i| &self.frames[i.min(last) * size..][..size])
+            .copied()
+            .collect()
     }
 
     /// `count` samples from `start_s`; silence beyond the end.
     fn samples(&self, start_s: f64, count: usize) -> Vec<f32> {
         let first = (start_s * f64::from(film::SOUND_RATE)).round() as usize;
-        (first..first + count).map(|i| self.sound.get(i).copied().unwrap_or(0.0)).collect()
+        (first..first + count)
+            .map(|i| self.sound.get(i).copied().unwrap_or(0.0))
+            .collect()
     }
 }
 
@@ -132,7 +140,9 @@ impl Clips {
         };
         let film = if options.film > 0.0 {
             let film = Film::open(&options.data.join("bbb"));
-            Some(Reel::new(&film.map_err(|e| format!("{e}; run `fulgur data fetch bbb`"))?)?)
+            Some(Reel::new(
+                &film.map_err(|e| format!("{e}; run `fulgur data fetch bbb`"))?,
+            )?)
         } else {
             None
         };
@@ -181,7 +191,11 @@ impl Clips {
         HostClip {
             frames: render(want.frames, &|| self.composer.render_frames(&scene)),
             mask: render(want.mask, &|| self.composer.render_mask(&scene)),
-            samples: if want.samples { self.composer.render_sound(&scene) } else { Vec::new() },
+            samples: if want.samples {
+                self.composer.render_sound(&scene)
+            } else {
+                Vec::new()
+            },
             scene: Some(scene),
         }
     }
@@ -195,9 +209,17 @@ impl Clips {
         let spec = self.spec();
         let pixels = spec.frames() * spec.width * spec.height;
         HostClip {
-            frames: if want.frames { film.frames(start_s, spec.frames()) } else { Vec::new() },
+            frames: if want.frames {
+                film.frames(start_s, spec.frames())
+            } else {
+                Vec::new()
+            },
             mask: if want.mask { vec![0; pixels] } else { Vec::new() },
-            samples: if want.samples { film.samples(start_s, spec.samples()) } else { Vec::new() },
+            samples: if want.samples {
+                film.samples(start_s, spec.samples())
+            } else {
+                Vec::new()
+            },
             scene: None,
         }
     }
@@ -205,19 +227,33 @@ impl Clips {
 
 /// Frames of several clips as bytes `[B, F, H, W, 3]`.
 pub fn frames_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
-    let bytes: Vec<u8> = clips.iter().flat_map(|clip| clip.frames.iter().copied()).collect();
-    Tensor::from_vec(bytes, vec![clips.len(), spec.frames(), spec.height, spec.width, 3], &Device::Cpu)
+    let bytes: Vec<u8> = clips
+        .iter()
+        .flat_map(|clip| clip.frames.iter().copied())
+        .collect();
+    Tensor::from_vec(
+        bytes,
+        vec![clips.len(), spec.frames(), spec.height, spec.width, 3],
+        &Device::Cpu,
+    )
 }
 
 /// Coverage of several clips as bytes `[B, F, H, W, 1]`.
 pub fn mask_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
     let bytes: Vec<u8> = clips.iter().flat_map(|clip| clip.mask.iter().copied()).collect();
-    Tensor::from_vec(bytes, vec![clips.len(), spec.frames(), spec.height, spec.width, 1], &Device::Cpu)
+    Tensor::from_vec(
+        bytes,
+        vec![clips.len(), spec.frames(), spec.height, spec.width, 1],
+        &Device::Cpu,
+    )
 }
 
 /// Sound of several clips `[B, S]`.
 pub fn samples_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
-    let samples: Vec<f32> = clips.iter().flat_map(|clip| clip.samples.iter().copied()).collect();
+    let samples: Vec<f32> = clips
+        .iter()
+        .flat_map(|clip| clip.samples.iter().copied())
+        .collect();
     Tensor::from_vec(samples, (clips.len(), spec.samples()), &Device::Cpu)
 }
 

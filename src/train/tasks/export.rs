@@ -30,7 +30,9 @@ pub(super) fn write_part(
     if let Some((mean, std)) = latent {
         let vars = params.vars();
         for (name, value) in [("latent.mean", mean), ("latent.std", std)] {
-            vars.get(name).ok_or_else(|| format!("the codec has no tensor `{name}`"))?.set(&value)?;
+            vars.get(name)
+                .ok_or_else(|| format!("the codec has no tensor `{name}`"))?
+                .set(&value)?;
         }
     }
     write_json(&folder.join("config.json"), config)?;

@@ -13,7 +13,11 @@ use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, render, sa
 use super::export::write_part;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-const WANT: Want = Want { frames: true, mask: false, samples: true };
+const WANT: Want = Want {
+    frames: true,
+    mask: false,
+    samples: true,
+};
 /// Frames of a clip that the picture judge learns from in one batch.
 const FRAMES_OF_CLIP: usize = 4;
 /// Clips that go through the judges at a time where no gradient is needed.
@@ -42,7 +46,11 @@ pub(super) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            clips: ClipOptions { two_things: 0.0, seed: 1, ..ClipOptions::default() },
+            clips: ClipOptions {
+                two_things: 0.0,
+                seed: 1,
+                ..ClipOptions::default()
+            },
             batch: 48,
             pixel_noise: 0.1,
             label_smoothing: 0.05,
@@ -72,8 +80,16 @@ impl JudgeTask {
         let spec = clips.spec();
         let params = Params::random(seed, device);
         let config = JudgeConfig {
-            things: clips.composer().things().iter().map(|thing| thing.id.clone()).collect(),
-            motions: Motion::ALL.iter().map(|motion| motion.name().to_owned()).collect(),
+            things: clips
+                .composer()
+                .things()
+                .iter()
+                .map(|thing| thing.id.clone())
+                .collect(),
+            motions: Motion::ALL
+                .iter()
+                .map(|motion| motion.name().to_owned())
+                .collect(),
             size: spec.width,
             frames: spec.frames(),
             fps: spec.fps,
@@ -82,7 +98,13 @@ impl JudgeTask {
             depth: options.depth,
         };
         let judges = Judges::new(&config, &params.builder())?;
-        Ok(Self { options, clips, params, judges, config })
+        Ok(Self {
+            options,
+            clips,
+            params,
+            judges,
+            config,
+        })
     }
 }
 
@@ -100,8 +122,9 @@ impl Task for JudgeTask {
         let spec = self.clips.spec();
         let size = spec.width * spec.height * 3;
         let mut noise = cursor.noise("clips");
-        let clips: Vec<_> =
-            (0..self.options.batch).map(|_| self.clips.draw(Split::Judge, &mut noise, WANT)).collect();
+        let clips: Vec<_> = (0..self.options.batch)
+            .map(|_| self.clips.draw(Split::Judge, &mut noise, WANT))
+            .collect();
         let n = clips.len();
         let (mut frames, mut things, mut motions, mut contacts) = (vec![], vec![], vec![], vec![]);
         for clip in &clips {
@@ -119,15 +142,19 @@ impl Task for JudgeTask {
         }
         let picture_shape = (n * FRAMES_OF_CLIP, spec.height, spec.width, 3);
         let mut grain = cursor.noise("grain");
-        let strength: Vec<f32> =
-            (0..picture_shape.0).map(|_| self.options.pixel_noise * grain.uniform()).collect();
+        let strength: Vec<f32> = (0..picture_shape.0)
+            .map(|_| self.options.pixel_noise * grain.uniform())
+            .collect();
         let grain = grain.normals(frames.len());
         Ok(Batch::new(n)
             .with("clips", frames_tensor(&clips, &spec)?)
             .with("samples", samples_tensor(&clips, &spec)?)
             .with("frames", Tensor::from_vec(frames, picture_shape, &Device::Cpu)?)
             .with("grain", Tensor::from_vec(grain, picture_shape, &Device::Cpu)?)
-            .with("strength", Tensor::from_vec(strength, (picture_shape.0, 1, 1, 1), &Device::Cpu)?)
+            .with(
+                "strength",
+                Tensor::from_vec(strength, (picture_shape.0, 1, 1, 1), &Device::Cpu)?,
+            )
             .with("things", Tensor::from_vec(things, n, &Device::Cpu)?)
             .with("motions", Tensor::from_vec(motions, n, &Device::Cpu)?)
             .with("contacts", Tensor::from_vec(contacts, n, &Device::Cpu)?))
@@ -139,14 +166,22 @@ impl Task for JudgeTask {
         let frames = (to_unit(batch.get("frames")?)? + grain)?;
         let things = batch.get("things")?;
         let n = things.dim(0)?;
-        let repeated = things.unsqueeze(1)?.broadcast_as((n, FRAMES_OF_CLIP))?.flatten_all()?;
+        let repeated = things
+            .unsqueeze(1)?
+            .broadcast_as((n, FRAMES_OF_CLIP))?
+            .flatten_all()?;
         let picture = cross_entropy(&self.judges.picture.forward(&frames)?, &repeated, smooth)?;
         let sound = cross_entropy(&self.judges.sound.forward(batch.get("samples")?)?, things, smooth)?;
         let verdict = self.judges.motion.forward(&to_unit(batch.get("clips")?)?)?;
         let motion = cross_entropy(&verdict.motion, batch.get("motions")?, smooth)?;
         let contact = cross_entropy(&verdict.contact, batch.get("contacts")?, 0.0)?;
         let total = (((&picture + &sound)? + &motion)? + &contact)?;
-        let parts = vec![("picture", picture), ("sound", sound), ("motion", motion), ("contact", contact)];
+        let parts = vec![
+            ("picture", picture),
+            ("sound", sound),
+            ("motion", motion),
+            ("contact", contact),
+        ];
         Ok(Losses { total, parts })
     }
 
@@ -160,7 +195,9 @@ impl Task for JudgeTask {
             let samples = samples_tensor(chunk, &spec)?.to_device(self.params.device())?;
             let verdicts = self.judges.judge(&to_unit(&frames)?, &samples)?;
             for (clip, verdict) in chunk.iter().zip(verdicts) {
-                let Some(actor) = clip.scene.as_ref().and_then(|s| s.actors.first()) else { continue };
+                let Some(actor) = clip.scene.as_ref().and_then(|s| s.actors.first()) else {
+                    continue;
+                };
                 picture += f64::from(verdict.picture == actor.thing);
                 sound += f64::from(verdict.sound == actor.thing);
                 motion += f64::from(verdict.motion == actor.motion.class());
@@ -175,7 +212,10 @@ impl Task for JudgeTask {
             ("picture_top1".to_owned(), share(picture)),
             ("sound_top1".to_owned(), share(sound)),
             ("motion_top1".to_owned(), share(motion)),
-            ("offset_ms".to_owned(), errors.get(errors.len() / 2).copied().unwrap_or(f64::NAN)),
+            (
+                "offset_ms".to_owned(),
+                errors.get(errors.len() / 2).copied().unwrap_or(f64::NAN),
+            ),
         ])
     }
 

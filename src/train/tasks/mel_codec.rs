@@ -15,7 +15,11 @@ use super::export::{compute_dtype, write_part};
 use super::video_codec::difference;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-const WANT: Want = Want { frames: false, mask: false, samples: true };
+const WANT: Want = Want {
+    frames: false,
+    mask: false,
+    samples: true,
+};
 /// Clips that the statistics of the latents are measured on.
 const MEASURED: usize = 256;
 
@@ -42,7 +46,10 @@ pub(super) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            clips: ClipOptions { film: 0.2, ..ClipOptions::default() },
+            clips: ClipOptions {
+                film: 0.2,
+                ..ClipOptions::default()
+            },
             batch: 64,
             gradient_weight: 0.3,
             latent_weight: 0.01,
@@ -73,7 +80,14 @@ impl MelCodecTask {
         let params = Params::random(seed, device);
         let codec = MelCodec::new(&options.model, true, &params.builder())?;
         let mel = LogMel::speech_16k(device)?;
-        Ok(Self { compute: compute_dtype(device), options, clips, params, codec, mel })
+        Ok(Self {
+            compute: compute_dtype(device),
+            options,
+            clips,
+            params,
+            codec,
+            mel,
+        })
     }
 
     fn mel_of(&self, clips: &[HostClip]) -> TaskResult<Tensor> {
@@ -99,11 +113,14 @@ impl Task for MelCodecTask {
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let spec = self.clips.spec();
         let mut noise = cursor.noise("clips");
-        let clips: Vec<_> =
-            (0..self.options.batch).map(|_| self.clips.draw(Split::Train, &mut noise, WANT)).collect();
+        let clips: Vec<_> = (0..self.options.batch)
+            .map(|_| self.clips.draw(Split::Train, &mut noise, WANT))
+            .collect();
         let [frames, bands] = self.codec.grid(self.mel.frames(spec.samples()))?;
         let shape = (clips.len(), frames, bands, self.options.model.latent_channels);
-        let latent_noise = cursor.noise("latent").normals(shape.0 * shape.1 * shape.2 * shape.3);
+        let latent_noise = cursor
+            .noise("latent")
+            .normals(shape.0 * shape.1 * shape.2 * shape.3);
         Ok(Batch::new(clips.len())
             .with("samples", samples_tensor(&clips, &spec)?)
             .with("noise", Tensor::from_vec(latent_noise, shape, &Device::Cpu)?))
@@ -118,19 +135,28 @@ impl Task for MelCodecTask {
         let level = error.abs()?.mean_all()?;
         let edges = (difference(&error, 1)? + difference(&error, 2)?)?;
         let statistics = LatentNorm::penalty(&raw)?;
-        let total = ((&level + (&edges * options.gradient_weight)?)?
-            + (&statistics * options.latent_weight)?)?;
-        Ok(Losses { total, parts: vec![("level", level), ("edges", edges), ("statistics", statistics)] })
+        let total =
+            ((&level + (&edges * options.gradient_weight)?)? + (&statistics * options.latent_weight)?)?;
+        Ok(Losses {
+            total,
+            parts: vec![("level", level), ("edges", edges), ("statistics", statistics)],
+        })
     }
 
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
         let mel = self.mel_of(&self.held_out(self.options.validation))?;
-        let error = (self.reconstruct(&mel)? - &mel)?.abs()?.mean_all()?.to_scalar::<f32>()?;
+        let error = (self.reconstruct(&mel)? - &mel)?
+            .abs()?
+            .mean_all()?
+            .to_scalar::<f32>()?;
         let mut figures = vec![("log_mel_l1".to_owned(), f64::from(error) * self.mel.scale())];
         let film = self.clips.held_out_film(WANT);
         if !film.is_empty() {
             let mel = self.mel_of(&film)?;
-            let error = (self.reconstruct(&mel)? - &mel)?.abs()?.mean_all()?.to_scalar::<f32>()?;
+            let error = (self.reconstruct(&mel)? - &mel)?
+                .abs()?
+                .mean_all()?
+                .to_scalar::<f32>()?;
             figures.push(("log_mel_l1_film".to_owned(), f64::from(error) * self.mel.scale()));
         }
         let (mean, std) = LatentNorm::measure(&mel.flatten_all()?.unsqueeze(1)?)?;
@@ -149,19 +175,35 @@ impl Task for MelCodecTask {
 
     fn export(&self, folder: &Path) -> TaskResult<()> {
         let clips = render(MEASURED, |i| {
-            let mut noise = Cursor { seed: self.options.clips.seed, index: i as u64 }.noise("statistics");
+            let mut noise = Cursor {
+                seed: self.options.clips.seed,
+                index: i as u64,
+            }
+            .noise("statistics");
             self.clips.draw(Split::Train, &mut noise, WANT)
         });
-        let raw = self.codec.encode_raw(&self.mel_of(&clips)?.to_dtype(self.compute)?)?.detach();
+        let raw = self
+            .codec
+            .encode_raw(&self.mel_of(&clips)?.to_dtype(self.compute)?)?
+            .detach();
         let statistics = LatentNorm::measure(&raw)?;
-        write_part(folder, &self.options.model, &self.params, Some(statistics), Precision::F16)
+        write_part(
+            folder,
+            &self.options.model,
+            &self.params,
+            Some(statistics),
+            Precision::F16,
+        )
     }
 }
 
 /// Standardised log-mels `[B, T, bands]` as grey pictures below each other, low bands at the bottom.
 pub(super) fn spectrograms(mel: &Tensor) -> TaskResult<Picture> {
     let (batch, frames, bands) = mel.dims3()?;
-    let values = mel.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec3::<f32>()?;
+    let values = mel
+        .to_dtype(DType::F32)?
+        .to_device(&Device::Cpu)?
+        .to_vec3::<f32>()?;
     let mut pixels = Vec::with_capacity(batch * bands * frames * 3);
     for clip in &values {
         for band in (0..bands).rev() {

@@ -22,12 +22,24 @@ pub type Build = fn(&Recipe, &Device) -> TaskResult<Box<dyn Task>>;
 /// All tasks: the name that recipes use, and how to build it.
 pub const TASKS: &[(&str, Build)] = &[
     ("text", text::build),
-    ("video-codec", |r, d| Ok(Box::new(video_codec::VideoCodecTask::open(r.own()?, r.seed, d)?))),
-    ("mel-codec", |r, d| Ok(Box::new(mel_codec::MelCodecTask::open(r.own()?, r.seed, d)?))),
-    ("vocoder", |r, d| Ok(Box::new(vocoder::VocoderTask::open(r.own()?, r.seed, d)?))),
-    ("encoder", |r, d| Ok(Box::new(encoder::EncoderTask::open(r.own()?, r.seed, d)?))),
-    ("judge", |r, d| Ok(Box::new(judge::JudgeTask::open(r.own()?, r.seed, d)?))),
-    ("tav", |r, d| Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d)?))),
+    ("video-codec", |r, d| {
+        Ok(Box::new(video_codec::VideoCodecTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("mel-codec", |r, d| {
+        Ok(Box::new(mel_codec::MelCodecTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("vocoder", |r, d| {
+        Ok(Box::new(vocoder::VocoderTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("encoder", |r, d| {
+        Ok(Box::new(encoder::EncoderTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("judge", |r, d| {
+        Ok(Box::new(judge::JudgeTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("tav", |r, d| {
+        Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d)?))
+    }),
 ];
 
 /// Builds the task that `recipe` names, from a table of tasks.

@@ -26,7 +26,11 @@ use super::mel_codec::spectrograms;
 use super::video_codec::filmstrips;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-const WANT: Want = Want { frames: true, mask: false, samples: true };
+const WANT: Want = Want {
+    frames: true,
+    mask: false,
+    samples: true,
+};
 /// Clips that are encoded at a time.
 const CHUNK: usize = 32;
 /// Clips of a sheet of samples.
@@ -142,11 +146,29 @@ impl TavTask {
             video: [t, h, w, video.config().latent_channels],
             audio: [s, bands, mel_codec.config().latent_channels],
         };
-        let encoders = Encoders { clips: &clips, video: &video, mel_codec: &mel_codec, mel, compute, device };
+        let encoders = Encoders {
+            clips: &clips,
+            video: &video,
+            mel_codec: &mel_codec,
+            mel,
+            compute,
+            device,
+        };
         let pool = encoders.pool(Split::Train, options.pool, DType::BF16)?;
         let held_out = encoders.pool(Split::HeldOutCombination, options.validation, DType::F32)?;
         let size = (spec.width, spec.height);
-        Ok(Self { options, params, denoiser, video, mel_codec, text, pool, held_out, shape, size })
+        Ok(Self {
+            options,
+            params,
+            denoiser,
+            video,
+            mel_codec,
+            text,
+            pool,
+            held_out,
+            shape,
+            size,
+        })
     }
 
     fn objective(&self) -> Objective {
@@ -155,7 +177,10 @@ impl TavTask {
 
     fn text_condition(&self, ids: &Tensor, mask: &Tensor) -> TaskResult<TextCondition> {
         let states = self.text.encoder().forward(ids, mask, None)?;
-        Ok(TextCondition { states: states.states.detach(), mask: states.mask.detach() })
+        Ok(TextCondition {
+            states: states.states.detach(),
+            mask: states.mask.detach(),
+        })
     }
 
     /// Losses of picture, sound and alignment for clean latents at given times.
@@ -172,22 +197,45 @@ impl TavTask {
         let (audio, audio_target) = objective.noisy(&clean.audio, &noise.audio, mixture)?;
         let (made, features) = self.denoiser.forward(&Latents { video, audio }, time, text)?;
         let square = |a: &Tensor, b: &Tensor| (a - b)?.sqr()?.mean_all();
-        let aligned = features.map(|(seen, heard)| contrast::pooled(&seen, &heard)).transpose()?;
-        Ok((square(&made.video, &video_target)?, square(&made.audio, &audio_target)?, aligned))
+        let aligned = features
+            .map(|(seen, heard)| contrast::pooled(&seen, &heard))
+            .transpose()?;
+        Ok((
+            square(&made.video, &video_target)?,
+            square(&made.audio, &audio_target)?,
+            aligned,
+        ))
     }
 
     /// Clips of the first held-out captions, as latents.
     fn sampled(&self, n: usize) -> TaskResult<Option<Latents>> {
-        let captions: Vec<&str> = self.held_out.captions.iter().take(n).map(|c| c[0].as_str()).collect();
+        let captions: Vec<&str> = self
+            .held_out
+            .captions
+            .iter()
+            .take(n)
+            .map(|c| c[0].as_str())
+            .collect();
         let text = TextCondition::from(self.text.encode(&captions)?);
         let negative = TextCondition::from(self.text.encode(&vec![""; captions.len()])?);
         let seeds: Vec<u64> = (0..captions.len() as u64).collect();
         let start = noise(&self.shape, &seeds, self.params.device())?;
         let steps = self.options.sample_steps;
-        let sampler = Sampler { objective: self.objective(), steps, shift: 1.5 };
-        let prompts = Prompts { text, negative, audio_negative: None };
+        let sampler = Sampler {
+            objective: self.objective(),
+            steps,
+            shift: 1.5,
+        };
+        let prompts = Prompts {
+            text,
+            negative,
+            audio_negative: None,
+        };
         let scale = self.options.sample_guidance;
-        let guidance = Guidance { video: scale, audio: scale };
+        let guidance = Guidance {
+            video: scale,
+            audio: scale,
+        };
         Ok(sampler.run(&self.denoiser, &start, &prompts, guidance, &mut |_| true)?)
     }
 }
@@ -201,11 +249,17 @@ impl Encoders<'_> {
             let latents = self.encode(&clips)?;
             video.push(latents.video.to_dtype(dtype)?);
             audio.push(latents.audio.to_dtype(dtype)?);
-            captions.extend(clips.iter().filter_map(|clip| clip.scene.as_ref()).map(|scene| {
-                [scene.caption.text.clone(), scene.caption.canonical.clone()]
-            }));
+            captions.extend(
+                clips
+                    .iter()
+                    .filter_map(|clip| clip.scene.as_ref())
+                    .map(|scene| [scene.caption.text.clone(), scene.caption.canonical.clone()]),
+            );
         }
-        let latents = Latents { video: Tensor::cat(&video, 0)?, audio: Tensor::cat(&audio, 0)? };
+        let latents = Latents {
+            video: Tensor::cat(&video, 0)?,
+            audio: Tensor::cat(&audio, 0)?,
+        };
         Ok(Pool { latents, captions })
     }
 
@@ -215,8 +269,16 @@ impl Encoders<'_> {
         let samples = samples_tensor(clips, &spec)?.to_device(self.device)?;
         let mel = self.mel.forward(&samples)?;
         Ok(Latents {
-            video: self.video.encode(&frames.to_dtype(self.compute)?)?.to_dtype(DType::F32)?.detach(),
-            audio: self.mel_codec.encode(&mel.to_dtype(self.compute)?)?.to_dtype(DType::F32)?.detach(),
+            video: self
+                .video
+                .encode(&frames.to_dtype(self.compute)?)?
+                .to_dtype(DType::F32)?
+                .detach(),
+            audio: self
+                .mel_codec
+                .encode(&mel.to_dtype(self.compute)?)?
+                .to_dtype(DType::F32)?
+                .detach(),
         })
     }
 }
@@ -235,17 +297,27 @@ impl Task for TavTask {
             .map(|&i| {
                 let [varied, canonical] = &self.pool.captions[i];
                 let words = if draw.chance(0.8) { varied } else { canonical };
-                if draw.chance(self.options.text_dropout) { "" } else { words }
+                if draw.chance(self.options.text_dropout) {
+                    ""
+                } else {
+                    words
+                }
             })
             .collect();
         let longest = self.text.encoder().config().max_position_embeddings;
         let TextBatch { ids, mask, .. } = self.text.tokenizer().batch(&texts, longest, &Device::Cpu)?;
         let mut draw = cursor.noise("time");
-        let time: Vec<f32> = (0..n).map(|_| self.objective().time(draw.uniform(), draw.normal())).collect();
+        let time: Vec<f32> = (0..n)
+            .map(|_| self.objective().time(draw.uniform(), draw.normal()))
+            .collect();
         let mixture = self.objective().mixture(&time, &Device::Cpu)?;
         let noise_like = |shape: &[usize], purpose: &str| {
             let shape = [&[n], shape].concat();
-            Tensor::from_vec(cursor.noise(purpose).normals(shape.iter().product()), shape, &Device::Cpu)
+            Tensor::from_vec(
+                cursor.noise(purpose).normals(shape.iter().product()),
+                shape,
+                &Device::Cpu,
+            )
         };
         let chosen: Vec<u32> = chosen.into_iter().map(|i| i as u32).collect();
         Ok(Batch::new(n)
@@ -261,14 +333,20 @@ impl Task for TavTask {
 
     fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
         let chosen = batch.get("chosen")?;
-        let clean = self.pool.latents.map(|x| x.index_select(chosen, 0)?.to_dtype(DType::F32))?;
-        let noise =
-            Latents { video: batch.get("video_noise")?.clone(), audio: batch.get("audio_noise")?.clone() };
+        let clean = self
+            .pool
+            .latents
+            .map(|x| x.index_select(chosen, 0)?.to_dtype(DType::F32))?;
+        let noise = Latents {
+            video: batch.get("video_noise")?.clone(),
+            audio: batch.get("audio_noise")?.clone(),
+        };
         let text = self.text_condition(batch.get("ids")?, batch.get("mask")?)?;
-        let mixture =
-            Mixture { signal: batch.get("signal")?.clone(), noise: batch.get("spread")?.clone() };
-        let (video, audio, aligned) =
-            self.losses(&clean, &noise, batch.get("time")?, &mixture, &text)?;
+        let mixture = Mixture {
+            signal: batch.get("signal")?.clone(),
+            noise: batch.get("spread")?.clone(),
+        };
+        let (video, audio, aligned) = self.losses(&clean, &noise, batch.get("time")?, &mixture, &text)?;
         let mut total = (&video + (&audio * self.options.audio_weight)?)?;
         let mut parts = vec![("video", video), ("audio", audio)];
         if let Some(aligned) = aligned {
@@ -291,8 +369,10 @@ impl Task for TavTask {
             let time: Vec<f32> = (start..start + count)
                 .map(|i| (Philox::new(5, i as u64).uniform() + i as f32) / n as f32 % 1.0)
                 .collect();
-            let captions: Vec<&str> =
-                self.held_out.captions[start..start + count].iter().map(|c| c[0].as_str()).collect();
+            let captions: Vec<&str> = self.held_out.captions[start..start + count]
+                .iter()
+                .map(|c| c[0].as_str())
+                .collect();
             let text = TextCondition::from(self.text.encode(&captions)?);
             let device = self.params.device();
             let mixture = self.objective().mixture(&time, device)?;
@@ -302,19 +382,34 @@ impl Task for TavTask {
             video += f64::from(v.to_scalar::<f32>()?) * share;
             audio += f64::from(a.to_scalar::<f32>()?) * share;
         }
-        Ok(vec![("loss".to_owned(), video + audio), ("video".to_owned(), video), ("audio".to_owned(), audio)])
+        Ok(vec![
+            ("loss".to_owned(), video + audio),
+            ("video".to_owned(), video),
+            ("audio".to_owned(), audio),
+        ])
     }
 
     fn sample(&self, folder: &Path, step: u64) -> TaskResult<Vec<PathBuf>> {
-        let Some(latents) = self.sampled(SAMPLES)? else { return Ok(Vec::new()) };
-        let frames = self.video.decode(&latents.video)?.affine(127.5, 127.5)?.round()?.to_dtype(DType::U8)?;
-        let clips: Vec<Vec<u8>> =
-            (0..frames.dim(0)?).map(|i| frames.get(i)?.flatten_all()?.to_vec1()).collect::<Result<_, _>>()?;
+        let Some(latents) = self.sampled(SAMPLES)? else {
+            return Ok(Vec::new());
+        };
+        let frames = self
+            .video
+            .decode(&latents.video)?
+            .affine(127.5, 127.5)?
+            .round()?
+            .to_dtype(DType::U8)?;
+        let clips: Vec<Vec<u8>> = (0..frames.dim(0)?)
+            .map(|i| frames.get(i)?.flatten_all()?.to_vec1())
+            .collect::<Result<_, _>>()?;
         let rows: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
         let (width, height) = self.size;
         let pictures: Picture = filmstrips(&rows, width, height)?;
         let sounds = spectrograms(&self.mel_codec.decode(&latents.audio)?)?;
-        let paths = [folder.join(format!("video-{step:06}.png")), folder.join(format!("mel-{step:06}.png"))];
+        let paths = [
+            folder.join(format!("video-{step:06}.png")),
+            folder.join(format!("mel-{step:06}.png")),
+        ];
         write_png(&paths[0], &pictures)?;
         write_png(&paths[1], &sounds)?;
         Ok(paths.to_vec())

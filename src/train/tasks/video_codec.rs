@@ -13,7 +13,11 @@ use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, mask_tenso
 use super::export::{compute_dtype, write_part};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-const WANT: Want = Want { frames: true, mask: true, samples: false };
+const WANT: Want = Want {
+    frames: true,
+    mask: true,
+    samples: false,
+};
 /// Clips that are decoded at a time where no gradient is needed.
 const CHUNK: usize = 8;
 /// Clips that the statistics of the latents are measured on.
@@ -46,7 +50,10 @@ pub(super) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            clips: ClipOptions { film: 0.3, ..ClipOptions::default() },
+            clips: ClipOptions {
+                film: 0.3,
+                ..ClipOptions::default()
+            },
             batch: 32,
             cutout_weight: 3.0,
             gradient_weight: 0.5,
@@ -79,7 +86,13 @@ impl VideoCodecTask {
         let codec = VideoCodec::new(&options.model, true, &params.builder())?;
         let spec = clips.spec();
         codec.grid(spec.frames(), spec.height, spec.width)?;
-        Ok(Self { compute: compute_dtype(device), options, clips, params, codec })
+        Ok(Self {
+            compute: compute_dtype(device),
+            options,
+            clips,
+            params,
+            codec,
+        })
     }
 
     /// Decoded bytes of clips, `[F, H, W, 3]` each.
@@ -87,8 +100,14 @@ impl VideoCodecTask {
         let mut decoded = Vec::with_capacity(clips.len());
         for chunk in clips.chunks(CHUNK) {
             let frames = frames_tensor(chunk, &self.clips.spec())?.to_device(self.params.device())?;
-            let latent = self.codec.encode_raw(&to_unit(&frames)?.to_dtype(self.compute)?)?;
-            let frames = self.codec.decode_raw(&latent)?.to_dtype(DType::F32)?.affine(127.5, 127.5)?;
+            let latent = self
+                .codec
+                .encode_raw(&to_unit(&frames)?.to_dtype(self.compute)?)?;
+            let frames = self
+                .codec
+                .decode_raw(&latent)?
+                .to_dtype(DType::F32)?
+                .affine(127.5, 127.5)?;
             let bytes = frames.clamp(0f32, 255f32)?.round()?.to_dtype(DType::U8)?;
             for i in 0..chunk.len() {
                 decoded.push(bytes.get(i)?.flatten_all()?.to_vec1()?);
@@ -110,8 +129,9 @@ impl Task for VideoCodecTask {
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let spec = self.clips.spec();
         let mut noise = cursor.noise("clips");
-        let clips: Vec<_> =
-            (0..self.options.batch).map(|_| self.clips.draw(Split::Train, &mut noise, WANT)).collect();
+        let clips: Vec<_> = (0..self.options.batch)
+            .map(|_| self.clips.draw(Split::Train, &mut noise, WANT))
+            .collect();
         let [t, h, w] = self.codec.grid(spec.frames(), spec.height, spec.width)?;
         let shape = vec![clips.len(), t, h, w, self.options.model.latent_channels];
         let latent_noise = cursor.noise("latent").normals(shape.iter().product());
@@ -137,8 +157,12 @@ impl Task for VideoCodecTask {
         let total = (((&pixels + (&edges * options.gradient_weight)?)?
             + (&motion * options.motion_weight)?)?
             + (&statistics * options.latent_weight)?)?;
-        let parts =
-            vec![("pixels", pixels), ("edges", edges), ("motion", motion), ("statistics", statistics)];
+        let parts = vec![
+            ("pixels", pixels),
+            ("edges", edges),
+            ("motion", motion),
+            ("statistics", statistics),
+        ];
         Ok(Losses { total, parts })
     }
 
@@ -160,8 +184,11 @@ impl Task for VideoCodecTask {
         clips.extend(self.clips.held_out_film(WANT).into_iter().step_by(4));
         let decoded = self.reconstruct(&clips)?;
         let spec = self.clips.spec();
-        let rows: Vec<&[u8]> =
-            clips.iter().zip(&decoded).flat_map(|(clip, made)| [clip.frames.as_slice(), made]).collect();
+        let rows: Vec<&[u8]> = clips
+            .iter()
+            .zip(&decoded)
+            .flat_map(|(clip, made)| [clip.frames.as_slice(), made])
+            .collect();
         let path = folder.join(format!("codec-{step:06}.png"));
         write_png(&path, &filmstrips(&rows, spec.width, spec.height)?)?;
         Ok(vec![path])
@@ -170,15 +197,29 @@ impl Task for VideoCodecTask {
     fn export(&self, folder: &Path) -> TaskResult<()> {
         let mut raw = Vec::new();
         let clips = render(MEASURED, |i| {
-            let mut noise = Cursor { seed: self.options.clips.seed, index: i as u64 }.noise("statistics");
+            let mut noise = Cursor {
+                seed: self.options.clips.seed,
+                index: i as u64,
+            }
+            .noise("statistics");
             self.clips.draw(Split::Train, &mut noise, WANT)
         });
         for chunk in clips.chunks(CHUNK) {
             let frames = frames_tensor(chunk, &self.clips.spec())?.to_device(self.params.device())?;
-            raw.push(self.codec.encode_raw(&to_unit(&frames)?.to_dtype(self.compute)?)?.detach());
+            raw.push(
+                self.codec
+                    .encode_raw(&to_unit(&frames)?.to_dtype(self.compute)?)?
+                    .detach(),
+            );
         }
         let statistics = LatentNorm::measure(&Tensor::cat(&raw, 0)?)?;
-        write_part(folder, &self.options.model, &self.params, Some(statistics), Precision::F16)
+        write_part(
+            folder,
+            &self.options.model,
+            &self.params,
+            Some(statistics),
+            Precision::F16,
+        )
     }
 }
 
@@ -227,14 +268,20 @@ impl SquaredError {
 /// Mean absolute difference between neighbours along dimension `dim`.
 pub(super) fn difference(x: &Tensor, dim: usize) -> candle_core::Result<Tensor> {
     let n = x.dim(dim)?;
-    (x.narrow(dim, 1, n - 1)? - x.narrow(dim, 0, n - 1)?)?.abs()?.mean_all()
+    (x.narrow(dim, 1, n - 1)? - x.narrow(dim, 0, n - 1)?)?
+        .abs()?
+        .mean_all()
 }
 
 /// Every fourth frame of each clip in a row, one clip a row.
 pub(super) fn filmstrips(clips: &[&[u8]], width: usize, height: usize) -> TaskResult<Picture> {
     const EVERY: usize = 4;
     let frame = width * height * 3;
-    let columns = clips.iter().map(|clip| (clip.len() / frame).div_ceil(EVERY)).max().unwrap_or(0);
+    let columns = clips
+        .iter()
+        .map(|clip| (clip.len() / frame).div_ceil(EVERY))
+        .max()
+        .unwrap_or(0);
     let stride = columns * width * 3;
     let mut pixels = vec![0; stride * height * clips.len()];
     for (row, clip) in clips.iter().enumerate() {

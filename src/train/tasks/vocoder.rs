@@ -15,7 +15,11 @@ use super::clips::{ClipOptions, Clips, HostClip, Want, render, samples_tensor};
 use super::export::{compute_dtype, write_part};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-const WANT: Want = Want { frames: false, mask: false, samples: true };
+const WANT: Want = Want {
+    frames: false,
+    mask: false,
+    samples: true,
+};
 /// Windows of the spectral loss; hops are a quarter of them.
 const WINDOWS: [usize; 4] = [256, 512, 1024, 2048];
 /// Magnitudes below this are silence.
@@ -40,7 +44,10 @@ pub(super) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            clips: ClipOptions { film: 0.2, ..ClipOptions::default() },
+            clips: ClipOptions {
+                film: 0.2,
+                ..ClipOptions::default()
+            },
             batch: 32,
             mel_codec: None,
             validation: 16,
@@ -74,7 +81,11 @@ impl VocoderTask {
             None => None,
             Some(dir) => {
                 let weights = Frozen::open(&dir.join("model.safetensors"), device)?;
-                Some(MelCodec::new(&config::read(&dir.join("config.json"))?, true, &weights.builder())?)
+                Some(MelCodec::new(
+                    &config::read(&dir.join("config.json"))?,
+                    true,
+                    &weights.builder(),
+                )?)
             }
         };
         let spectrum = |window: &usize| Stft::new(*window, *window, window / 4, DType::F32, device);
@@ -91,7 +102,9 @@ impl VocoderTask {
     }
 
     fn through_codec(&self, mel: &Tensor) -> TaskResult<Tensor> {
-        let Some(codec) = &self.codec else { return Ok(mel.clone()) };
+        let Some(codec) = &self.codec else {
+            return Ok(mel.clone());
+        };
         let latent = codec.encode_raw(&mel.to_dtype(self.compute)?)?;
         Ok(codec.decode_raw(&latent)?.to_dtype(DType::F32)?.detach())
     }
@@ -115,8 +128,9 @@ impl Task for VocoderTask {
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let mut noise = cursor.noise("clips");
-        let clips: Vec<_> =
-            (0..self.options.batch).map(|_| self.clips.draw(Split::Train, &mut noise, WANT)).collect();
+        let clips: Vec<_> = (0..self.options.batch)
+            .map(|_| self.clips.draw(Split::Train, &mut noise, WANT))
+            .collect();
         Ok(Batch::new(clips.len()).with("samples", samples_tensor(&clips, &self.clips.spec())?))
     }
 
@@ -143,7 +157,10 @@ impl Task for VocoderTask {
             convergence = (convergence + (distance / (want.sqr()?.sum_all()? + 1e-8)?.sqrt()?)?)?;
         }
         let total = (((&bands * 0.5)? + (&logs * 0.25)?)? + (&convergence * 0.25)?)?;
-        Ok(Losses { total, parts: vec![("bands", bands), ("logs", logs), ("convergence", convergence)] })
+        Ok(Losses {
+            total,
+            parts: vec![("bands", bands), ("logs", logs), ("convergence", convergence)],
+        })
     }
 
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
@@ -156,17 +173,26 @@ impl Task for VocoderTask {
         };
         Ok(vec![
             ("log_mel_l1".to_owned(), error(&exact)?),
-            ("log_mel_l1_coded".to_owned(), error(&self.through_codec(&exact)?)?),
+            (
+                "log_mel_l1_coded".to_owned(),
+                error(&self.through_codec(&exact)?)?,
+            ),
         ])
     }
 
     fn sample(&self, folder: &Path, step: u64) -> TaskResult<Vec<PathBuf>> {
         let (clips, wave) = self.held_out(4)?;
         let made = self.speak(&self.through_codec(&self.mel.forward(&wave)?)?)?;
-        let made = made.clamp(-1f32, 1f32)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
+        let made = made
+            .clamp(-1f32, 1f32)?
+            .to_device(&Device::Cpu)?
+            .to_vec2::<f32>()?;
         let rate = self.clips.spec().sample_rate;
         // Each real sound is followed by its copy, so that one file is enough to compare by ear.
-        let joined = clips.iter().zip(made).flat_map(|(clip, made)| [clip.samples.clone(), made].concat());
+        let joined = clips
+            .iter()
+            .zip(made)
+            .flat_map(|(clip, made)| [clip.samples.clone(), made].concat());
         let path = folder.join(format!("vocoder-{step:06}.wav"));
         write_wav(&path, &Sound::new(joined.collect(), 1, rate)?, WavFormat::Int16)?;
         Ok(vec![path])

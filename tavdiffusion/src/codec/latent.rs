@@ -48,6 +48,9 @@ impl LatentNorm {
     }
 
     fn cast(&self, dtype: DType) -> Result<(Tensor, Tensor)> {
-        Ok((self.mean.detach().to_dtype(dtype)?, self.std.detach().to_dtype(dtype)?))
+        Ok((
+            self.mean.detach().to_dtype(dtype)?,
+            self.std.detach().to_dtype(dtype)?,
+        ))
     }
 }

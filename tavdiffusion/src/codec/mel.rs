@@ -30,7 +30,13 @@ pub struct MelCodecConfig {
 
 impl Default for MelCodecConfig {
     fn default() -> Self {
-        Self { bands: 64, patch: [4, 16], latent_channels: 8, encoder: [256, 3], decoder: [256, 5] }
+        Self {
+            bands: 64,
+            patch: [4, 16],
+            latent_channels: 8,
+            encoder: [256, 3],
+            decoder: [256, 5],
+        }
     }
 }
 
@@ -47,8 +53,12 @@ impl MelCodec {
     /// Takes `encoder` (if `with_encoder`), `decoder` and `latent`, each half with `input`, `stack` and `output`.
     pub fn new(config: &MelCodecConfig, with_encoder: bool, vb: &VarBuilder) -> Result<Self> {
         let [frames, bands] = config.patch;
-        if frames == 0 || bands == 0 || config.bands % bands != 0 {
-            candle_core::bail!("mel codec: patch {:?} does not divide {} bands", config.patch, config.bands);
+        if frames == 0 || bands == 0 || !config.bands.is_multiple_of(bands) {
+            candle_core::bail!(
+                "mel codec: patch {:?} does not divide {} bands",
+                config.patch,
+                config.bands
+            );
         }
         let half = |name: &str, [dim, depth]: [usize; 2], input: usize, output: usize, start: Start| {
             let vb = vb.pp(name);
@@ -63,7 +73,12 @@ impl MelCodec {
             .then(|| half("encoder", config.encoder, values, channels, Start::FanIn))
             .transpose()?;
         let decoder = half("decoder", config.decoder, channels, values, Start::Normal(0.02))?;
-        Ok(Self { config: config.clone(), encoder, decoder, norm: LatentNorm::new(channels, &vb.pp("latent"))? })
+        Ok(Self {
+            config: config.clone(),
+            encoder,
+            decoder,
+            norm: LatentNorm::new(channels, &vb.pp("latent"))?,
+        })
     }
 
     /// Shape of the codec.
@@ -74,7 +89,7 @@ impl MelCodec {
     /// Latent grid `[T/4, bands/16]` of a spectrogram of `frames` frames.
     pub fn grid(&self, frames: usize) -> Result<[usize; 2]> {
         let [pf, pb] = self.config.patch;
-        if frames == 0 || frames % pf != 0 {
+        if frames == 0 || !frames.is_multiple_of(pf) {
             candle_core::bail!("mel codec: {frames} frames, expected a multiple of {pf}");
         }
         Ok([frames / pf, self.config.bands / pb])
@@ -82,7 +97,9 @@ impl MelCodec {
 
     /// Standardised log-mel `[B, T, bands]` to raw latents `[B, T/4, bands/16, C]`, as trained on.
     pub fn encode_raw(&self, mel: &Tensor) -> Result<Tensor> {
-        let Some(encoder) = &self.encoder else { candle_core::bail!("mel codec: this model has no encoder") };
+        let Some(encoder) = &self.encoder else {
+            candle_core::bail!("mel codec: this model has no encoder")
+        };
         run(encoder, &to_patches(&mel.unsqueeze(3)?, &self.config.patch)?)
     }
 

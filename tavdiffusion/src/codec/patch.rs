@@ -33,7 +33,7 @@ pub fn from_patches(x: &Tensor, patch: &[usize]) -> Result<Tensor> {
     let k = patch.len();
     let dims = x.dims();
     let volume: usize = patch.iter().product();
-    if dims.len() != k + 2 || volume == 0 || dims[k + 1] % volume != 0 {
+    if dims.len() != k + 2 || volume == 0 || !dims[k + 1].is_multiple_of(volume) {
         candle_core::bail!("patches: shape {dims:?} does not hold patches of {patch:?}");
     }
     let (batch, channels) = (dims[0], dims[k + 1] / volume);
@@ -64,7 +64,10 @@ mod tests {
         let first = patches.flatten_all()?.narrow(0, 0, 6)?.to_vec1::<f32>()?;
         assert_eq!(first, [0.0, 1.0, 2.0, 6.0, 7.0, 8.0]);
         let back = from_patches(&patches, &[2, 3, 1])?;
-        assert_eq!(back.flatten_all()?.to_vec1::<f32>()?, x.flatten_all()?.to_vec1::<f32>()?);
+        assert_eq!(
+            back.flatten_all()?.to_vec1::<f32>()?,
+            x.flatten_all()?.to_vec1::<f32>()?
+        );
         Ok(())
     }
 
@@ -72,7 +75,10 @@ mod tests {
     fn uneven_sizes_are_refused() -> Result<()> {
         let x = Tensor::zeros((1, 5, 3), candle_core::DType::F32, &Device::Cpu)?;
         let message = to_patches(&x, &[2]).unwrap_err().to_string();
-        assert!(message.contains("[1, 5, 3]") && message.contains("[2]"), "{message}");
+        assert!(
+            message.contains("[1, 5, 3]") && message.contains("[2]"),
+            "{message}"
+        );
         Ok(())
     }
 }

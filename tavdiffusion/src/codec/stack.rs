@@ -20,7 +20,7 @@ pub struct ShiftStack {
 impl ShiftStack {
     /// Takes `{i}.norm`, `{i}.glu` and `norm`.
     pub fn new(axes: usize, dim: usize, depth: usize, vb: &VarBuilder) -> Result<Self> {
-        if dim % (4 * axes) != 0 {
+        if !dim.is_multiple_of(4 * axes) {
             candle_core::bail!("token-shift blocks: width {dim} is no multiple of {}", 4 * axes);
         }
         let block = |index: usize| {
@@ -29,7 +29,10 @@ impl ShiftStack {
             Ok((RmsNorm::new(dim, &vb.pp("norm"))?, glu))
         };
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
-        Ok(Self { blocks, norm: RmsNorm::new(dim, &vb.pp("norm"))? })
+        Ok(Self {
+            blocks,
+            norm: RmsNorm::new(dim, &vb.pp("norm"))?,
+        })
     }
 
     /// Maps `x` `[B, n_1 .. n_k, dim]`.

@@ -35,7 +35,13 @@ pub struct VideoCodecConfig {
 
 impl Default for VideoCodecConfig {
     fn default() -> Self {
-        Self { patch: [4, 8, 8], latent_channels: 16, encoder: [384, 4], decoder: [384, 5], fine: [192, 3] }
+        Self {
+            patch: [4, 8, 8],
+            latent_channels: 16,
+            encoder: [384, 4],
+            decoder: [384, 5],
+            fine: [192, 3],
+        }
     }
 }
 
@@ -70,7 +76,10 @@ impl VideoCodec {
     pub fn new(config: &VideoCodecConfig, with_encoder: bool, vb: &VarBuilder) -> Result<Self> {
         let [frames, rows, columns] = config.patch;
         if frames == 0 || rows % FINER != 0 || columns % FINER != 0 || rows * columns == 0 {
-            candle_core::bail!("video codec: patch {:?} must be even in height and width", config.patch);
+            candle_core::bail!(
+                "video codec: patch {:?} must be even in height and width",
+                config.patch
+            );
         }
         let channels = config.latent_channels;
         let values = frames * rows * columns * RGB;
@@ -90,11 +99,28 @@ impl VideoCodec {
         let decoder = Decoder {
             input: Linear::new(channels, dim, true, Start::FanIn, &decoder_vb.pp("input"))?,
             coarse: ShiftStack::new(AXES, dim, depth, &decoder_vb.pp("coarse"))?,
-            refine: Linear::new(dim, FINER * FINER * fine_dim, true, Start::FanIn, &decoder_vb.pp("refine"))?,
+            refine: Linear::new(
+                dim,
+                FINER * FINER * fine_dim,
+                true,
+                Start::FanIn,
+                &decoder_vb.pp("refine"),
+            )?,
             fine: ShiftStack::new(AXES, fine_dim, fine_depth, &decoder_vb.pp("fine"))?,
-            output: Linear::new(fine_dim, fine_values, true, Start::Normal(0.02), &decoder_vb.pp("output"))?,
+            output: Linear::new(
+                fine_dim,
+                fine_values,
+                true,
+                Start::Normal(0.02),
+                &decoder_vb.pp("output"),
+            )?,
         };
-        Ok(Self { config: config.clone(), encoder, decoder, norm: LatentNorm::new(channels, &vb.pp("latent"))? })
+        Ok(Self {
+            config: config.clone(),
+            encoder,
+            decoder,
+            norm: LatentNorm::new(channels, &vb.pp("latent"))?,
+        })
     }
 
     /// Shape of the codec.
@@ -125,7 +151,10 @@ impl VideoCodec {
     /// Raw latents to frames, not clamped.
     pub fn decode_raw(&self, latent: &Tensor) -> Result<Tensor> {
         let [frames, rows, columns] = self.config.patch;
-        let coarse = self.decoder.coarse.forward(&self.decoder.input.forward(latent)?)?;
+        let coarse = self
+            .decoder
+            .coarse
+            .forward(&self.decoder.input.forward(latent)?)?;
         let fine = from_patches(&self.decoder.refine.forward(&coarse)?, &[1, FINER, FINER])?;
         let values = self.decoder.output.forward(&self.decoder.fine.forward(&fine)?)?;
         from_patches(&values, &[frames, rows / FINER, columns / FINER])

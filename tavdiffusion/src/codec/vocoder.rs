@@ -30,7 +30,10 @@ pub struct VocoderConfig {
 
 impl Default for VocoderConfig {
     fn default() -> Self {
-        Self { bands: 64, stack: [256, 6] }
+        Self {
+            bands: 64,
+            stack: [256, 6],
+        }
     }
 }
 
@@ -66,7 +69,10 @@ impl Vocoder {
     /// Standardised log-mel `[B, T, bands]` to waveforms `[B, 160 T]` at 16 kHz, not clamped.
     pub fn forward(&self, mel: &Tensor) -> Result<Tensor> {
         let bins = self.stft.bins();
-        let h = self.output.forward(&self.stack.forward(&self.input.forward(mel)?)?)?.to_dtype(mel.dtype())?;
+        let h = self
+            .output
+            .forward(&self.stack.forward(&self.input.forward(mel)?)?)?
+            .to_dtype(mel.dtype())?;
         let part = |index: usize| h.narrow(2, index * bins, bins);
         let magnitude = part(0)?.clamp(-20.0, LOUDEST)?.exp()?;
         // A direction instead of an angle: no wrap at pi, and a gradient everywhere.

@@ -20,7 +20,10 @@ impl Objective {
     pub fn mixture(self, times: &[f32], device: &Device) -> Result<Mixture> {
         let (signal, noise): (Vec<f32>, Vec<f32>) = times.iter().map(|&t| self.weights(t)).unzip();
         let column = |values: Vec<f32>| Tensor::from_vec(values, times.len(), device);
-        Ok(Mixture { signal: column(signal)?, noise: column(noise)? })
+        Ok(Mixture {
+            signal: column(signal)?,
+            noise: column(noise)?,
+        })
     }
 
     /// Noisy latents and the target for clean `x` `[B, ..]` and noise `e` of the same shape.
@@ -82,7 +85,8 @@ mod tests {
     fn ends_of_the_flow_are_data_and_noise() -> Result<()> {
         let x = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
         let e = Tensor::new(&[[-1f32, 0.5], [0.25, -2.0]], &Device::Cpu)?;
-        let (noisy, target) = Objective::Flow.noisy(&x, &e, &Objective::Flow.mixture(&[0.0, 1.0], &Device::Cpu)?)?;
+        let (noisy, target) =
+            Objective::Flow.noisy(&x, &e, &Objective::Flow.mixture(&[0.0, 1.0], &Device::Cpu)?)?;
         assert_eq!(noisy.to_vec2::<f32>()?, [[1.0, 2.0], [0.25, -2.0]]);
         assert_eq!(target.to_vec2::<f32>()?, (e - x)?.to_vec2::<f32>()?);
         Ok(())

@@ -91,7 +91,10 @@ impl Sampler {
                 }
                 Objective::Ddpm => self.ddim(&x, &prediction, k)?,
             };
-            if !on_step(Step { done: k + 1, total: self.steps }) {
+            if !on_step(Step {
+                done: k + 1,
+                total: self.steps,
+            }) {
                 return Ok(None);
             }
         }
@@ -131,7 +134,11 @@ impl Guided {
                 Some(audio) => (TextCondition::cat(&pair, audio)?, 3),
             }
         };
-        Ok(Self { texts, copies, guidance })
+        Ok(Self {
+            texts,
+            copies,
+            guidance,
+        })
     }
 
     fn predict(&self, denoiser: &dyn Denoiser, x: &Latents, time: f64) -> Result<Latents> {
@@ -191,16 +198,36 @@ mod tests {
 
     #[test]
     fn a_perfect_network_gives_the_clean_latents() -> Result<()> {
-        let shape = LatentShape { video: [2, 2, 2, 3], audio: [4, 2, 2] };
+        let shape = LatentShape {
+            video: [2, 2, 2, 3],
+            audio: [4, 2, 2],
+        };
         let clean = noise(&shape, &[1], &Device::Cpu)?;
         let start = noise(&shape, &[2], &Device::Cpu)?;
         let empty = Tensor::zeros((1, 1, 4), DType::F32, &Device::Cpu)?;
-        let text = TextCondition { states: empty.clone(), mask: empty.narrow(2, 0, 1)?.squeeze(2)? };
-        let prompts = Prompts { negative: text.clone(), text, audio_negative: None };
-        let off = Guidance { video: 1.0, audio: 1.0 };
+        let text = TextCondition {
+            states: empty.clone(),
+            mask: empty.narrow(2, 0, 1)?.squeeze(2)?,
+        };
+        let prompts = Prompts {
+            negative: text.clone(),
+            text,
+            audio_negative: None,
+        };
+        let off = Guidance {
+            video: 1.0,
+            audio: 1.0,
+        };
         for (objective, steps) in [(Objective::Flow, 20), (Objective::Ddpm, 40)] {
-            let oracle = Oracle { clean: clean.clone(), objective };
-            let sampler = Sampler { objective, steps, shift: 1.5 };
+            let oracle = Oracle {
+                clean: clean.clone(),
+                objective,
+            };
+            let sampler = Sampler {
+                objective,
+                steps,
+                shift: 1.5,
+            };
             let mut seen = 0;
             let result = sampler.run(&oracle, &start, &prompts, off, &mut |step| {
                 seen = step.done;
@@ -208,21 +235,45 @@ mod tests {
             })?;
             let result = result.ok_or_else(|| candle_core::Error::msg("cancelled"))?;
             assert_eq!(seen, steps);
-            assert!(far(&result, &clean)? < 1e-5, "{objective:?}: {}", far(&result, &clean)?);
+            assert!(
+                far(&result, &clean)? < 1e-5,
+                "{objective:?}: {}",
+                far(&result, &clean)?
+            );
         }
         Ok(())
     }
 
     #[test]
     fn cancelling_ends_the_loop() -> Result<()> {
-        let shape = LatentShape { video: [1, 1, 1, 1], audio: [1, 1, 1] };
+        let shape = LatentShape {
+            video: [1, 1, 1, 1],
+            audio: [1, 1, 1],
+        };
         let clean = noise(&shape, &[1], &Device::Cpu)?;
-        let oracle = Oracle { clean: clean.clone(), objective: Objective::Flow };
-        let sampler = Sampler { objective: Objective::Flow, steps: 10, shift: 1.0 };
+        let oracle = Oracle {
+            clean: clean.clone(),
+            objective: Objective::Flow,
+        };
+        let sampler = Sampler {
+            objective: Objective::Flow,
+            steps: 10,
+            shift: 1.0,
+        };
         let one = Tensor::ones((1, 1, 1), DType::F32, &Device::Cpu)?;
-        let text = TextCondition { states: one.clone(), mask: one.squeeze(2)? };
-        let guidance = Guidance { video: 3.0, audio: 2.0 };
-        let prompts = Prompts { negative: text.clone(), audio_negative: Some(text.clone()), text };
+        let text = TextCondition {
+            states: one.clone(),
+            mask: one.squeeze(2)?,
+        };
+        let guidance = Guidance {
+            video: 3.0,
+            audio: 2.0,
+        };
+        let prompts = Prompts {
+            negative: text.clone(),
+            audio_negative: Some(text.clone()),
+            text,
+        };
         let result = sampler.run(&oracle, &clean, &prompts, guidance, &mut |step| step.done < 3)?;
         assert!(result.is_none());
         Ok(())

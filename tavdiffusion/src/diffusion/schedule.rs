@@ -60,7 +60,11 @@ mod tests {
             (999, 0.001_578_96),
         ];
         for (t, value) in known {
-            assert!((schedule.alpha_bar(t) - value).abs() < 1e-8, "{t}: {}", schedule.alpha_bar(t));
+            assert!(
+                (schedule.alpha_bar(t) - value).abs() < 1e-8,
+                "{t}: {}",
+                schedule.alpha_bar(t)
+            );
         }
         assert_eq!(schedule.alpha_bar(-24), 1.0);
         let steps = LinearSchedule::timesteps(40);

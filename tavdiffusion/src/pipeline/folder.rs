@@ -26,8 +26,13 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order of their use.
-    pub const ALL: [Self; 5] =
-        [Self::TextEncoder, Self::Denoiser, Self::VideoCodec, Self::MelCodec, Self::Vocoder];
+    pub const ALL: [Self; 5] = [
+        Self::TextEncoder,
+        Self::Denoiser,
+        Self::VideoCodec,
+        Self::MelCodec,
+        Self::Vocoder,
+    ];
 
     /// Name of the part's folder.
     pub fn folder(self) -> &'static str {
@@ -110,13 +115,24 @@ impl ModelIndex {
         if index.class_name != CLASS_NAME {
             return Err(Error::model(
                 &path,
-                format!("_class_name: found {:?}, expected {CLASS_NAME:?}", index.class_name),
+                format!(
+                    "_class_name: found {:?}, expected {CLASS_NAME:?}",
+                    index.class_name
+                ),
             ));
         }
-        let whole =
-            [index.size_multiple, index.frames_multiple, index.mel_frames_multiple, index.hop, index.steps];
+        let whole = [
+            index.size_multiple,
+            index.frames_multiple,
+            index.mel_frames_multiple,
+            index.hop,
+            index.steps,
+        ];
         if whole.contains(&0) || !(index.fps > 0.0 && index.shift > 0.0) || index.sample_rate == 0 {
-            return Err(Error::model(&path, "sizes, rates, steps and shift: found zero, expected more"));
+            return Err(Error::model(
+                &path,
+                "sizes, rates, steps and shift: found zero, expected more",
+            ));
         }
         Ok(index)
     }
@@ -137,11 +153,7 @@ impl<C> Opened<C> {
 }
 
 /// Opens `dir/<part>`: `config.json` and `model.safetensors`.
-pub(super) fn open<C: DeserializeOwned>(
-    dir: &Path,
-    part: Part,
-    device: &Device,
-) -> Result<Opened<C>, Error> {
+pub(super) fn open<C: DeserializeOwned>(dir: &Path, part: Part, device: &Device) -> Result<Opened<C>, Error> {
     let dir = dir.join(part.folder());
     let config = config::read(&dir.join("config.json"))?;
     let weights = Frozen::open(&dir.join("model.safetensors"), device)?;
@@ -157,10 +169,19 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let message = ModelIndex::read(dir.path()).map(|_| ()).unwrap_err().to_string();
         assert!(message.contains("model_index.json"), "{message}");
-        let foreign = ModelIndex { class_name: "StableDiffusionPipeline".into(), ..Default::default() };
-        std::fs::write(dir.path().join("model_index.json"), serde_json::to_string(&foreign)?)?;
+        let foreign = ModelIndex {
+            class_name: "StableDiffusionPipeline".into(),
+            ..Default::default()
+        };
+        std::fs::write(
+            dir.path().join("model_index.json"),
+            serde_json::to_string(&foreign)?,
+        )?;
         let message = ModelIndex::read(dir.path()).map(|_| ()).unwrap_err().to_string();
-        assert!(message.contains("StableDiffusionPipeline") && message.contains(CLASS_NAME), "{message}");
+        assert!(
+            message.contains("StableDiffusionPipeline") && message.contains(CLASS_NAME),
+            "{message}"
+        );
         std::fs::write(dir.path().join("model_index.json"), "{\"fps\": ")?;
         let message = ModelIndex::read(dir.path()).map(|_| ()).unwrap_err().to_string();
         assert!(!message.contains('\n') && message.contains("line 1"), "{message}");

@@ -77,8 +77,13 @@ impl Generator {
         let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
         let text = TextModel::load(&dir.join(Part::TextEncoder.folder()), device)?;
         let part = open::<TwoStreamConfig>(dir, Part::Denoiser, device)?;
-        let denoiser = TwoStream::new(&part.config, part.has("contrast."), compute, &part.weights.builder())
-            .map_err(|e| Error::model(&part.dir, e))?;
+        let denoiser = TwoStream::new(
+            &part.config,
+            part.has("contrast."),
+            compute,
+            &part.weights.builder(),
+        )
+        .map_err(|e| Error::model(&part.dir, e))?;
         part.weights.all_used()?;
         let part = open::<VideoCodecConfig>(dir, Part::VideoCodec, device)?;
         let video = VideoCodec::new(&part.config, part.has("encoder."), &part.weights.builder())
@@ -89,10 +94,17 @@ impl Generator {
             .map_err(|e| Error::model(&part.dir, e))?;
         part.weights.all_used()?;
         let part = open::<VocoderConfig>(dir, Part::Vocoder, device)?;
-        let vocoder = Vocoder::new(&part.config, &part.weights.builder())
-            .map_err(|e| Error::model(&part.dir, e))?;
+        let vocoder =
+            Vocoder::new(&part.config, &part.weights.builder()).map_err(|e| Error::model(&part.dir, e))?;
         part.weights.all_used()?;
-        Ok(Self { index, text, denoiser, video, mel, vocoder })
+        Ok(Self {
+            index,
+            text,
+            denoiser,
+            video,
+            mel,
+            vocoder,
+        })
     }
 
     /// What the model is and its defaults.
@@ -110,7 +122,9 @@ impl Generator {
         on_progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<Clip>, Error> {
         let plan = request.plan(&self.index)?;
-        let Some(latents) = self.latents(request, &plan, on_progress)? else { return Ok(None) };
+        let Some(latents) = self.latents(request, &plan, on_progress)? else {
+            return Ok(None);
+        };
         let mut clip = Clip {
             frames: Vec::new(),
             frame_count: 0,
@@ -120,7 +134,11 @@ impl Generator {
             samples: Vec::new(),
             sample_rate: self.index.sample_rate,
         };
-        let step = |stage, done| Progress { stage, done, total: 1 };
+        let step = |stage, done| Progress {
+            stage,
+            done,
+            total: 1,
+        };
         if request.mode != Mode::AudioOnly {
             clip.frames = self.picture(&latents.video, request, &plan)?;
             clip.frame_count = plan.frames_out;
@@ -148,7 +166,11 @@ impl Generator {
         let text = read(&request.prompt)?;
         let negative = read(&request.negative_prompt)?;
         let audio_negative = request.audio_negative_prompt.as_ref().map(read).transpose()?;
-        if !on_progress(Progress { stage: Stage::Text, done: 1, total: 1 }) {
+        if !on_progress(Progress {
+            stage: Stage::Text,
+            done: 1,
+            total: 1,
+        }) {
             return Ok(None);
         }
         let config = self.denoiser.config();
@@ -159,18 +181,33 @@ impl Generator {
             audio: [s, bands, config.audio.channels],
         };
         let noise = noise(&shape, &[request.seed], self.denoiser.device())?;
-        let sampler =
-            Sampler { objective: config.objective, steps: request.steps, shift: self.index.shift };
-        let prompts = Prompts { text, negative, audio_negative };
+        let sampler = Sampler {
+            objective: config.objective,
+            steps: request.steps,
+            shift: self.index.shift,
+        };
+        let prompts = Prompts {
+            text,
+            negative,
+            audio_negative,
+        };
         let mut on_step = |step: crate::diffusion::Step| {
-            on_progress(Progress { stage: Stage::Denoise, done: step.done, total: step.total })
+            on_progress(Progress {
+                stage: Stage::Denoise,
+                done: step.done,
+                total: step.total,
+            })
         };
         Ok(sampler.run(&self.denoiser, &noise, &prompts, request.guidance, &mut on_step)?)
     }
 
     fn picture(&self, latents: &Tensor, request: &Request, plan: &Plan) -> Result<Vec<u8>, Error> {
         let frames = self.video.decode(latents)?.squeeze(0)?;
-        let bytes = frames.affine(127.5, 127.5)?.round()?.clamp(0f32, 255f32)?.to_dtype(DType::U8)?;
+        let bytes = frames
+            .affine(127.5, 127.5)?
+            .round()?
+            .clamp(0f32, 255f32)?
+            .to_dtype(DType::U8)?;
         let bytes = bytes.flatten_all()?.to_vec1::<u8>()?;
         let size = request.width * request.height * 3;
         // The frame of the model's clock that is shown at each moment of the result's clock.
@@ -178,7 +215,9 @@ impl Generator {
             let moment = (k as f64 + 0.5) / request.fps;
             ((moment * self.index.fps) as usize).min(plan.frames - 1)
         };
-        Ok((0..plan.frames_out).flat_map(|k| bytes[source(k) * size..][..size].iter().copied()).collect())
+        Ok((0..plan.frames_out)
+            .flat_map(|k| bytes[source(k) * size..][..size].iter().copied())
+            .collect())
     }
 
     fn sound(&self, latents: &Tensor, plan: &Plan) -> Result<Vec<f32>, Error> {

@@ -77,20 +77,35 @@ impl Request {
             fps: model.fps,
             width: model.width,
             height: model.height,
-            guidance: Guidance { video: model.guidance_video, audio: model.guidance_audio },
+            guidance: Guidance {
+                video: model.guidance_video,
+                audio: model.guidance_audio,
+            },
             mode: Mode::default(),
         }
     }
 
     /// Checks every field and plans the sizes.
     pub(super) fn plan(&self, model: &ModelIndex) -> Result<Plan, Error> {
-        let prompts = [Some(&self.prompt), Some(&self.negative_prompt), self.audio_negative_prompt.as_ref()];
+        let prompts = [
+            Some(&self.prompt),
+            Some(&self.negative_prompt),
+            self.audio_negative_prompt.as_ref(),
+        ];
         if let Some(long) = prompts.into_iter().flatten().find(|p| p.len() > LONGEST_PROMPT) {
             let found = format!("{} bytes", long.len());
-            return Err(Error::request("prompt", found, format!("at most {LONGEST_PROMPT} bytes")));
+            return Err(Error::request(
+                "prompt",
+                found,
+                format!("at most {LONGEST_PROMPT} bytes"),
+            ));
         }
         if self.prompt.trim().is_empty() {
-            return Err(Error::request("prompt", "an empty text", "words, such as \"a dog barks\""));
+            return Err(Error::request(
+                "prompt",
+                "an empty text",
+                "words, such as \"a dog barks\"",
+            ));
         }
         if !(1..=MOST_STEPS).contains(&self.steps) {
             return Err(Error::request("steps", self.steps, format!("1 to {MOST_STEPS}")));
@@ -110,9 +125,10 @@ impl Request {
                 return Err(Error::request(field, side, expected));
             }
         }
-        for (field, scale) in
-            [("guidance-video", self.guidance.video), ("guidance-audio", self.guidance.audio)]
-        {
+        for (field, scale) in [
+            ("guidance-video", self.guidance.video),
+            ("guidance-audio", self.guidance.audio),
+        ] {
             if !(0.0..=STRONGEST_GUIDANCE).contains(&scale) {
                 return Err(Error::request(field, scale, format!("0 to {STRONGEST_GUIDANCE}")));
             }
@@ -138,10 +154,30 @@ mod tests {
     fn the_default_clip_is_planned_exactly() -> Result<(), Error> {
         let model = ModelIndex::default();
         let plan = Request::new("a dog barks", &model).plan(&model)?;
-        assert_eq!(plan, Plan { frames: 48, mel_frames: 400, frames_out: 48, samples_out: 64_000 });
-        let longer = Request { duration_s: 5.1, fps: 24.0, ..Request::new("a dog barks", &model) };
+        assert_eq!(
+            plan,
+            Plan {
+                frames: 48,
+                mel_frames: 400,
+                frames_out: 48,
+                samples_out: 64_000
+            }
+        );
+        let longer = Request {
+            duration_s: 5.1,
+            fps: 24.0,
+            ..Request::new("a dog barks", &model)
+        };
         let plan = longer.plan(&model)?;
-        assert_eq!(plan, Plan { frames: 64, mel_frames: 512, frames_out: 122, samples_out: 81_600 });
+        assert_eq!(
+            plan,
+            Plan {
+                frames: 64,
+                mel_frames: 512,
+                frames_out: 122,
+                samples_out: 81_600
+            }
+        );
         Ok(())
     }
 
@@ -150,16 +186,70 @@ mod tests {
         let model = ModelIndex::default();
         let good = Request::new("a dog barks", &model);
         let wrong = [
-            (Request { prompt: " \n".into(), ..good.clone() }, "prompt: found an empty text"),
-            (Request { prompt: "a ".repeat(LONGEST_PROMPT), ..good.clone() }, "prompt: found 2097152 bytes"),
-            (Request { steps: 0, ..good.clone() }, "steps: found 0, expected 1 to 1000"),
-            (Request { duration_s: f64::NAN, ..good.clone() }, "duration: found NaN"),
-            (Request { duration_s: 1e9, ..good.clone() }, "duration: found 1000000000"),
-            (Request { width: 100, ..good.clone() }, "width: found 100, expected a multiple of 16"),
-            (Request { height: 0, ..good.clone() }, "height: found 0"),
-            (Request { fps: 0.0, ..good.clone() }, "fps: found 0"),
             (
-                Request { guidance: Guidance { video: -1.0, audio: 1.0 }, ..good.clone() },
+                Request {
+                    prompt: " \n".into(),
+                    ..good.clone()
+                },
+                "prompt: found an empty text",
+            ),
+            (
+                Request {
+                    prompt: "a ".repeat(LONGEST_PROMPT),
+                    ..good.clone()
+                },
+                "prompt: found 2097152 bytes",
+            ),
+            (
+                Request {
+                    steps: 0,
+                    ..good.clone()
+                },
+                "steps: found 0, expected 1 to 1000",
+            ),
+            (
+                Request {
+                    duration_s: f64::NAN,
+                    ..good.clone()
+                },
+                "duration: found NaN",
+            ),
+            (
+                Request {
+                    duration_s: 1e9,
+                    ..good.clone()
+                },
+                "duration: found 1000000000",
+            ),
+            (
+                Request {
+                    width: 100,
+                    ..good.clone()
+                },
+                "width: found 100, expected a multiple of 16",
+            ),
+            (
+                Request {
+                    height: 0,
+                    ..good.clone()
+                },
+                "height: found 0",
+            ),
+            (
+                Request {
+                    fps: 0.0,
+                    ..good.clone()
+                },
+                "fps: found 0",
+            ),
+            (
+                Request {
+                    guidance: Guidance {
+                        video: -1.0,
+                        audio: 1.0,
+                    },
+                    ..good.clone()
+                },
                 "guidance-video: found -1",
             ),
         ];

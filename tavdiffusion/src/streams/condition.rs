@@ -34,7 +34,9 @@ impl Condition {
         let frequencies = Tensor::from_vec(frequencies, (1, FREQUENCIES), time.device())?;
         let angles = time.unsqueeze(1)?.broadcast_mul(&frequencies)?;
         let features = Tensor::cat(&[&angles.sin()?, &angles.cos()?], D::Minus1)?;
-        let time = self.time_output.forward(&self.time_input.forward(&features)?.silu()?)?;
+        let time = self
+            .time_output
+            .forward(&self.time_input.forward(&features)?.silu()?)?;
         (time + self.text.forward(&mean_of_words(text)?)?)?.silu()
     }
 }

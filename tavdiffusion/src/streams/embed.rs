@@ -24,8 +24,9 @@ pub(super) fn seconds(n: usize, step_s: f64, device: &Device) -> Result<Tensor> 
         let time = (i as f64 + 0.5) * step_s;
         for p in 0..PERIODS {
             let ratio = p as f64 / (PERIODS - 1) as f64;
-            let (sin, cos) =
-                (std::f64::consts::TAU * time / (SHORTEST_S * (LONGEST_S / SHORTEST_S).powf(ratio))).sin_cos();
+            let (sin, cos) = (std::f64::consts::TAU * time
+                / (SHORTEST_S * (LONGEST_S / SHORTEST_S).powf(ratio)))
+            .sin_cos();
             values.extend([sin as f32, cos as f32]);
         }
     }
@@ -42,7 +43,9 @@ impl AxisEmbedding {
     /// For `axes` axes, the first of which is time.
     pub(super) fn new(axes: usize, dim: usize, vb: &VarBuilder) -> Result<Self> {
         let width = SECONDS_WIDTH + axes * 2 * OCTAVES;
-        Ok(Self { map: Linear::new(width, dim, true, Start::FanIn, vb)? })
+        Ok(Self {
+            map: Linear::new(width, dim, true, Start::FanIn, vb)?,
+        })
     }
 
     /// Embedding `[1, N, d]` of all tokens of `axes`, `step_s` seconds a token of the first axis.

@@ -34,7 +34,10 @@ impl Fusion {
                 read: CrossAttention::new(dim, other, inner, heads, Start::Zero, &vb.pp("read"))?,
             })
         };
-        Ok(Self { video: side("video", video, audio)?, audio: side("audio", audio, video)? })
+        Ok(Self {
+            video: side("video", video, audio)?,
+            audio: side("audio", audio, video)?,
+        })
     }
 
     /// What the streams `[B, N, d]`, given with the moments of their tokens `[N, 32]`, take from each other; the caller
@@ -46,7 +49,10 @@ impl Fusion {
     ) -> Result<(Tensor, Tensor)> {
         let seen = self.video.prepared(video, video_times)?;
         let heard = self.audio.prepared(audio, audio_times)?;
-        Ok((self.video.read.forward(&seen, &heard, None)?, self.audio.read.forward(&heard, &seen, None)?))
+        Ok((
+            self.video.read.forward(&seen, &heard, None)?,
+            self.audio.read.forward(&heard, &seen, None)?,
+        ))
     }
 }
 

@@ -142,12 +142,18 @@ impl TwoStream {
     /// in `F32`.
     pub fn new(config: &TwoStreamConfig, training: bool, compute: DType, vb: &VarBuilder) -> Result<Self> {
         if let Some(depth) = config.fusion.iter().find(|&&d| d >= config.depth) {
-            candle_core::bail!("two streams: fusion after block {depth}, expected one of 0..{}", config.depth);
+            candle_core::bail!(
+                "two streams: fusion after block {depth}, expected one of 0..{}",
+                config.depth
+            );
         }
         let (video, audio) = (&config.video, &config.audio);
         let fusion = |&depth: &usize| {
             let vb = vb.pp("fusion").pp(depth);
-            Ok((depth, Fusion::new(video.dim, audio.dim, config.fusion_heads, &vb)?))
+            Ok((
+                depth,
+                Fusion::new(video.dim, audio.dim, config.fusion_heads, &vb)?,
+            ))
         };
         let contrast = if training {
             let vb = vb.pp("contrast");
@@ -210,8 +216,13 @@ impl TwoStream {
     }
 
     fn features(&self, video: &Tokens, audio: &Tokens) -> Result<Option<(Tensor, Tensor)>> {
-        let Some((seen, heard)) = &self.contrast else { return Ok(None) };
-        Ok(Some((seen.forward(&video.x.mean(1)?)?, heard.forward(&audio.x.mean(1)?)?)))
+        let Some((seen, heard)) = &self.contrast else {
+            return Ok(None);
+        };
+        Ok(Some((
+            seen.forward(&video.x.mean(1)?)?,
+            heard.forward(&audio.x.mean(1)?)?,
+        )))
     }
 }
 
@@ -227,7 +238,13 @@ impl Denoiser for TwoStream {
 
 impl Stream {
     fn new(shared: &TwoStreamConfig, config: &StreamConfig, vb: &VarBuilder) -> Result<Self> {
-        let StreamConfig { dim, heads, head_dim, hidden, .. } = *config;
+        let StreamConfig {
+            dim,
+            heads,
+            head_dim,
+            hidden,
+            ..
+        } = *config;
         let axes = config.patch.len();
         let values = config.channels * config.patch.iter().product::<usize>();
         let block = BlockConfig {
@@ -240,7 +257,13 @@ impl Stream {
             context: Some(shared.text_dim),
             modulated: true,
         };
-        let tpe = TpeConfig { dim, heads, axes, two_sided: true, residual: true };
+        let tpe = TpeConfig {
+            dim,
+            heads,
+            axes,
+            two_sided: true,
+            residual: true,
+        };
         let condition = shared.video.dim;
         let zero = |width: usize, name: &str| Linear::new(condition, width, true, Start::Zero, &vb.pp(name));
         Ok(Self {
@@ -262,7 +285,9 @@ impl Stream {
         let axes = patches.dims()[1..patches.rank() - 1].to_vec();
         let grid = Grid::new(&axes);
         let (batch, device) = (latents.dim(0)?, latents.device());
-        let tokens = self.input.forward(&patches.reshape((batch, grid.tokens(), ()))?)?;
+        let tokens = self
+            .input
+            .forward(&patches.reshape((batch, grid.tokens(), ()))?)?;
         let step_s = self.config.step_s * self.config.patch[0] as f64;
         let tokens = tokens.broadcast_add(&self.coordinates.forward(&axes, step_s, device)?)?;
         let inner: usize = axes[1..].iter().product();
@@ -275,7 +300,10 @@ impl Stream {
             .reshape((grid.tokens(), width))?;
         Ok(Tokens {
             x: self.tpe.forward(&tokens, &grid, None)?,
-            modulation: self.modulation.forward(condition)?.reshape((batch, MODULATIONS, self.config.dim))?,
+            modulation: self
+                .modulation
+                .forward(condition)?
+                .reshape((batch, MODULATIONS, self.config.dim))?,
             grid,
             moments,
         })

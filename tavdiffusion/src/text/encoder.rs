@@ -93,7 +93,7 @@ impl TextConfig {
         if let Some((field, size)) = odd {
             return Some((field, size.to_string(), format!("1 to {LARGEST}")));
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let expected = format!("a divisor of the hidden size {}", self.hidden_size);
             return Some((
                 "num_attention_heads",
