@@ -29,7 +29,7 @@ use crate::{models, sheet};
 /// same clip.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  fulgur generate \"a dog barks as it drops in from the left\" -o dog.mp4\n  \
+    after_help = "Example:\n  fulgur generate \"a dog barks as it drops in from the left\" -o dog.mp4\n  \
                   fulgur generate \"a bell rings\" --seed 7 --report bell.png -o bell.mp4"
 )]
 pub(super) struct Arguments {

@@ -4,7 +4,11 @@ mod data;
 mod documentation;
 mod forward;
 #[cfg(feature = "media")]
+mod generate;
+#[cfg(feature = "media")]
 mod inspect;
 mod program;
 mod repository;
 mod support;
+#[cfg(feature = "media")]
+mod tiny;

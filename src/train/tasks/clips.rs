@@ -227,10 +227,7 @@ impl Clips {
 
 /// Frames of several clips as bytes `[B, F, H, W, 3]`.
 pub fn frames_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
-    let bytes: Vec<u8> = clips
-        .iter()
-        .flat_map(|clip| clip.frames.iter().copied())
-        .collect();
+    let bytes = joined(clips, |clip| &clip.frames);
     Tensor::from_vec(
         bytes,
         vec![clips.len(), spec.frames(), spec.height, spec.width, 3],
@@ -240,7 +237,7 @@ pub fn frames_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result
 
 /// Coverage of several clips as bytes `[B, F, H, W, 1]`.
 pub fn mask_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
-    let bytes: Vec<u8> = clips.iter().flat_map(|clip| clip.mask.iter().copied()).collect();
+    let bytes = joined(clips, |clip| &clip.mask);
     Tensor::from_vec(
         bytes,
         vec![clips.len(), spec.frames(), spec.height, spec.width, 1],
@@ -250,11 +247,13 @@ pub fn mask_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<T
 
 /// Sound of several clips `[B, S]`.
 pub fn samples_tensor(clips: &[HostClip], spec: &ClipSpec) -> candle_core::Result<Tensor> {
-    let samples: Vec<f32> = clips
-        .iter()
-        .flat_map(|clip| clip.samples.iter().copied())
-        .collect();
+    let samples = joined(clips, |clip| &clip.samples);
     Tensor::from_vec(samples, (clips.len(), spec.samples()), &Device::Cpu)
+}
+
+/// The parts of several clips one after another; whole slices are copied, for clips are large.
+fn joined<T: Copy>(clips: &[HostClip], part: impl Fn(&HostClip) -> &[T]) -> Vec<T> {
+    clips.iter().map(part).collect::<Vec<_>>().concat()
 }
 
 /// Bytes to [-1, 1].

@@ -1,0 +1,143 @@
+//! Model folders with random weights, small enough to run in a blink: they show that a road is whole, not that it leads
+//! anywhere.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use fulgur::benchmark::encoder::{BuiltinConfig, BuiltinEncoder};
+use fulgur::lightnet::params::{Params, Precision};
+use fulgur::tavdiffusion::codec::{
+    MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder, VocoderConfig,
+};
+use fulgur::tavdiffusion::pipeline::{ModelIndex, Part};
+use fulgur::tavdiffusion::streams::{StreamConfig, TwoStream, TwoStreamConfig};
+use fulgur::tavdiffusion::text::{TextConfig, TextEncoder, TextTokenizer};
+use serde::Serialize;
+
+/// Writes `config.json` and weights of one network, built by `build` from random parameters.
+fn write<M>(folder: &Path, config: &impl Serialize, build: impl FnOnce(&Params) -> candle_core::Result<M>) {
+    fs::create_dir_all(folder).unwrap();
+    let params = Params::random(5, &Device::Cpu);
+    build(&params).unwrap();
+    fs::write(folder.join("config.json"), serde_json::to_string(config).unwrap()).unwrap();
+    params
+        .save(
+            &folder.join("model.safetensors"),
+            &BTreeMap::new(),
+            Precision::F16,
+        )
+        .unwrap();
+}
+
+/// A generator of 32x32 pixels and 1 s.
+pub(crate) fn generator(root: &Path) -> PathBuf {
+    let dir = root.join("builtin");
+    let part = |part: Part| dir.join(part.folder());
+
+    let sentences = [
+        "a dog barks as it drops in from the left",
+        "a bell rings",
+        "an owl hoots",
+    ];
+    let tokenizer = TextTokenizer::train(&sentences, 300).unwrap();
+    let text = TextConfig {
+        vocab_size: 300,
+        embedding_size: 8,
+        hidden_size: 16,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        head_dim: 4,
+        intermediate_size: 16,
+        sentence_size: 8,
+        ..TextConfig::default()
+    };
+    write(&part(Part::TextEncoder), &text, |p| {
+        TextEncoder::new(&text, &p.builder())
+    });
+    fs::write(
+        part(Part::TextEncoder).join("tokenizer.json"),
+        tokenizer.to_json().unwrap(),
+    )
+    .unwrap();
+
+    let video = VideoCodecConfig {
+        latent_channels: 4,
+        encoder: [24, 1],
+        decoder: [24, 1],
+        fine: [24, 1],
+        ..Default::default()
+    };
+    write(&part(Part::VideoCodec), &video, |p| {
+        VideoCodec::new(&video, true, &p.builder())
+    });
+    let mel = MelCodecConfig {
+        latent_channels: 4,
+        encoder: [16, 1],
+        decoder: [16, 1],
+        ..Default::default()
+    };
+    write(&part(Part::MelCodec), &mel, |p| {
+        MelCodec::new(&mel, false, &p.builder())
+    });
+    let vocoder = VocoderConfig {
+        stack: [16, 1],
+        ..Default::default()
+    };
+    write(&part(Part::Vocoder), &vocoder, |p| {
+        Vocoder::new(&vocoder, &p.builder())
+    });
+
+    let narrow = |stream: StreamConfig| StreamConfig {
+        channels: 4,
+        dim: 24,
+        heads: 2,
+        head_dim: 6,
+        hidden: 24,
+        ..stream
+    };
+    let default = TwoStreamConfig::default();
+    let denoiser = TwoStreamConfig {
+        video: narrow(default.video),
+        audio: narrow(default.audio),
+        depth: 2,
+        fusion: vec![1],
+        fusion_heads: 2,
+        text_dim: 16,
+        contrast_dim: 8,
+        objective: default.objective,
+    };
+    write(&part(Part::Denoiser), &denoiser, |p| {
+        TwoStream::new(&denoiser, true, DType::F32, &p.builder())
+    });
+
+    let index = ModelIndex {
+        name: "tiny".to_owned(),
+        width: 32,
+        height: 32,
+        duration_s: 1.0,
+        steps: 2,
+        ..ModelIndex::default()
+    };
+    fs::write(
+        dir.join("model_index.json"),
+        serde_json::to_string(&index).unwrap(),
+    )
+    .unwrap();
+    dir
+}
+
+/// An encoder for AVHScore.
+pub(crate) fn encoder(root: &Path) -> PathBuf {
+    let dir = root.join("encoder");
+    let config = BuiltinConfig {
+        dim: 32,
+        depth: 1,
+        heads: 1,
+        embedding: 8,
+        ..BuiltinConfig::default()
+    };
+    write(&dir, &config, |p| BuiltinEncoder::new(&config, &p.builder()));
+    dir
+}
