@@ -244,5 +244,6 @@ fn real_novels_have_their_lengths() {
         .map(|name| austen.novel(name).unwrap().chars().count())
         .sum();
     let held_out = austen.novel(sets::austen::HELD_OUT).unwrap().chars().count();
-    assert_eq!(total + held_out, 4_024_948);
+    // One line of Mansfield Park is not ASCII and carries another header: a reader that misses it finds 4,024,948.
+    assert_eq!(total + held_out, 4_025_022);
 }

@@ -8,8 +8,8 @@ const WINDOW: usize = 4;
 const LEAST_RISE_DB: f64 = 12.0;
 /// Where between floor and peak, in decibels, the onset is taken.
 const THRESHOLD: f64 = 0.5;
-/// Share of quiet measurements that gives the floor.
-const FLOOR_QUANTILE: f64 = 0.1;
+/// Share of the measurements that lies below the floor: sounds may fill nearly the whole clip.
+const FLOOR_QUANTILE: f64 = 0.05;
 /// Quietest level that counts, to keep digital silence finite.
 const SILENCE_DB: f64 = -70.0;
 

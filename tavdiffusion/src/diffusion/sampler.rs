@@ -177,7 +177,8 @@ mod tests {
         fn predict(&self, x: &Latents, time: &Tensor, _: &TextCondition) -> Result<Latents> {
             let t = f64::from(time.to_vec1::<f32>()?[0]);
             x.zip(&self.clean, |x, clean| match self.objective {
-                Objective::Flow => (x - clean)? / t,
+                // Guidance repeats the batch; the clean latents stay single.
+                Objective::Flow => x.broadcast_sub(clean)? / t,
                 Objective::Ddpm => {
                     let step = super::super::objective::ddpm_step(t as f32) as isize;
                     let alpha = LinearSchedule::default().alpha_bar(step);
