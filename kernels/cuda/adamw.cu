@@ -51,3 +51,10 @@ extern "C" __global__ void __launch_bounds__(256) squares_sum(const double *part
     const double total = block_sum(sum);
     if (threadIdx.x == 0) *result = (float)total;
 }
+
+// The moving average of weights; formula in src/average.rs. 12 bytes an element.
+extern "C" __global__ void __launch_bounds__(256)
+    move_average(float *average, const float *value, float share, size_t count) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) average[i] += share * (value[i] - average[i]);
+}

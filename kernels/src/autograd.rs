@@ -4,6 +4,8 @@
 //! computed first, by any code, and then handed to the graph together with its [`Gradient`]. Nothing is kept
 //! when no argument is tracked.
 
+#[cfg(feature = "cuda")]
+use candle_core::CustomOp1;
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
@@ -19,10 +21,13 @@ pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
     fn backward(&self, args: [&Tensor; N], res: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]>;
 }
 
-/// A forward value: a fresh CPU buffer (handed over without a copy) or a tensor of any device.
+/// A forward value: a fresh buffer (handed over without a copy) or a tensor of any device.
 pub(crate) enum Value {
     /// Contiguous CPU buffer.
     Cpu(CpuStorage, Shape),
+    /// Contiguous GPU buffer.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaStorage, Shape),
     /// Any tensor; its memory is copied once.
     Tensor(Tensor),
 }
@@ -53,6 +58,8 @@ impl<G> Node<G> {
     fn cpu(&self) -> Result<(CpuStorage, Shape)> {
         match self.take()? {
             Value::Cpu(storage, shape) => Ok((storage, shape)),
+            #[cfg(feature = "cuda")]
+            Value::Cuda(..) => bail!("value and arguments lie on different devices"),
             Value::Tensor(tensor) => {
                 let tensor = tensor.force_contiguous()?;
                 match &*tensor.storage_and_layout().0 {
@@ -65,6 +72,8 @@ impl<G> Node<G> {
 
     fn cuda(&self) -> Result<(CudaStorage, Shape)> {
         match self.take()? {
+            #[cfg(feature = "cuda")]
+            Value::Cuda(storage, shape) => Ok((storage, shape)),
             Value::Tensor(tensor) => {
                 let tensor = tensor.force_contiguous()?;
                 let (storage, layout) = tensor.storage_and_layout();
@@ -87,8 +96,32 @@ impl<G> Node<G> {
                     _ => bail!("value and arguments lie on different devices"),
                 }
             }
-            Value::Cpu(..) => bail!("value and arguments lie on different devices"),
+            _ => bail!("value and arguments lie on different devices"),
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<G: Gradient<1>> CustomOp1 for Node<G> {
+    fn name(&self) -> &'static str {
+        self.gradient.name()
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+
+    fn bwd(&self, a: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let [da] = self.gradient.backward([a], res, grad)?;
+        Ok(da)
     }
 }
 
@@ -185,6 +218,12 @@ impl<G: Gradient<3>> CustomOp3 for Node<G> {
         let [da, db, dc] = self.gradient.backward([a, b, c], res, grad)?;
         Ok((da, db, dc))
     }
+}
+
+/// Enters `value` into the graph as a function of one tensor.
+#[cfg(feature = "cuda")]
+pub(crate) fn attach1<G: Gradient<1>>(value: Value, arg: &Tensor, gradient: G) -> Result<Tensor> {
+    arg.apply_op1(Node::new(value, gradient))
 }
 
 /// Enters `value` into the graph as a function of two tensors.

@@ -37,17 +37,39 @@ macro_rules! launch {
     ($device:expr, $module:expr, $name:expr, $config:expr; $($argument:expr),+ $(,)?) => {{
         use candle_core::cuda_backend::{WrapErr, cudarc::driver::PushKernelArg};
         let name: String = $name.into();
+        let config: candle_core::cuda_backend::cudarc::driver::LaunchConfig = $config;
         let function = $device.get_or_load_custom_func(&name, $module.name, $module.ptx)?;
+        $crate::cuda_module::allow_shared(&function, config.shared_mem_bytes)?;
         let mut builder = function.builder();
         $(
             let argument = $argument;
             builder.arg(&argument);
         )+
         // SAFETY: each call site passes the arguments of the kernel's signature, with the lengths that it indexes.
-        unsafe { builder.launch($config) }.w()?;
+        unsafe { builder.launch(config) }.w()?;
     }};
 }
 pub(crate) use launch;
+
+/// Bytes of shared memory that every kernel may use without asking.
+const SHARED_BYTES: u32 = 48 * 1024;
+
+/// Lets a kernel use more shared memory than the default.
+pub(crate) fn allow_shared(
+    function: &candle_core::cuda_backend::cudarc::driver::CudaFunction,
+    bytes: u32,
+) -> candle_core::Result<()> {
+    use candle_core::cuda_backend::{WrapErr, cudarc::driver::sys::CUfunction_attribute_enum as Attribute};
+    if bytes > SHARED_BYTES {
+        function
+            .set_attribute(
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                bytes as i32,
+            )
+            .w()?;
+    }
+    Ok(())
+}
 
 /// One thread for each of `count` elements.
 pub(crate) fn flat(count: usize) -> LaunchConfig {

@@ -5,17 +5,24 @@
 
 pub mod adamw;
 pub mod additive;
+pub mod attention;
 mod autograd;
+pub mod average;
 #[cfg(feature = "cuda")]
 mod cuda_module;
 pub mod ema;
 pub mod error;
 pub mod exchange;
 pub mod glu;
+#[cfg(feature = "cuda")]
+mod gpu;
+pub mod linear;
 pub mod lrpe;
 pub mod norm;
 mod pass;
 pub mod philox;
+pub mod residual;
+pub mod rows;
 mod scalar;
 pub mod shift;
 mod slice_math;

@@ -1,7 +1,8 @@
 //! Softmax cross-attention with normalised queries and keys: from one stream to another, or to the text.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use fulgur_kernels::attention::attention;
 
 use crate::linear::{Linear, Start};
 use crate::norm::RmsNorm;
@@ -48,35 +49,14 @@ impl CrossAttention {
         let length = context.dim(1)?;
         let q = self.query.forward(x)?;
         let inner = q.dim(2)?;
-        let width = inner / self.heads;
         let kv = self.key_value.forward(context)?;
-        let split = |x: &Tensor, n: usize| x.reshape((batch, n, self.heads, width));
+        let split = |x: &Tensor, n: usize| x.reshape((batch, n, self.heads, inner / self.heads));
         let q = self.query_norm.forward(&split(&q, tokens)?)?;
         let k = self
             .key_norm
             .forward(&split(&kv.narrow(2, 0, inner)?.contiguous()?, length)?)?;
         let v = split(&kv.narrow(2, inner, inner)?.contiguous()?, length)?;
-        let (q_bhnd, k_bhdl, v_bhld) = (
-            (q.transpose(1, 2)?.contiguous()? * (width as f64).powf(-0.5))?,
-            k.permute((0, 2, 3, 1))?.contiguous()?,
-            v.transpose(1, 2)?.contiguous()?,
-        );
-        let mut scores = q_bhnd.matmul(&k_bhdl)?;
-        if scores.dtype() != DType::F64 {
-            scores = scores.to_dtype(DType::F32)?;
-        }
-        if let Some(mask) = mask {
-            let penalty = mask
-                .to_dtype(scores.dtype())?
-                .affine(1e9, -1e9)?
-                .reshape((batch, 1, 1, length))?;
-            scores = scores.broadcast_add(&penalty)?;
-        }
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v_bhld.dtype())?;
-        let o = weights
-            .matmul(&v_bhld)?
-            .transpose(1, 2)?
-            .reshape((batch, tokens, inner))?;
+        let o = attention(&q, &k, &v, mask)?.reshape((batch, tokens, inner))?;
         self.output.forward(&o)
     }
 }

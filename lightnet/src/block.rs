@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::norm::rms_norm_modulated;
+use fulgur_kernels::norm::rms_norm_modulated_to;
+use fulgur_kernels::residual::add_branch;
 
 use crate::attention::CrossAttention;
 use crate::glu::{Glu, shift_on_grid};
@@ -141,7 +142,8 @@ impl Block {
             exchange: None,
         };
         let modulation = self.modulation(x, context)?;
-        let normed = in_compute(self.normed(x, modulation.as_ref(), 0)?, context)?;
+        let dtype = context.compute.unwrap_or(x.dtype());
+        let normed = self.normed(x, modulation.as_ref(), 0, dtype)?;
         let mut x = add_gated(
             x,
             &self.mixer.forward(&normed, &mixer_context)?,
@@ -152,13 +154,10 @@ impl Block {
             let Some((text, mask)) = context.text else {
                 candle_core::bail!("block: a text is expected, none was given")
             };
-            let normed = in_compute(norm.forward(&x)?, context)?;
-            x = (&x
-                + attention
-                    .forward(&normed, text, Some(mask))?
-                    .to_dtype(x.dtype())?)?;
+            let normed = norm.forward_to(&x, dtype)?;
+            x = add_branch(&x, &attention.forward(&normed, text, Some(mask))?, None)?;
         }
-        let mut normed = in_compute(self.normed(&x, modulation.as_ref(), 3)?, context)?;
+        let mut normed = self.normed(&x, modulation.as_ref(), 3, dtype)?;
         if self.token_shift {
             normed = shift_on_grid(&normed, context.grid.condition, &context.grid.axes)?;
         }
@@ -179,32 +178,23 @@ impl Block {
         ))
     }
 
-    fn normed(&self, x: &Tensor, modulation: Option<&Tensor>, first: usize) -> Result<Tensor> {
+    /// The norm before the branch whose shift is vector `first`, with a result of type `dtype`.
+    fn normed(&self, x: &Tensor, modulation: Option<&Tensor>, first: usize, dtype: DType) -> Result<Tensor> {
         match (&self.norms, modulation) {
-            (Norms::Plain { mixer, .. }, _) if first == 0 => mixer.forward(x),
-            (Norms::Plain { glu, .. }, _) => glu.forward(x),
+            (Norms::Plain { mixer, .. }, _) if first == 0 => mixer.forward_to(x, dtype),
+            (Norms::Plain { glu, .. }, _) => glu.forward_to(x, dtype),
             (Norms::Modulated { .. }, Some(m)) => {
                 let (shift, scale) = (m.get_on_dim(1, first)?, m.get_on_dim(1, first + 1)?);
-                rms_norm_modulated(x, &scale, &shift, EPS)
+                rms_norm_modulated_to(x, &scale, &shift, EPS, dtype)
             }
             (Norms::Modulated { .. }, None) => candle_core::bail!("block: modulation is missing"),
         }
     }
 }
 
-fn in_compute(x: Tensor, context: &BlockContext) -> Result<Tensor> {
-    match context.compute {
-        Some(dtype) => x.to_dtype(dtype),
-        None => Ok(x),
-    }
-}
-
 fn add_gated(x: &Tensor, branch: &Tensor, modulation: Option<&Tensor>, gate: usize) -> Result<Tensor> {
-    let branch = &branch.to_dtype(x.dtype())?;
-    match modulation {
-        None => x + branch,
-        Some(m) => x + branch.broadcast_mul(&m.narrow(1, gate, 1)?)?,
-    }
+    let gate = modulation.map(|m| m.get_on_dim(1, gate)).transpose()?;
+    add_branch(x, branch, gate.as_ref())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::linear::linear;
 
 /// How a map starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,23 +45,8 @@ impl Linear {
         self.weight.dims()[0]
     }
 
-    /// Maps `x` `[.., input]` to `[.., output]` in the dtype of `x`; master weights are cast on the way.
+    /// Maps `x` `[.., input]` to `[.., output]` in the dtype of `x`; master weights are rounded on the way.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let dims = x.dims();
-        let (output, input) = self.weight.dims2()?;
-        let Some((&last, leading)) = dims.split_last() else {
-            candle_core::bail!("linear: input has no dimension, expected [.., {input}]")
-        };
-        if last != input {
-            candle_core::bail!("linear: last dimension is {last}, expected {input}");
-        }
-        let rows: usize = leading.iter().product();
-        let weight = self.weight.to_dtype(x.dtype())?;
-        let y = x.contiguous()?.reshape((rows, input))?.matmul(&weight.t()?)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
-            None => y,
-        };
-        y.reshape([leading, &[output]].concat())
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }

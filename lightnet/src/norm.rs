@@ -1,8 +1,8 @@
 //! Root-mean-square norms over the last dimension.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::norm::rms_norm;
+use fulgur_kernels::norm::rms_norm_to;
 
 /// Added to the mean square before the root.
 pub const EPS: f64 = 1e-6;
@@ -31,14 +31,12 @@ impl RmsNorm {
 
     /// Normalises `x` `[.., dim]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.groups == 1 {
-            return rms_norm(x, Some(&self.gain.to_dtype(x.dtype())?), EPS);
-        }
-        let dims = x.dims().to_vec();
-        let dim = self.gain.dim(0)?;
-        let grouped = x.contiguous()?.reshape(((), self.groups, dim / self.groups))?;
-        rms_norm(&grouped, None, EPS)?
-            .reshape(dims)?
-            .broadcast_mul(&self.gain.to_dtype(x.dtype())?)
+        self.forward_to(x, x.dtype())
+    }
+
+    /// Normalises `x` `[.., dim]` with a result of type `dtype`.
+    pub fn forward_to(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let gain = self.gain.to_dtype(x.dtype())?;
+        rms_norm_to(x, Some(&gain), self.groups, EPS, dtype)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var};
+use fulgur_kernels::average::move_average;
 use fulgur_lightnet::params::Params;
 
 /// The average early in a run has the memory of a tenth of the steps so far, so that it forgets the initial weights.
@@ -38,8 +39,7 @@ impl Ema {
         let n = updates as f64;
         let decay = self.decay.min((1.0 + n) / (EARLY + n));
         for (weight, shadow) in self.pairs.values() {
-            let step = ((weight.as_tensor() - shadow.as_tensor())? * (1.0 - decay))?;
-            shadow.set(&(shadow.as_tensor() + step)?)?;
+            move_average(shadow.as_tensor(), weight.as_tensor(), 1.0 - decay)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 //! | reference | `reference.rs` | literal loops in `f64`, for tests |
 //! | chunked | `chunk.rs` | CPU, multi-threaded, `f32` and `f64` |
 //! | composed | `composed.rs` | GPU, out of candle's operators |
+//! | fused | `cuda.rs` | GPU, bf16, from the projections as one product leaves them ([`projected`]) |
 //!
 //! The operator is two nodes of the graph: (logits, v, phase) -> state and (q, state, phase) -> o. Candle adds the
 //! adjoints of the state itself, and the exchange between parts of a sequence sits between the two.
@@ -31,12 +32,16 @@
 
 mod chunk;
 mod composed;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod forward;
+mod projected;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
 pub use forward::forward_op;
+pub use projected::projected;
 
 use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;

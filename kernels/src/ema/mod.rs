@@ -13,9 +13,12 @@
 //! | reference | `reference.rs` | the convolution written out in `f64`, for tests |
 //! | chunked | `chunk.rs` | CPU, multi-threaded, `f32` and `f64` |
 //! | composed | `composed.rs` | GPU: Toeplitz products inside chunks and between them |
+//! | fused | `cuda.rs` | GPU: one thread a line, where no state enters or is asked for |
 
 mod chunk;
 mod composed;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -59,7 +62,13 @@ impl Default for Options<'_> {
 ///
 /// The result has shape and type of `x`. See [`scan_with_rate`], which also gives the state.
 pub fn scan(x: &Tensor, gamma: &Tensor, weight: &Tensor, options: &Options<'_>) -> Result<Tensor> {
-    Ok(scan_with_rate(x, &rate_of(gamma)?, weight, options)?.0)
+    let rate = rate_of(gamma)?;
+    #[cfg(feature = "cuda")]
+    if cuda::applies(x, options) {
+        let dims = check(x, &rate, weight, options)?;
+        return cuda::scan(x, &rate, weight, dims, options.two_sided);
+    }
+    Ok(scan_with_rate(x, &rate, weight, options)?.0)
 }
 
 /// The rate of `lambda = sigmoid(gamma)`: `ln(1 + exp(-gamma))` in f64, with all its digits for lambda close to 1.

@@ -5,8 +5,8 @@ use crate::pass::Pass;
 use crate::scalar::{Real, rows_per_task, sum_of, wide};
 use rayon::prelude::*;
 
-/// Rows whose share of dscale and dshift is summed by one task; fixed, so that the bits do not depend on threads.
-const ROWS_PER_PARTIAL: usize = 64;
+/// Tokens whose share of dscale and dshift is summed by one task; fixed, so that the bits do not depend on threads.
+const TOKENS_PER_PARTIAL: usize = 64;
 
 fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     let mean = sum_of(x, x, |a, b| a * b) / T::from_f64(x.len() as f64);
@@ -17,11 +17,10 @@ impl<const I: usize> Pass<I> for Norm {
     const NAME: &'static str = "rms_norm";
 
     fn cpu<T: Real>(&self, operands: [&[T]; I]) -> Vec<Vec<T>> {
-        let (x, width) = (operands[0], self.width);
-        let of_group = |operand: usize, group: usize| {
-            operands
-                .get(operand)
-                .map(|values| &values[group * width..(group + 1) * width])
+        let (x, width, heads) = (operands[0], self.width, self.heads);
+        let of_row = |operand: usize, row: usize| {
+            let at = (row / heads / self.tokens_per_group * heads + row % heads) * width;
+            operands.get(operand).map(|values| &values[at..at + width])
         };
         let offset = T::from_f64(self.offset);
         let mut y = vec![T::zero(); x.len()];
@@ -31,9 +30,9 @@ impl<const I: usize> Pass<I> for Norm {
             wide(|| {
                 let pairs = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
                 for (row, (y, x)) in pairs.enumerate() {
-                    let group = (task * rows + row) / self.rows_per_group;
+                    let row = task * rows + row;
                     let r = inverse_rms(x, self.eps);
-                    match (of_group(1, group), of_group(2, group)) {
+                    match (of_row(1, row), of_row(2, row)) {
                         (Some(scale), Some(shift)) => {
                             for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
                                 *y = x * r * (offset + scale) + shift;
@@ -62,27 +61,29 @@ impl<const I: usize> Pass<I> for Norm {
         device: &candle_core::CudaDevice,
         operands: [super::cuda::View<'_, T>; I],
     ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
-        super::cuda::forward(self, device, &operands)
+        Ok(vec![super::cuda::forward::<T, T>(self, device, &operands)?])
     }
 }
 
-/// One run of rows of one group: writes `dx` and this run's share of dscale and dshift, `[2, width]`.
+/// One run of tokens of one group: writes `dx` and this run's share of dscale and dshift, `[2, columns]`.
 fn backward_rows<T: Real>(norm: &Norm, x: &[T], dy: &[T], scale: Option<&[T]>, dx: &mut [T], sums: &mut [T]) {
     let (width, offset) = (norm.width, T::from_f64(norm.offset));
-    let (dscale, dshift) = sums.split_at_mut(width);
+    let (dscales, dshifts) = sums.split_at_mut(norm.columns());
     let mut g = vec![T::zero(); width];
     let rows = dx
         .chunks_exact_mut(width)
         .zip(x.chunks_exact(width))
         .zip(dy.chunks_exact(width));
-    for ((dx, x), dy) in rows {
+    for (row, ((dx, x), dy)) in rows.enumerate() {
         let r = inverse_rms(x, norm.eps);
-        match scale {
+        let head = row % norm.heads * width;
+        let (dscale, dshift) = (&mut dscales[head..head + width], &mut dshifts[head..head + width]);
+        match scale.map(|scale| &scale[head..head + width]) {
             Some(scale) => {
                 for ((g, &dy), &scale) in g.iter_mut().zip(dy).zip(scale) {
                     *g = dy * (offset + scale);
                 }
-                for (((dscale, dshift), &x), &dy) in dscale.iter_mut().zip(&mut *dshift).zip(x).zip(dy) {
+                for (((dscale, dshift), &x), &dy) in dscale.iter_mut().zip(dshift).zip(x).zip(dy) {
                     *dscale += dy * x * r;
                     *dshift += dy;
                 }
@@ -100,26 +101,22 @@ impl<const I: usize> Pass<I> for NormBackward {
     const NAME: &'static str = "rms_norm backward";
 
     fn cpu<T: Real>(&self, operands: [&[T]; I]) -> Vec<Vec<T>> {
-        let Norm {
-            width,
-            rows_per_group,
-            ..
-        } = self.norm;
+        let (width, tokens_per_group) = (self.norm.columns(), self.norm.tokens_per_group);
         let (x, dy, scale) = (operands[0], operands[1], operands.get(2));
-        let groups = x.len() / (width * rows_per_group);
-        let runs = rows_per_group.div_ceil(ROWS_PER_PARTIAL);
+        let groups = x.len() / (width * tokens_per_group);
+        let runs = tokens_per_group.div_ceil(TOKENS_PER_PARTIAL);
         let mut dx = vec![T::zero(); x.len()];
         let mut partials = vec![T::zero(); groups * runs * 2 * width];
         let by_group = dx
-            .par_chunks_mut(rows_per_group * width)
+            .par_chunks_mut(tokens_per_group * width)
             .zip(partials.par_chunks_mut(runs * 2 * width));
         by_group.enumerate().for_each(|(group, (dx, sums))| {
             let scale = scale.map(|scale| &scale[group * width..(group + 1) * width]);
             let by_run = dx
-                .par_chunks_mut(ROWS_PER_PARTIAL * width)
+                .par_chunks_mut(TOKENS_PER_PARTIAL * width)
                 .zip(sums.par_chunks_mut(2 * width));
             by_run.enumerate().for_each(|(run, (dx, sums))| {
-                let start = (group * rows_per_group + run * ROWS_PER_PARTIAL) * width;
+                let start = (group * tokens_per_group + run * TOKENS_PER_PARTIAL) * width;
                 let rows = start..start + dx.len();
                 wide(|| backward_rows(&self.norm, &x[rows.clone()], &dy[rows], scale, dx, sums));
             });
@@ -153,6 +150,9 @@ impl<const I: usize> Pass<I> for NormBackward {
         device: &candle_core::CudaDevice,
         operands: [super::cuda::View<'_, T>; I],
     ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
-        super::cuda::backward(self, device, &operands)
+        let [x, dy, scale @ ..] = &operands[..] else {
+            unreachable!("the pass has at least x and dy");
+        };
+        super::cuda::backward::<T, T>(self, device, x, dy, scale.first())
     }
 }

@@ -9,8 +9,8 @@ use candle_core::{CudaDevice, Result};
 
 const NORM: Module = module!("norm");
 
-/// Fewest rows of a group whose partial sums one block takes.
-const ROWS_PER_RUN: usize = 64;
+/// Fewest tokens of a group whose partial sums one block takes.
+const TOKENS_PER_RUN: usize = 64;
 /// Most runs of a group: beyond it the final sum over runs would take longer than it saves.
 const MAX_RUNS: usize = 512;
 
@@ -22,73 +22,88 @@ fn warp_per_row(rows: usize) -> LaunchConfig {
     }
 }
 
-pub(super) fn forward<T: CudaReal>(
+/// `T` is the type of x, scale and shift, `U` that of the result; kernels are named after both where they differ.
+fn suffix<T: CudaReal, U: CudaReal>() -> String {
+    if T::SUFFIX == U::SUFFIX {
+        T::SUFFIX.into()
+    } else {
+        format!("{}_{}", T::SUFFIX, U::SUFFIX)
+    }
+}
+
+/// y of x and, where they are given, scale and shift.
+pub(super) fn forward<T: CudaReal, U: CudaReal>(
     norm: &Norm,
     device: &CudaDevice,
     operands: &[View<'_, T>],
-) -> Result<Vec<Slice<T>>> {
+) -> Result<Slice<U>> {
     let x = &operands[0];
     let rows = x.len() / norm.width;
-    let y = room::<T>(device, x.len())?;
+    let y = room::<U>(device, x.len())?;
     let views: Vec<&View<'_, T>> = operands.iter().collect();
     let v = vector(&[norm.width], aligned(device, &views));
-    launch!(device, NORM, format!("rms_norm_{}_v{v}", T::SUFFIX), warp_per_row(rows);
+    launch!(device, NORM, format!("rms_norm_{}_v{v}", suffix::<T, U>()), warp_per_row(rows);
         x.slice(..), pointer(device, operands.get(1)), pointer(device, operands.get(2)), y.as_view(),
-        rows as u32, norm.width as u32, norm.rows_per_group as u32, norm.offset as f32, norm.eps as f32);
-    Ok(vec![y])
+        rows as u32, norm.width as u32, norm.heads as u32, norm.tokens_per_group as u32,
+        norm.offset as f32, norm.eps as f32);
+    Ok(y)
 }
 
-pub(super) fn backward<T: CudaReal>(
+/// dx, then dscale where there is a scale, then dshift where it is wanted.
+pub(super) fn backward<T: CudaReal, U: CudaReal>(
     backward: &NormBackward,
     device: &CudaDevice,
-    operands: &[View<'_, T>],
+    x: &View<'_, T>,
+    dy: &View<'_, U>,
+    scale: Option<&View<'_, T>>,
 ) -> Result<Vec<Slice<T>>> {
     let Norm {
         width,
-        rows_per_group,
+        heads,
+        tokens_per_group,
         offset,
         eps,
     } = backward.norm;
-    let (x, dy, scale) = (&operands[0], &operands[1], operands.get(2));
     let rows = x.len() / width;
     let (dx, inverse) = (room::<T>(device, x.len())?, room::<f32>(device, rows)?);
-    let views: Vec<&View<'_, T>> = operands.iter().collect();
-    let v = vector(&[width], aligned(device, &views));
-    launch!(device, NORM, format!("rms_norm_backward_{}_v{v}", T::SUFFIX), warp_per_row(rows);
+    let affine: Vec<&View<'_, T>> = [Some(x), scale].into_iter().flatten().collect();
+    let v = vector(&[width], aligned(device, &affine) && aligned(device, &[dy]));
+    launch!(device, NORM, format!("rms_norm_backward_{}_v{v}", suffix::<T, U>()), warp_per_row(rows);
         x.slice(..), dy.slice(..), pointer(device, scale), dx.as_view(), inverse.as_view(),
-        rows as u32, width as u32, rows_per_group as u32, offset as f32, eps as f32);
+        rows as u32, width as u32, heads as u32, tokens_per_group as u32, offset as f32, eps as f32);
     if scale.is_none() {
         return Ok(vec![dx]);
     }
-    let groups = rows / rows_per_group;
-    let rows_per_run = ROWS_PER_RUN.max(rows_per_group.div_ceil(MAX_RUNS));
-    let runs = rows_per_group.div_ceil(rows_per_run);
-    let partials = room::<f32>(device, groups * runs * 2 * width)?;
-    let dscale = room::<T>(device, groups * width)?;
+    let columns = heads * width;
+    let groups = rows / heads / tokens_per_group;
+    let tokens_per_run = TOKENS_PER_RUN.max(tokens_per_group.div_ceil(MAX_RUNS));
+    let runs = tokens_per_group.div_ceil(tokens_per_run);
+    let partials = room::<f32>(device, groups * runs * 2 * columns)?;
+    let dscale = room::<T>(device, groups * columns)?;
     let dshift = if backward.shift {
-        Some(room::<T>(device, groups * width)?)
+        Some(room::<T>(device, groups * columns)?)
     } else {
         None
     };
     let config = LaunchConfig {
         grid_dim: (
-            width.div_ceil(THREADS as usize) as u32,
+            columns.div_ceil(THREADS as usize) as u32,
             runs as u32,
             groups as u32,
         ),
         block_dim: (THREADS, 1, 1),
         shared_mem_bytes: 0,
     };
-    launch!(device, NORM, format!("columns_{}", T::SUFFIX), config;
+    launch!(device, NORM, format!("columns_{}", suffix::<T, U>()), config;
         x.slice(..), dy.slice(..), inverse.as_view(), partials.as_view(),
-        width as u32, rows_per_group as u32, rows_per_run as u32);
+        width as u32, heads as u32, tokens_per_group as u32, tokens_per_run as u32);
     let config = LaunchConfig {
-        grid_dim: (width.div_ceil(32) as u32, groups as u32, 1),
+        grid_dim: (columns.div_ceil(32) as u32, groups as u32, 1),
         block_dim: (32, THREADS / 32, 1),
         shared_mem_bytes: 0,
     };
     let shift_view = dshift.as_ref().map(|slice| slice.as_view());
     launch!(device, NORM, format!("columns_sum_{}", T::SUFFIX), config;
-        partials.as_view(), dscale.as_view(), pointer(device, shift_view.as_ref()), width as u32, runs as u32);
+        partials.as_view(), dscale.as_view(), pointer(device, shift_view.as_ref()), columns as u32, runs as u32);
     Ok([Some(dx), Some(dscale), dshift].into_iter().flatten().collect())
 }

@@ -9,24 +9,31 @@
 //! dscale_j = sum over rows of dy_j x_j r            dshift_j = sum over rows of dy_j
 //! ```
 //!
+//! A residual stream in f32 may feed products in bf16: the entries ending in `_to` write their result in another type,
+//! on a GPU without a pass of its own.
+//!
 //! Only the inputs are kept for the backward pass: `r` is found again while the row is read anyway. Sums over rows
 //! go through partial sums of fixed runs of rows, so that they have the same bits each time.
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod mixed;
 #[cfg(test)]
 mod reference;
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-/// Rows that share one scale and one shift, and what is added to the scale.
+/// Tokens that share one scale and one shift, and what is added to the scale. A token holds `heads` rows of `width`
+/// channels, each with statistics of its own.
 #[derive(Clone, Copy, Debug)]
 struct Norm {
     width: usize,
-    rows_per_group: usize,
+    heads: usize,
+    tokens_per_group: usize,
     offset: f64,
     eps: f64,
 }
@@ -45,26 +52,51 @@ struct NormBackward {
 /// # Errors
 /// If a shape, an element type or a device does not fit, or `eps` is not a positive number.
 pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    rms_norm_to(x, gain, 1, eps, x.dtype())
+}
+
+/// The norm [`rms_norm`] with statistics of their own for each of `heads` equal runs of channels, and a result of type
+/// `dtype`.
+///
+/// # Errors
+/// As for [`rms_norm`]; also if D does not split into `heads`.
+pub fn rms_norm_to(
+    x: &Tensor,
+    gain: Option<&Tensor>,
+    heads: usize,
+    eps: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     const OP: &str = "rms_norm";
-    let Some(&width) = x.dims().last() else {
+    let Some(&columns) = x.dims().last() else {
         return Err(OpError::shape(OP, "x", x, "[.., D]").into());
     };
     check_eps(OP, eps)?;
     same_kind(OP, &[("x", x)])?;
+    if heads == 0 || columns % heads != 0 {
+        return Err(OpError::shape(OP, "x", x, format!("[.., D] with D a multiple of {heads}")).into());
+    }
     let norm = Norm {
-        width,
-        rows_per_group: x.elem_count() / width,
+        width: columns / heads,
+        heads,
+        tokens_per_group: x.elem_count() / columns,
         offset: 0.0,
         eps,
     };
+    let x = x.contiguous()?;
     let Some(gain) = gain else {
-        return x.contiguous()?.apply_op1(norm);
+        return x.apply_op1(norm)?.to_dtype(dtype);
     };
-    if gain.dims() != [width] {
-        return Err(OpError::shape(OP, "gain", gain, format!("[{width}]")).into());
+    if gain.dims() != [columns] {
+        return Err(OpError::shape(OP, "gain", gain, format!("[{columns}]")).into());
     }
-    same_kind(OP, &[("x", x), ("gain", gain)])?;
-    x.contiguous()?.apply_op2(&gain.contiguous()?, norm)
+    same_kind(OP, &[("x", &x), ("gain", gain)])?;
+    let gain = gain.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if mixed::applies(&x, dtype) {
+        return mixed::gained(norm, &x, &gain);
+    }
+    x.apply_op2(&gain, norm)?.to_dtype(dtype)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * (1 + scale) + shift` over the last axis of `x` [B, N, D]; `scale` and `shift` [B, D].
@@ -74,8 +106,22 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// If a shape, an element type or a device does not fit, or `eps` is not a positive number.
 pub fn rms_norm_modulated(x_bnd: &Tensor, scale_bd: &Tensor, shift_bd: &Tensor, eps: f64) -> Result<Tensor> {
+    rms_norm_modulated_to(x_bnd, scale_bd, shift_bd, eps, x_bnd.dtype())
+}
+
+/// The norm [`rms_norm_modulated`] with a result of type `dtype`.
+///
+/// # Errors
+/// As for [`rms_norm_modulated`].
+pub fn rms_norm_modulated_to(
+    x_bnd: &Tensor,
+    scale_bd: &Tensor,
+    shift_bd: &Tensor,
+    eps: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     const OP: &str = "rms_norm_modulated";
-    let &[batch, rows_per_group, width] = x_bnd.dims() else {
+    let &[batch, tokens_per_group, width] = x_bnd.dims() else {
         return Err(OpError::shape(OP, "x", x_bnd, "[B, N, D]").into());
     };
     check_eps(OP, eps)?;
@@ -87,13 +133,21 @@ pub fn rms_norm_modulated(x_bnd: &Tensor, scale_bd: &Tensor, shift_bd: &Tensor, 
     same_kind(OP, &[("x", x_bnd), ("scale", scale_bd), ("shift", shift_bd)])?;
     let norm = Norm {
         width,
-        rows_per_group,
+        heads: 1,
+        tokens_per_group,
         offset: 1.0,
         eps,
     };
-    x_bnd
-        .contiguous()?
-        .apply_op3(&scale_bd.contiguous()?, &shift_bd.contiguous()?, norm)
+    let (x, scale, shift) = (
+        x_bnd.contiguous()?,
+        scale_bd.contiguous()?,
+        shift_bd.contiguous()?,
+    );
+    #[cfg(feature = "cuda")]
+    if mixed::applies(&x, dtype) {
+        return mixed::modulated(norm, &x, &scale, &shift);
+    }
+    x.apply_op3(&scale, &shift, norm)?.to_dtype(dtype)
 }
 
 fn check_eps(op: &'static str, eps: f64) -> Result<()> {
@@ -104,6 +158,11 @@ fn check_eps(op: &'static str, eps: f64) -> Result<()> {
 }
 
 impl Norm {
+    /// Channels of a token.
+    fn columns(&self) -> usize {
+        self.heads * self.width
+    }
+
     fn output(&self, x: &Layout) -> Shape {
         x.shape().clone()
     }
@@ -159,17 +218,29 @@ impl CustomOp3 for Norm {
 mod tests {
     use super::*;
     use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     type Entry = fn(&[Tensor]) -> Result<Tensor>;
     const EPS: f64 = 1e-6;
 
-    fn entries() -> [(Entry, usize); 3] {
+    fn entries() -> [(Entry, usize); 4] {
         [
             (|t| rms_norm(&t[0], None, EPS), 1),
             (|t| rms_norm(&t[0], Some(&t[1].get(0)?), EPS), 2),
             (|t| rms_norm_modulated(&t[0], &t[1], &t[2], EPS), 3),
+            (|t| grouped(&t[0], &t[1].get(0)?), 2),
         ]
+    }
+
+    /// Three heads where each keeps four channels: the gradient of a norm of one number is all cancellation.
+    fn grouped(x: &Tensor, gain: &Tensor) -> Result<Tensor> {
+        let width = gain.elem_count();
+        let heads = if width.is_multiple_of(3) && width >= 12 {
+            3
+        } else {
+            1
+        };
+        rms_norm_to(x, Some(gain), heads, EPS, x.dtype())
     }
 
     fn inputs([b, n, d]: [usize; 3], count: usize) -> Vec<Tensor> {
@@ -202,7 +273,7 @@ mod tests {
     #[test]
     fn gradients() -> Result<()> {
         for (entry, count) in entries() {
-            for shape in [[1, 1, 1], [2, 3, 5], [2, 70, 3]] {
+            for shape in [[1, 1, 1], [2, 3, 5], [2, 70, 3], [2, 5, 12]] {
                 check_gradients(&inputs(shape, count), entry)?;
             }
             for shape in [[1, 1, 60], [2, 63, 60], [3, 500, 33]] {
@@ -210,6 +281,20 @@ mod tests {
             }
             check_threads(&inputs([3, 700, 33], count), entry)?;
         }
+        Ok(())
+    }
+
+    /// Heads are rows of their own with their own part of the gain.
+    #[test]
+    fn heads_are_separate_norms() -> Result<()> {
+        let (x, gain) = (normal(0, &[2, 7, 12]), normal(1, &[12]));
+        let all = rms_norm_to(&x, Some(&gain), 3, EPS, DType::F64)?;
+        for head in 0..3 {
+            let part = |t: &Tensor| t.narrow(t.rank() - 1, 4 * head, 4)?.contiguous();
+            let alone = rms_norm(&part(&x)?, Some(&part(&gain)?), EPS)?;
+            assert!(relative_rms(&values(&part(&all)?), &values(&alone)) < 1e-14);
+        }
+        assert!(rms_norm_to(&x, Some(&gain), 5, EPS, DType::F64).is_err());
         Ok(())
     }
 

@@ -95,18 +95,7 @@ impl LightNet {
 
     /// Mixes `x` `[B, N, d]`.
     pub fn forward(&self, x: &Tensor, context: &MixerContext) -> Result<Tensor> {
-        let LightNetConfig {
-            dim, heads, head_dim, ..
-        } = self.config;
-        let (batch, tokens, _) = x.dims3()?;
-        let keys = heads * head_dim;
-        let fused = self.input.forward(x)?;
-        let part = |start: usize, width: usize| {
-            fused
-                .narrow(2, start, width)?
-                .reshape((batch, tokens, heads, width / heads))
-        };
-        let (q_bnhd, logits_bnhd, v_bnhe) = (part(0, keys)?.silu()?, part(keys, keys)?, part(2 * keys, dim)?);
+        let LightNetConfig { heads, head_dim, .. } = self.config;
         let phase = match (&self.lrpe, context.grid) {
             (None, _) => None,
             (Some(lrpe), Some(grid)) => Some(lrpe.phases(grid)?),
@@ -117,8 +106,9 @@ impl LightNet {
             mask: context.mask,
             exchange: context.exchange.clone(),
         };
-        let (o_bnhe, _state) = additive::noncausal(&q_bnhd, &logits_bnhd, &v_bnhe, &options)?;
-        let o = self.norm.forward(&o_bnhe.reshape((batch, tokens, dim))?)?;
+        let projections = self.input.forward(x)?;
+        let o = additive::projected(&projections, heads, head_dim, &options)?;
+        let o = self.norm.forward(&o)?;
         let gate = self.gate_up.forward(&self.gate_down.forward(x)?)?;
         self.output.forward(&gated(&o, &gate)?)
     }

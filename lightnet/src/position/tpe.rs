@@ -124,24 +124,15 @@ impl MdTpe {
         let outer: usize = batch * grid.axes[..index].iter().product::<usize>();
         let length = grid.axes[index];
         let inner: usize = grid.axes[index + 1..].iter().product();
-        // [outer, length, inner, d] -> [outer * inner, length, H, d / H]: the scan runs over dimension 1.
-        let lines = body
-            .reshape((outer, length, inner, dim))?
-            .transpose(1, 2)?
-            .contiguous()?;
-        let lines = lines.reshape((outer * inner, length, heads, dim / heads))?;
+        // The scan runs over dimension 1.
+        let lines = body.reshape((outer, length, inner, heads, dim / heads))?;
         let options = ema::Options {
             two_sided,
             exchange: exchange.cloned(),
             ..Default::default()
         };
         let scanned = ema::scan(&lines, &axis.gamma, &axis.weight, &options)?;
-        let mixed = axis
-            .output
-            .forward(&axis.norm.forward(&scanned.flatten_from(2)?)?)?;
-        mixed
-            .reshape((outer, inner, length, dim))?
-            .transpose(1, 2)?
-            .reshape((batch, (), dim))
+        axis.output
+            .forward(&axis.norm.forward(&scanned.reshape((batch, (), dim))?)?)
     }
 }

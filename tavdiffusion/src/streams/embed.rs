@@ -48,7 +48,7 @@ impl AxisEmbedding {
         })
     }
 
-    /// Embedding `[1, N, d]` of all tokens of `axes`, `step_s` seconds a token of the first axis.
+    /// Embedding `[N, d]` of all tokens of `axes`, `step_s` seconds a token of the first axis.
     pub(super) fn forward(&self, axes: &[usize], step_s: f64, device: &Device) -> Result<Tensor> {
         let tokens: usize = axes.iter().product();
         let mut parts = Vec::with_capacity(axes.len() + 1);
@@ -68,7 +68,7 @@ impl AxisEmbedding {
         for (axis, &n) in axes.iter().enumerate() {
             parts.push(spread(&fractions(n, device)?, axis)?);
         }
-        self.map.forward(&Tensor::cat(&parts, 1)?)?.unsqueeze(0)
+        self.map.forward(&Tensor::cat(&parts, 1)?)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Picture and sound read each other: softmax cross-attention in both directions, with moments in seconds on both sides
 //! so that what happens together finds itself.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
+use fulgur_kernels::rows::add_row;
 use fulgur_lightnet::attention::CrossAttention;
 use fulgur_lightnet::linear::{Linear, Start};
 use fulgur_lightnet::norm::RmsNorm;
@@ -41,14 +42,15 @@ impl Fusion {
     }
 
     /// What the streams `[B, N, d]`, given with the moments of their tokens `[N, 32]`, take from each other; the caller
-    /// adds it to them.
+    /// adds it to them. Products are in `dtype`.
     pub(super) fn forward(
         &self,
         (video, video_times): (&Tensor, &Tensor),
         (audio, audio_times): (&Tensor, &Tensor),
+        dtype: DType,
     ) -> Result<(Tensor, Tensor)> {
-        let seen = self.video.prepared(video, video_times)?;
-        let heard = self.audio.prepared(audio, audio_times)?;
+        let seen = self.video.prepared(video, video_times, dtype)?;
+        let heard = self.audio.prepared(audio, audio_times, dtype)?;
         Ok((
             self.video.read.forward(&seen, &heard, None)?,
             self.audio.read.forward(&heard, &seen, None)?,
@@ -57,9 +59,7 @@ impl Fusion {
 }
 
 impl Side {
-    fn prepared(&self, x: &Tensor, times: &Tensor) -> Result<Tensor> {
-        let normed = self.norm.forward(x)?;
-        let moments = self.time.forward(&times.to_dtype(normed.dtype())?)?;
-        normed.broadcast_add(&moments)
+    fn prepared(&self, x: &Tensor, times: &Tensor, dtype: DType) -> Result<Tensor> {
+        add_row(&self.norm.forward_to(x, dtype)?, &self.time.forward(times)?)
     }
 }

@@ -12,6 +12,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::norm::rms_norm_modulated;
+use fulgur_kernels::residual::add_branch;
+use fulgur_kernels::rows::add_row;
 use fulgur_lightnet::block::{Block, BlockConfig, BlockContext, MODULATIONS};
 use fulgur_lightnet::linear::{Linear, Start};
 use fulgur_lightnet::norm::EPS;
@@ -191,18 +193,20 @@ impl TwoStream {
         let condition = self.condition.forward(time, text)?;
         let text_states = text.states.to_dtype(self.compute)?;
         let text = (&text_states, &text.mask);
-        let mut video = self.video.start(&latents.video, &condition)?;
-        let mut audio = self.audio.start(&latents.audio, &condition)?;
+        let mut video = self.video.start(&latents.video, &condition, self.compute)?;
+        let mut audio = self.audio.start(&latents.audio, &condition, self.compute)?;
         let mut features = None;
         for depth in 0..self.config.depth {
             video.x = self.video.block(depth, &video, text, self.compute)?;
             audio.x = self.audio.block(depth, &audio, text, self.compute)?;
             if let Some((_, fusion)) = self.fusion.iter().find(|(at, _)| *at == depth) {
-                let (seen, heard) = (video.x.to_dtype(self.compute)?, audio.x.to_dtype(self.compute)?);
-                let (to_video, to_audio) =
-                    fusion.forward((&seen, &video.moments), (&heard, &audio.moments))?;
-                video.x = (&video.x + to_video.to_dtype(video.x.dtype())?)?;
-                audio.x = (&audio.x + to_audio.to_dtype(audio.x.dtype())?)?;
+                let (to_video, to_audio) = fusion.forward(
+                    (&video.x, &video.moments),
+                    (&audio.x, &audio.moments),
+                    self.compute,
+                )?;
+                video.x = add_branch(&video.x, &to_video, None)?;
+                audio.x = add_branch(&audio.x, &to_audio, None)?;
             }
             if depth == self.config.depth / 2 {
                 features = self.features(&video, &audio)?;
@@ -280,16 +284,16 @@ impl Stream {
         })
     }
 
-    fn start(&self, latents: &Tensor, condition: &Tensor) -> Result<Tokens> {
+    fn start(&self, latents: &Tensor, condition: &Tensor, compute: DType) -> Result<Tokens> {
         let patches = to_patches(latents, &self.config.patch)?;
         let axes = patches.dims()[1..patches.rank() - 1].to_vec();
         let grid = Grid::new(&axes);
         let (batch, device) = (latents.dim(0)?, latents.device());
         let tokens = self
             .input
-            .forward(&patches.reshape((batch, grid.tokens(), ()))?)?;
+            .forward(&patches.reshape((batch, grid.tokens(), ()))?.to_dtype(compute)?)?;
         let step_s = self.config.step_s * self.config.patch[0] as f64;
-        let tokens = tokens.broadcast_add(&self.coordinates.forward(&axes, step_s, device)?)?;
+        let tokens = add_row(&tokens, &self.coordinates.forward(&axes, step_s, device)?)?;
         let inner: usize = axes[1..].iter().product();
         let moments = seconds(axes[0], step_s, device)?;
         let width = moments.dim(1)?;
@@ -299,7 +303,7 @@ impl Stream {
             .contiguous()?
             .reshape((grid.tokens(), width))?;
         Ok(Tokens {
-            x: self.tpe.forward(&tokens, &grid, None)?,
+            x: self.tpe.forward(&tokens, &grid, None)?.to_dtype(DType::F32)?,
             modulation: self
                 .modulation
                 .forward(condition)?

@@ -1,0 +1,258 @@
+//! The fused form of [`super::projected`] on a GPU: launches of `cuda/additive.cu`.
+
+use super::NonCausal;
+use crate::autograd::{Gradient, attach1, attach2};
+use crate::cuda_module::{Module, THREADS, launch, module, pointer, room};
+use crate::gpu::{self, Locked};
+use crate::rows::sum_rows;
+use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::{DType, Result, Tensor};
+use half::bf16;
+
+const NAME: &str = "additive::projected";
+const ADDITIVE: Module = module!("additive");
+/// Widths of keys and values of a head that kernels exist for.
+const WIDTHS: [usize; 2] = [32, 64];
+/// Tokens of a tile, and elements that pad its rows in shared memory: as in the kernels.
+const TOKENS: usize = 64;
+const PAD: usize = 8;
+const PAD_F32: usize = 4;
+/// Blocks of the backward pass that keep the GPU busy.
+const BLOCKS: usize = 528;
+
+/// Shape of a call that the kernels can do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    d: usize,
+    e: usize,
+    phase: bool,
+}
+
+impl Sizes {
+    /// The sizes of a call, or none where the composed form has to do.
+    pub(super) fn of(
+        x: &Tensor,
+        heads: usize,
+        key_width: usize,
+        options: &NonCausal<'_>,
+    ) -> Result<Option<Self>> {
+        let (batch, tokens, width) = x.dims3()?;
+        let e = (width - 2 * heads * key_width) / heads;
+        let parts = options.exchange.as_ref().map_or(1, |exchange| exchange.parts());
+        let phase = options
+            .phase
+            .is_none_or(|phase| phase.dims() == [tokens, key_width]);
+        let mask = options.mask.is_none_or(|mask| mask.dims() == [batch, tokens]);
+        let fits = x.device().is_cuda()
+            && x.dtype() == DType::BF16
+            && WIDTHS.contains(&key_width)
+            && WIDTHS.contains(&e)
+            && parts == 1
+            && phase
+            && mask
+            && batch * heads <= 65_535;
+        Ok(fits.then_some(Self {
+            batch,
+            tokens,
+            heads,
+            d: key_width,
+            e,
+            phase: options.phase.is_some(),
+        }))
+    }
+
+    /// Rows of a state.
+    fn width(&self) -> usize {
+        if self.phase { 2 * self.d } else { self.d }
+    }
+
+    fn sequences(&self) -> usize {
+        self.batch * self.heads
+    }
+
+    fn tiles(&self) -> usize {
+        self.tokens.div_ceil(TOKENS)
+    }
+
+    fn kernel(&self, kind: &str) -> String {
+        let phase = if self.phase { "phase" } else { "plain" };
+        format!("additive_{kind}_d{}_e{}_{phase}", self.d, self.e)
+    }
+
+    fn launch(&self, grid: (usize, usize), shared: usize) -> LaunchConfig {
+        LaunchConfig {
+            grid_dim: (grid.0 as u32, grid.1 as u32, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: shared as u32,
+        }
+    }
+
+    /// Elements of a tile of keys, and of a tile of values.
+    fn tile_elements(&self) -> (usize, usize) {
+        (TOKENS * (self.width() + PAD), TOKENS * (self.e + PAD))
+    }
+
+    fn state_elements(&self) -> usize {
+        self.width() * (self.e + PAD)
+    }
+
+    fn state_config(&self) -> LaunchConfig {
+        let (keys, values) = self.tile_elements();
+        let shared = (2 * (keys + values)).max(4 * self.width() * (self.e + PAD_F32));
+        self.launch((self.sequences(), 1), shared)
+    }
+
+    fn read_config(&self) -> LaunchConfig {
+        let shared = 2 * (self.tile_elements().0 + self.state_elements()) + 4 * TOKENS * (self.e + PAD_F32);
+        self.launch((self.tiles(), self.sequences()), shared)
+    }
+
+    fn backward_config(&self, runs: usize) -> LaunchConfig {
+        let (keys, values) = self.tile_elements();
+        let sums = 4 * TOKENS * (self.width().max(self.e) + PAD_F32);
+        self.launch(
+            (self.tiles(), runs),
+            2 * (2 * self.state_elements() + 2 * values + keys) + sums,
+        )
+    }
+}
+
+/// What the backward pass needs besides the operands.
+struct Saved {
+    sizes: Sizes,
+    trig: Option<Tensor>,
+    keep: Option<Tensor>,
+    state: Tensor,
+    max: Tensor,
+    den: Tensor,
+}
+
+pub(super) fn projected(x: &Tensor, sizes: Sizes, options: &NonCausal<'_>) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let device = x.device().as_cuda_device()?;
+    let Sizes {
+        batch,
+        tokens,
+        heads,
+        d,
+        e,
+        ..
+    } = sizes;
+    let trig = options.phase.map(trig).transpose()?;
+    let keep = options
+        .mask
+        .map(|mask| mask.detach().ne(0f64)?.contiguous())
+        .transpose()?;
+    let sequences = sizes.sequences();
+    let state = room::<f32>(device, sequences * sizes.width() * e)?;
+    let (max, den) = (
+        room::<f32>(device, sequences * d)?,
+        room::<f32>(device, sequences * d)?,
+    );
+    let o = room::<bf16>(device, batch * tokens * heads * e)?;
+    {
+        let x = Locked::new(NAME, &x);
+        let x = x.view::<bf16>()?;
+        let (trig, keep) = (address(trig.as_ref())?, address(keep.as_ref())?);
+        launch!(device, ADDITIVE, sizes.kernel("state"), sizes.state_config();
+            x.slice(..), trig, keep, state.as_view(), max.as_view(), den.as_view(), tokens as u32, heads as u32);
+        launch!(device, ADDITIVE, sizes.kernel("read"), sizes.read_config();
+            x.slice(..), state.as_view(), trig, o.as_view(), tokens as u32, heads as u32);
+    }
+    let channels = (batch, heads, d).into();
+    let saved = Saved {
+        sizes,
+        trig,
+        keep,
+        state: gpu::tensor(state, device, &(batch, heads, sizes.width(), e).into()),
+        max: gpu::tensor(max, device, &channels),
+        den: gpu::tensor(den, device, &channels),
+    };
+    let o = gpu::value(o, device, &(batch, tokens, heads * e).into());
+    match options.phase {
+        None => attach1(o, &x, saved),
+        Some(phase) => attach2(o, [&x, phase], saved),
+    }
+}
+
+/// Cosines and sines of the phases, `[N, D, 2]`.
+fn trig(phase: &Tensor) -> Result<Tensor> {
+    let phase = phase.detach().to_dtype(DType::F32)?;
+    Tensor::stack(&[phase.cos()?, phase.sin()?], 2)?.contiguous()
+}
+
+/// Address of a tensor that may be missing. The tensor outlives the launch because its owner does.
+fn address(tensor: Option<&Tensor>) -> Result<u64> {
+    tensor.map_or(Ok(0), |tensor| Ok(Locked::new(NAME, tensor).address()?.0))
+}
+
+impl Saved {
+    /// Adjoints of x and of the phases.
+    fn gradients(&self, x: &Tensor, phase: Option<&Tensor>, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let device = x.device().as_cuda_device()?;
+        let sizes = self.sizes;
+        let Sizes {
+            tokens, heads, d, e, ..
+        } = sizes;
+        let grad = grad.contiguous()?;
+        let sequences = sizes.sequences();
+        let runs = BLOCKS.div_ceil(sizes.tiles()).min(sequences);
+        let per_run = sequences.div_ceil(runs);
+        let runs = sequences.div_ceil(per_run);
+        let dstate = room::<f32>(device, sequences * sizes.width() * e)?;
+        let dx = room::<bf16>(device, x.elem_count())?;
+        let partials = phase
+            .map(|_| room::<f32>(device, runs * tokens * d))
+            .transpose()?;
+        {
+            let (x, grad) = (Locked::new(NAME, x), Locked::new(NAME, &grad));
+            let (x, grad) = (x.view::<bf16>()?, grad.view::<bf16>()?);
+            let (trig, keep) = (address(self.trig.as_ref())?, address(self.keep.as_ref())?);
+            let saved = [&self.state, &self.max, &self.den].map(|t| address(Some(t)));
+            let [state, max, den] = saved;
+            let partials = partials.as_ref().map(|partials| partials.as_view());
+            launch!(device, ADDITIVE, sizes.kernel("dstate"), sizes.state_config();
+                x.slice(..), grad.slice(..), trig, dstate.as_view(), tokens as u32, heads as u32);
+            launch!(device, ADDITIVE, sizes.kernel("backward"), sizes.backward_config(runs);
+                x.slice(..), grad.slice(..), state?, dstate.as_view(), max?, den?, trig, keep,
+                dx.as_view(), pointer(device, partials.as_ref()), tokens as u32, heads as u32,
+                sequences as u32, per_run as u32);
+        }
+        let dphase = match (partials, phase) {
+            (Some(partials), Some(phase)) => {
+                let partials = gpu::tensor(partials, device, &(runs, tokens * d).into());
+                Some(
+                    sum_rows(&partials)?
+                        .reshape((tokens, d))?
+                        .to_dtype(phase.dtype())?,
+                )
+            }
+            _ => None,
+        };
+        Ok([Some(gpu::tensor(dx, device, x.shape())), dphase])
+    }
+}
+
+impl Gradient<1> for Saved {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let [dx, _] = self.gradients(x, None, grad)?;
+        Ok([dx])
+    }
+}
+
+impl Gradient<2> for Saved {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn backward(&self, [x, phase]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        self.gradients(x, Some(phase), grad)
+    }
+}
