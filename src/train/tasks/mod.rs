@@ -4,6 +4,7 @@ pub mod clips;
 mod encoder;
 mod export;
 mod judge;
+mod mean;
 mod mel_codec;
 mod tav;
 mod text;

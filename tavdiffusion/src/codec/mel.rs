@@ -35,7 +35,7 @@ impl Default for MelCodecConfig {
             patch: [4, 16],
             latent_channels: 8,
             encoder: [256, 3],
-            decoder: [256, 5],
+            decoder: [192, 4],
         }
     }
 }

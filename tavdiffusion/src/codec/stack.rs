@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use fulgur_kernels::residual::add_branch;
 use fulgur_kernels::shift::token_shift;
 use fulgur_lightnet::glu::Glu;
 use fulgur_lightnet::linear::Start;
@@ -40,7 +41,7 @@ impl ShiftStack {
         let mut x = x.clone();
         for (norm, glu) in &self.blocks {
             let shifted = token_shift(&norm.forward(&x)?)?;
-            x = (&x + glu.forward(&shifted)?)?;
+            x = add_branch(&x, &glu.forward(&shifted)?, None)?;
         }
         self.norm.forward(&x)
     }

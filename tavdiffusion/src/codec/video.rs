@@ -39,7 +39,7 @@ impl Default for VideoCodecConfig {
             patch: [4, 8, 8],
             latent_channels: 16,
             encoder: [384, 4],
-            decoder: [384, 5],
+            decoder: [320, 5],
             fine: [192, 3],
         }
     }

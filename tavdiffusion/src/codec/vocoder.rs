@@ -32,7 +32,7 @@ impl Default for VocoderConfig {
     fn default() -> Self {
         Self {
             bands: 64,
-            stack: [256, 6],
+            stack: [240, 5],
         }
     }
 }
