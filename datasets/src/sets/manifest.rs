@@ -11,7 +11,7 @@ use crate::fetch::{FetchError, FetchOptions, sha256_of};
 
 const FILE: &str = "manifest.json";
 /// Raised whenever a prepared file changes its layout or content, so that older ones are prepared again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a prepared set holds and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

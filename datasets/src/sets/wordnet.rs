@@ -1,15 +1,18 @@
 //! `wordnet`: glosses of WordNet 3.0 with the words they explain, 117,659 of them.
 //!
 //! Prepared tensors: `text` u8, one UTF-8 line a gloss, `WORD, WORD: GLOSS`, without line ends, and `offsets` i64
-//! [n + 1], the beginnings of the lines and the end of the last one.
+//! [n + 1], the beginnings of the lines and the end of the last one. Beside them lie the data files themselves, for
+//! readers that want more than words and glosses: kinds of meanings, examples, how often a word is met.
 
+use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
 use super::{Job, Set};
-use crate::fetch::FetchError;
+use crate::atomic::write_atomic;
 use crate::fetch::packages::WORDNET;
+use crate::fetch::{FetchError, unpack};
 use crate::store::{Mapped, Plain, StoreError, write_tensors};
 
 pub(super) const SET: Set = Set {
@@ -23,6 +26,9 @@ pub(super) const SET: Set = Set {
 const FILE: &str = "wordnet.safetensors";
 const FOLDER: &str = "usr/share/wordnet/";
 const PARTS: [&str; 4] = ["data.adj", "data.adv", "data.noun", "data.verb"];
+
+/// Files of WordNet that the set keeps as they are: the meanings (`wndb(5)`) and how often they are met (`cntlist(5)`).
+pub const KEPT: [&str; 5] = ["cntlist.rev", "data.adj", "data.adv", "data.noun", "data.verb"];
 
 /// The prepared glosses.
 #[derive(Debug)]
@@ -63,16 +69,27 @@ impl Wordnet {
 }
 
 fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
+    job.begin(KEPT.len());
     let entries = job.read(0, &|path| {
-        path.strip_prefix(FOLDER)
-            .is_some_and(|name| PARTS.contains(&name))
+        path.strip_prefix(FOLDER).is_some_and(|name| KEPT.contains(&name))
     })?;
-    let (mut text, mut offsets) = (Vec::new(), vec![0]);
-    job.begin(PARTS.len());
-    for (index, part) in PARTS.iter().enumerate() {
+    for (index, name) in KEPT.iter().enumerate() {
         job.advance(index)?;
+        let bytes = job.entry(&entries, &format!("{FOLDER}{name}"))?;
+        let path = job.out.join(name);
+        write_atomic(&path, |file| file.write_all(bytes)).map_err(FetchError::io(&path, "write"))?;
+    }
+    let count = write_glosses(&entries, job.out)?;
+    job.advance(KEPT.len())?;
+    Ok(count)
+}
+
+/// Writes the glosses of all [`PARTS`] among `entries`; how many there are.
+fn write_glosses(entries: &unpack::Entries, out: &Path) -> Result<usize, FetchError> {
+    let (mut text, mut offsets) = (Vec::new(), vec![0]);
+    for part in PARTS {
         let path = format!("{FOLDER}{part}");
-        let bytes = job.entry(&entries, &path)?;
+        let bytes = entries.get(&path).map_or(&[][..], Vec::as_slice);
         // The files begin with the licence, on lines that are indented.
         for line in String::from_utf8_lossy(bytes)
             .lines()
@@ -89,8 +106,7 @@ fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
         ("text".to_owned(), Plain::u8(&[text.len()], text)),
         ("offsets".to_owned(), Plain::i64(&offsets)),
     ];
-    write_tensors(&job.out.join(FILE), tensors, None)?;
-    job.advance(PARTS.len())?;
+    write_tensors(&out.join(FILE), tensors, None)?;
     Ok(offsets.len() - 1)
 }
 
@@ -124,5 +140,25 @@ mod tests {
         assert_eq!(gloss("00001740 00 a zz able 0 | x"), None);
         assert_eq!(gloss("00001740 00 a 03 able 0 | x"), None);
         assert_eq!(gloss("no gloss"), None);
+    }
+
+    #[test]
+    fn glosses_of_all_files_are_written_in_order() {
+        let files = PARTS.map(|part| {
+            let (letter, word) = (&part[5..6], &part[5..]);
+            let text = format!("  1 licence\n00000001 00 {letter} 01 {word} 0 000 | about {word}\n");
+            (format!("{FOLDER}{part}"), text.into_bytes())
+        });
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(write_glosses(&files.into(), dir.path()).unwrap(), 4);
+        let set = Wordnet::open(dir.path()).unwrap();
+        assert_eq!(set.line(0), Some("adj: about adj"));
+        assert_eq!((set.line(3), set.line(4)), (Some("verb: about verb"), None));
+        let odd = [(format!("{FOLDER}data.noun"), b"00000001 no meaning\n".to_vec())];
+        let text = write_glosses(&odd.into(), dir.path()).unwrap_err().to_string();
+        assert!(
+            text.contains("data.noun") && text.contains("no meaning"),
+            "{text}"
+        );
     }
 }

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use super::{Result, TextError};
 
+/// File that says how often words are met with which meaning.
+const COUNTS: &str = "cntlist.rev";
+
 /// Part of speech.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
@@ -52,12 +55,21 @@ pub struct WordNet {
 }
 
 impl WordNet {
+    /// The files that [`WordNet::load`] reads.
+    pub const FILES: [&str; 5] = [
+        Part::ALL[0].1,
+        Part::ALL[1].1,
+        Part::ALL[2].1,
+        Part::ALL[3].1,
+        COUNTS,
+    ];
+
     /// Reads `data.noun`, `data.verb`, `data.adj`, `data.adv` and, where it is there, `cntlist.rev` of `folder`.
     ///
     /// # Errors
     /// A file is missing or holds no meanings.
     pub fn load(folder: &Path) -> Result<Self> {
-        let counts = super::read(folder.join("cntlist.rev")).map_or_else(
+        let counts = super::read(folder.join(COUNTS)).map_or_else(
             |_| HashMap::new(),
             |(_, bytes)| parse_counts(&String::from_utf8_lossy(&bytes)),
         );

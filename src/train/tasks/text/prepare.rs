@@ -164,3 +164,15 @@ fn ask(teacher: &SentenceEncoder, sentences: &[String]) -> TaskResult<Lessons> {
     }
     Ok(lessons)
 }
+
+#[cfg(all(test, feature = "media"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fetched_set_holds_what_is_read_of_wordnet() {
+        for file in WordNet::FILES {
+            assert!(fulgur_datasets::sets::wordnet::KEPT.contains(&file), "{file}");
+        }
+    }
+}
