@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, View};
 use thiserror::Error;
 
-use crate::atomic::AtomicFile;
+use crate::atomic::write_atomic;
 
 /// Why a prepared file could not be read or written.
 #[derive(Debug, Error)]
@@ -237,15 +238,14 @@ pub fn write_tensors(
 ) -> Result<(), StoreError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(StoreError::io(folder))?;
-    let part = AtomicFile::create(path).map_err(StoreError::io(path))?;
     let metadata = entry.map(|(key, text)| HashMap::from([(key.to_owned(), text)]));
-    safetensors::serialize_to_file(tensors, metadata, part.temporary_path()).map_err(|e| {
-        StoreError::Damaged {
-            path: path.to_owned(),
-            found: e.to_string(),
-        }
+    // Not `serialize_to_file`: that one replaces the file under our hands by another, which only its owner may read
+    // and which nobody has synchronised.
+    let bytes = safetensors::serialize(tensors, metadata).map_err(|e| StoreError::Damaged {
+        path: path.to_owned(),
+        found: e.to_string(),
     })?;
-    part.commit().map_err(StoreError::io(path))
+    write_atomic(path, |file| file.write_all(&bytes)).map_err(StoreError::io(path))
 }
 
 #[cfg(test)]
@@ -275,6 +275,18 @@ mod tests {
         assert_eq!(samples[1], -1.0);
         let entries = std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(entries, 1, "no temporary file is left");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn prepared_files_have_the_mode_of_ordinary_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, plain) = (dir.path().join("a.safetensors"), dir.path().join("plain"));
+        write_tensors(&ours, vec![("b".to_owned(), Plain::u8(&[1], vec![1]))], None).unwrap();
+        std::fs::write(&plain, b"x").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
     }
 
     #[test]
