@@ -9,6 +9,7 @@ pub mod contrast;
 pub mod denoiser;
 pub mod diffusion;
 pub mod error;
+mod folder;
 pub mod pipeline;
 pub mod streams;
 pub mod text;

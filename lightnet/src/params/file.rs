@@ -9,11 +9,14 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{ParamsError, Precision};
+use super::{ParamsError, Precision, eight_bit};
 
 /// Larger files are refused before they are read.
 const LARGEST_FILE: u64 = 64 << 30;
+/// Longer headers are refused before they are read, as the format says.
+const LARGEST_HEADER: u64 = 100_000_000;
 /// Headers are padded with spaces to this many bytes, so that tensor data is aligned in a memory map.
 const ALIGNMENT: usize = 8;
 
@@ -31,18 +34,22 @@ pub struct Contents {
 /// # Errors
 /// The file is unreadable, larger than 64 GiB, or not well-formed (lengths, offsets, shapes, element types).
 pub fn read(path: &Path, device: &Device) -> Result<Contents, ParamsError> {
-    let malformed = |reason: String| ParamsError::Malformed {
-        path: path.to_path_buf(),
-        reason,
-    };
-    let bytes = read_bounded(path, LARGEST_FILE)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| malformed(one_line(&e.to_string())))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| malformed(one_line(&e.to_string())))?;
+    decode(path, &read_bounded(path, LARGEST_FILE)?, device)
+}
+
+/// Takes the bytes of a safetensors file apart; `path` names them in errors.
+///
+/// # Errors
+/// The bytes are not well-formed (lengths, offsets, shapes, element types).
+pub fn decode(path: &Path, bytes: &[u8], device: &Device) -> Result<Contents, ParamsError> {
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| malformed(path, one_line(&e.to_string())))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| malformed(path, one_line(&e.to_string())))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {
         let tensor = view
             .load(device)
-            .map_err(|e| malformed(format!("tensor `{name}`: {}", one_line(&e.to_string()))))?;
+            .map_err(|e| malformed(path, format!("tensor `{name}`: {}", one_line(&e.to_string()))))?;
         tensors.insert(name.to_string(), tensor);
     }
     let metadata = header
@@ -52,6 +59,38 @@ pub fn read(path: &Path, device: &Device) -> Result<Contents, ParamsError> {
         .into_iter()
         .collect();
     Ok(Contents { tensors, metadata })
+}
+
+/// Names and shapes of the tensors of a safetensors file, from its header alone: the values are not read.
+///
+/// # Errors
+/// The file is unreadable, or its header is not well-formed.
+pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, ParamsError> {
+    let io = |source| ParamsError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut file = File::open(path).map_err(io)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > LARGEST_HEADER {
+        let reason = format!("a header of {length} bytes, at most {LARGEST_HEADER} are read");
+        return Err(malformed(path, reason));
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(io)?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|e| malformed(path, one_line(&e.to_string())))?;
+    let shape = |(name, info): (String, &TensorInfo)| (name, info.shape.clone());
+    Ok(header.tensors().into_iter().map(shape).collect())
+}
+
+fn malformed(path: &Path, reason: String) -> ParamsError {
+    ParamsError::Malformed {
+        path: path.to_path_buf(),
+        reason,
+    }
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -91,61 +130,118 @@ pub fn write(
     metadata: &BTreeMap<String, String>,
     precision: Precision,
 ) -> Result<(), ParamsError> {
-    let stored = |tensor: &Tensor| match (tensor.dtype(), precision) {
-        (DType::F32 | DType::F64 | DType::F16 | DType::BF16, Precision::F16) => DType::F16,
-        (DType::F32 | DType::F64 | DType::F16 | DType::BF16, Precision::BF16) => DType::BF16,
-        (dtype, _) => dtype,
-    };
-    let entries = tensors
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor, stored(tensor)))
-        .collect();
-    write_entries(path, entries, metadata)
-}
-
-/// Writes tensors, each in the type named beside it.
-pub(super) fn write_entries(
-    path: &Path,
-    mut entries: Vec<(&str, &Tensor, DType)>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<(), ParamsError> {
-    // Wide types first keeps every tensor aligned to its element size.
-    entries.sort_by_key(|(name, _, dtype)| (std::cmp::Reverse(dtype.size_in_bytes()), name.to_string()));
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::json!(metadata));
-    }
-    let mut offset = 0;
-    for (name, tensor, dtype) in &entries {
-        let end = offset + tensor.elem_count() * dtype.size_in_bytes();
-        let entry = serde_json::json!({
-            "dtype": type_name(path, name, *dtype)?, "shape": tensor.dims(), "data_offsets": [offset, end],
-        });
-        header.insert((*name).to_string(), entry);
-        offset = end;
-    }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    let layout = Layout::new(path, tensors, metadata, precision)?;
     let mut unfit = None;
     write_atomically(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (name, tensor, dtype) in &entries {
-            match bytes_of(tensor, *dtype) {
-                Ok(bytes) => out.write_all(&bytes)?,
-                Err(reason) => {
-                    unfit = Some(ParamsError::Value {
-                        path: path.to_path_buf(),
-                        name: (*name).to_string(),
-                        reason,
-                    });
-                    return Err(std::io::Error::other("a value does not fit"));
-                }
-            }
-        }
-        Ok(())
+        layout.emit(out).map_err(|error| {
+            unfit = Some(error);
+            std::io::Error::other("the tensors cannot be written")
+        })
     })
     .map_err(|error| unfit.unwrap_or(error))
+}
+
+/// The bytes that [`write`] would put into the file; `path` names them in errors.
+///
+/// # Errors
+/// A finite value does not fit `precision`.
+pub fn encode(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+    precision: Precision,
+) -> Result<Vec<u8>, ParamsError> {
+    let mut bytes = Vec::new();
+    Layout::new(path, tensors, metadata, precision)?.emit(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A file before it is written: its header, and every tensor with the type that it is stored in.
+struct Layout<'a> {
+    path: &'a Path,
+    header: Vec<u8>,
+    entries: Vec<(String, Tensor, DType)>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(
+        path: &'a Path,
+        tensors: &BTreeMap<String, Tensor>,
+        metadata: &BTreeMap<String, String>,
+        precision: Precision,
+    ) -> Result<Self, ParamsError> {
+        let mut entries = Vec::with_capacity(tensors.len());
+        for (name, tensor) in tensors {
+            if precision == Precision::EightBit && eight_bit::applies(tensor) {
+                let scale_name = eight_bit::scale_name(name);
+                if tensors.contains_key(&scale_name) {
+                    return Err(ParamsError::Value {
+                        path: path.to_path_buf(),
+                        name: scale_name,
+                        reason: format!("the name is needed for the 8-bit scales of `{name}`"),
+                    });
+                }
+                let (codes, scales) = eight_bit::narrow(path, name, tensor)?;
+                entries.push((scale_name, scales, DType::BF16));
+                entries.push((name.clone(), codes, DType::U8));
+            } else {
+                entries.push((name.clone(), tensor.clone(), stored(tensor.dtype(), precision)));
+            }
+        }
+        // Wide types first keeps every tensor aligned to its element size.
+        entries.sort_by_key(|(name, _, dtype)| (std::cmp::Reverse(dtype.size_in_bytes()), name.clone()));
+        let mut header = serde_json::Map::new();
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(metadata));
+        }
+        let mut offset = 0;
+        for (name, tensor, dtype) in &entries {
+            let end = offset + tensor.elem_count() * dtype.size_in_bytes();
+            let entry = serde_json::json!({
+                "dtype": type_name(path, name, *dtype)?, "shape": tensor.dims(), "data_offsets": [offset, end],
+            });
+            header.insert(name.clone(), entry);
+            offset = end;
+        }
+        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+        Ok(Self {
+            path,
+            header,
+            entries,
+        })
+    }
+
+    /// Writes header and tensors, one tensor at a time.
+    fn emit(&self, out: &mut impl Write) -> Result<(), ParamsError> {
+        let mut put = |bytes: &[u8]| {
+            out.write_all(bytes).map_err(|source| ParamsError::Io {
+                path: self.path.to_path_buf(),
+                source,
+            })
+        };
+        put(&(self.header.len() as u64).to_le_bytes())?;
+        put(&self.header)?;
+        for (name, tensor, dtype) in &self.entries {
+            let bytes = bytes_of(tensor, *dtype).map_err(|reason| ParamsError::Value {
+                path: self.path.to_path_buf(),
+                name: name.clone(),
+                reason,
+            })?;
+            put(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The type that a tensor of type `dtype` is stored in.
+fn stored(dtype: DType, precision: Precision) -> DType {
+    let float = matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16);
+    match precision {
+        Precision::F16 if float => DType::F16,
+        Precision::BF16 if float => DType::BF16,
+        _ => dtype,
+    }
 }
 
 /// Writes a file under a temporary name beside `path`, syncs it and renames it: `path` is never seen half-written.

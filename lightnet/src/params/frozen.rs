@@ -68,6 +68,11 @@ impl Frozen {
         &self.shared.metadata
     }
 
+    /// Whether there are tensors below `prefix`: a decoder may lie alone, without its encoder.
+    pub fn has_below(&self, prefix: &str) -> bool {
+        self.shared.tensors.keys().any(|name| name.starts_with(prefix))
+    }
+
     /// All tensors by name, widened.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.shared.tensors

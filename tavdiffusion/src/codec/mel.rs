@@ -4,12 +4,16 @@
 //! log-mel [B,T,64] -> patches 4x16 -> linear -> blocks -> latent [B,T/4,4,C] -> linear -> blocks -> log-mel
 //! ```
 
-use candle_core::{Result, Tensor};
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_lightnet::linear::{Linear, Start};
 use serde::{Deserialize, Serialize};
 
 use super::{LatentNorm, ShiftStack, from_patches, to_patches};
+use crate::error::Error;
+use crate::folder;
 
 const AXES: usize = 2;
 
@@ -79,6 +83,21 @@ impl MelCodec {
             decoder,
             norm: LatentNorm::new(channels, &vb.pp("latent"))?,
         })
+    }
+
+    /// Loads `config.json` and `model.safetensors` of `dir` onto `device`, with the encoder where the file has one.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, weights that are missing, unexpected or of another shape.
+    pub fn load(dir: &Path, device: &Device) -> std::result::Result<Self, Error> {
+        folder::load(dir, device, |config, weights| {
+            Self::new(config, weights.has_below("encoder."), &weights.builder())
+        })
+    }
+
+    /// How raw latents become standardised ones.
+    pub fn norm(&self) -> &LatentNorm {
+        &self.norm
     }
 
     /// Shape of the codec.

@@ -5,13 +5,17 @@
 //! ```
 //! All work is a matrix product a frame, 100 a second, instead of convolutions at 16 kHz.
 
-use candle_core::{Result, Tensor};
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::spectrum::Stft;
 use fulgur_lightnet::linear::{Linear, Start};
 use serde::{Deserialize, Serialize};
 
 use super::ShiftStack;
+use crate::error::Error;
+use crate::folder;
 
 /// Points of the transform and hop, in samples at 16 kHz.
 const POINTS: usize = 640;
@@ -58,6 +62,16 @@ impl Vocoder {
             output: Linear::new(dim, 3 * stft.bins(), true, Start::FanIn, &vb.pp("output"))?,
             config: config.clone(),
             stft,
+        })
+    }
+
+    /// Loads `config.json` and `model.safetensors` of `dir` onto `device`.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, weights that are missing, unexpected or of another shape.
+    pub fn load(dir: &Path, device: &Device) -> std::result::Result<Self, Error> {
+        folder::load(dir, device, |config, weights| {
+            Self::new(config, &weights.builder())
         })
     }
 

@@ -1,11 +1,9 @@
 //! A generator's folder: `model_index.json` and a folder for each part with `config.json` and `model.safetensors`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::Device;
 use fulgur_lightnet::config;
-use fulgur_lightnet::params::Frozen;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
@@ -46,6 +44,9 @@ impl Part {
     }
 }
 
+/// Name of the file that makes a folder a generator.
+pub const FILE_NAME: &str = "model_index.json";
+
 /// `model_index.json`: what the generator is and its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelIndex {
@@ -82,8 +83,8 @@ pub struct ModelIndex {
     pub guidance_audio: f64,
 }
 
-/// Class name of the builtin architecture.
-pub(super) const CLASS_NAME: &str = "FulgurTwoStream";
+/// `_class_name` in the `model_index.json` of the builtin architecture.
+pub const CLASS_NAME: &str = "FulgurTwoStream";
 
 impl Default for ModelIndex {
     fn default() -> Self {
@@ -110,54 +111,35 @@ impl Default for ModelIndex {
 impl ModelIndex {
     /// Reads `model_index.json` of `dir`.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("model_index.json");
+        let path = dir.join(FILE_NAME);
         let index: Self = config::read(&path)?;
-        if index.class_name != CLASS_NAME {
-            return Err(Error::model(
-                &path,
-                format!(
-                    "_class_name: found {:?}, expected {CLASS_NAME:?}",
-                    index.class_name
-                ),
-            ));
+        match index.fault() {
+            Some(fault) => Err(Error::model(&path, fault)),
+            None => Ok(index),
+        }
+    }
+
+    /// The first field that no generator can have: what was found and what is expected.
+    pub(super) fn fault(&self) -> Option<String> {
+        if self.class_name != CLASS_NAME {
+            let found = &self.class_name;
+            return Some(format!("_class_name: found {found:?}, expected {CLASS_NAME:?}"));
         }
         let whole = [
-            index.size_multiple,
-            index.frames_multiple,
-            index.mel_frames_multiple,
-            index.hop,
-            index.steps,
+            ("size_multiple", self.size_multiple),
+            ("frames_multiple", self.frames_multiple),
+            ("mel_frames_multiple", self.mel_frames_multiple),
+            ("hop", self.hop),
+            ("steps", self.steps),
+            ("sample_rate", self.sample_rate as usize),
         ];
-        if whole.contains(&0) || !(index.fps > 0.0 && index.shift > 0.0) || index.sample_rate == 0 {
-            return Err(Error::model(
-                &path,
-                "sizes, rates, steps and shift: found zero, expected more",
-            ));
+        if let Some((field, _)) = whole.iter().find(|(_, value)| *value == 0) {
+            return Some(format!("{field}: found 0, expected 1 or more"));
         }
-        Ok(index)
+        let positive = [("fps", self.fps), ("shift", self.shift)];
+        let odd = positive.iter().find(|(_, x)| !(x.is_finite() && *x > 0.0));
+        odd.map(|(field, value)| format!("{field}: found {value}, expected more than 0"))
     }
-}
-
-/// Configuration and weights of one part.
-pub(super) struct Opened<C> {
-    pub(super) config: C,
-    pub(super) weights: Frozen,
-    pub(super) dir: PathBuf,
-}
-
-impl<C> Opened<C> {
-    /// Whether the file holds tensors below `prefix`: a decoder may lie alone, without its encoder.
-    pub(super) fn has(&self, prefix: &str) -> bool {
-        self.weights.tensors().keys().any(|name| name.starts_with(prefix))
-    }
-}
-
-/// Opens `dir/<part>`: `config.json` and `model.safetensors`.
-pub(super) fn open<C: DeserializeOwned>(dir: &Path, part: Part, device: &Device) -> Result<Opened<C>, Error> {
-    let dir = dir.join(part.folder());
-    let config = config::read(&dir.join("config.json"))?;
-    let weights = Frozen::open(&dir.join("model.safetensors"), device)?;
-    Ok(Opened { config, weights, dir })
 }
 
 #[cfg(test)]

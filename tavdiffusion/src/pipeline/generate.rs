@@ -4,13 +4,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::folder::{ModelIndex, Part, open};
+use super::folder::{ModelIndex, Part};
 use super::request::{Mode, Plan, Request};
-use crate::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder, VocoderConfig};
+use crate::codec::{MelCodec, VideoCodec, Vocoder};
 use crate::denoiser::{Denoiser, LatentShape, Latents, TextCondition, noise};
 use crate::diffusion::{Objective, Prompts, Sampler};
 use crate::error::Error;
-use crate::streams::{TwoStream, TwoStreamConfig};
+use crate::streams::TwoStream;
 use crate::text::TextModel;
 
 /// What is being done.
@@ -75,35 +75,14 @@ impl Generator {
         let index = ModelIndex::read(dir)?;
         // Products in bf16 only where the hardware makes them fast.
         let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
-        let text = TextModel::load(&dir.join(Part::TextEncoder.folder()), device)?;
-        let part = open::<TwoStreamConfig>(dir, Part::Denoiser, device)?;
-        let denoiser = TwoStream::new(
-            &part.config,
-            part.has("contrast."),
-            compute,
-            &part.weights.builder(),
-        )
-        .map_err(|e| Error::model(&part.dir, e))?;
-        part.weights.all_used()?;
-        let part = open::<VideoCodecConfig>(dir, Part::VideoCodec, device)?;
-        let video = VideoCodec::new(&part.config, part.has("encoder."), &part.weights.builder())
-            .map_err(|e| Error::model(&part.dir, e))?;
-        part.weights.all_used()?;
-        let part = open::<MelCodecConfig>(dir, Part::MelCodec, device)?;
-        let mel = MelCodec::new(&part.config, part.has("encoder."), &part.weights.builder())
-            .map_err(|e| Error::model(&part.dir, e))?;
-        part.weights.all_used()?;
-        let part = open::<VocoderConfig>(dir, Part::Vocoder, device)?;
-        let vocoder =
-            Vocoder::new(&part.config, &part.weights.builder()).map_err(|e| Error::model(&part.dir, e))?;
-        part.weights.all_used()?;
+        let folder = |part: Part| dir.join(part.folder());
         Ok(Self {
             index,
-            text,
-            denoiser,
-            video,
-            mel,
-            vocoder,
+            text: TextModel::load(&folder(Part::TextEncoder), device)?,
+            denoiser: TwoStream::load(&folder(Part::Denoiser), compute, device)?,
+            video: VideoCodec::load(&folder(Part::VideoCodec), device)?,
+            mel: MelCodec::load(&folder(Part::MelCodec), device)?,
+            vocoder: Vocoder::load(&folder(Part::Vocoder), device)?,
         })
     }
 

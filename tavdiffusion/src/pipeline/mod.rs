@@ -2,8 +2,9 @@
 
 mod folder;
 mod generate;
+pub mod pack;
 mod request;
 
-pub use folder::{ModelIndex, Part};
+pub use folder::{CLASS_NAME, FILE_NAME, ModelIndex, Part};
 pub use generate::{Clip, Generator, Progress, Stage};
 pub use request::{Mode, Request};

@@ -9,6 +9,8 @@
 //! unit, modulated by diffusion time and text. Cost grows linearly with duration and area, the cross-attention between
 //! the streams apart.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::norm::rms_norm_modulated;
@@ -26,6 +28,8 @@ use super::fusion::Fusion;
 use crate::codec::{from_patches, to_patches};
 use crate::denoiser::{Denoiser, Latents, TextCondition};
 use crate::diffusion::Objective;
+use crate::error::Error;
+use crate::folder;
 
 /// Shape of one stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,6 +179,22 @@ impl TwoStream {
             audio: Stream::new(config, audio, &vb.pp("audio"))?,
             fusion: config.fusion.iter().map(fusion).collect::<Result<_>>()?,
             contrast,
+        })
+    }
+
+    /// Loads `config.json` and `model.safetensors` of `dir` onto `device`, for use or, where the file has the tensors of
+    /// `contrast`, as it was trained; `compute` as in [`TwoStream::new`].
+    ///
+    /// # Errors
+    /// A missing or unreadable file, weights that are missing, unexpected or of another shape.
+    pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, Error> {
+        folder::load(dir, device, |config, weights| {
+            Self::new(
+                config,
+                weights.has_below("contrast."),
+                compute,
+                &weights.builder(),
+            )
         })
     }
 

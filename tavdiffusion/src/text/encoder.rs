@@ -73,6 +73,31 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
+    /// Reads `config.json` of `folder` and checks it.
+    ///
+    /// # Errors
+    /// The file is unreadable, or describes no text encoder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (path, bytes) = super::read(folder.join("config.json"))?;
+        let broken = |field: &str, found: String, expected: String| TextError::Field {
+            path: path.clone(),
+            field: field.to_owned(),
+            found,
+            expected,
+        };
+        let config: Self = serde_json::from_slice(&bytes).map_err(|error| {
+            broken(
+                "configuration",
+                error.to_string(),
+                "that of a text encoder".to_owned(),
+            )
+        })?;
+        match config.fault() {
+            Some((field, found, expected)) => Err(broken(field, found, expected)),
+            None => Ok(config),
+        }
+    }
+
     /// The first field that no encoder can have, with what it may be.
     fn fault(&self) -> Option<(&'static str, String, String)> {
         if self.model_type != MODEL_TYPE {
@@ -182,6 +207,21 @@ impl TextEncoder {
         })
     }
 
+    /// Reads `config.json` and `model.safetensors` of `folder`; the vocabulary is not needed.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of another model.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        Self::weighted(folder, &TextConfig::read(folder)?, device)
+    }
+
+    fn weighted(folder: &Path, config: &TextConfig, device: &Device) -> Result<Self> {
+        let weights = Frozen::open(&folder.join("model.safetensors"), device)?;
+        let encoder = Self::new(config, &weights.builder())?;
+        weights.all_used()?;
+        Ok(encoder)
+    }
+
     /// The shape.
     pub fn config(&self) -> &TextConfig {
         &self.config
@@ -268,27 +308,18 @@ impl TextModel {
     /// # Errors
     /// A file that is missing, damaged or of another model.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
-        let (path, bytes) = super::read(folder.join("config.json"))?;
-        let broken = |field: &str, found: String, expected: &str| TextError::Field {
-            path: path.clone(),
-            field: field.to_owned(),
-            found,
-            expected: expected.to_owned(),
-        };
-        let config: TextConfig = serde_json::from_slice(&bytes)
-            .map_err(|error| broken("configuration", error.to_string(), "that of a text encoder"))?;
-        if let Some((field, found, expected)) = config.fault() {
-            return Err(broken(field, found, &expected));
-        }
+        let config = TextConfig::read(folder)?;
         let tokenizer = TextTokenizer::load(&folder.join("tokenizer.json"))?;
         let pieces = tokenizer.vocabulary();
         if pieces > config.vocab_size {
-            let expected = format!("at least the {pieces} pieces of tokenizer.json");
-            return Err(broken("vocab_size", config.vocab_size.to_string(), &expected));
+            return Err(TextError::Field {
+                path: folder.join("config.json"),
+                field: "vocab_size".to_owned(),
+                found: config.vocab_size.to_string(),
+                expected: format!("at least the {pieces} pieces of tokenizer.json"),
+            });
         }
-        let weights = Frozen::open(&folder.join("model.safetensors"), device)?;
-        let encoder = TextEncoder::new(&config, &weights.builder())?;
-        weights.all_used()?;
+        let encoder = TextEncoder::weighted(folder, &config, device)?;
         Ok(Self {
             tokenizer,
             encoder,
