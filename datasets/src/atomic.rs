@@ -1,14 +1,14 @@
-//! Files that appear whole or not at all.
+//! Files and folders that appear whole or not at all.
 //!
-//! The bytes go to a temporary file in the folder of the final name (a rename across file systems is not
-//! atomic), are synchronised to the disk and only then renamed. A temporary file that is not committed
-//! removes itself.
+//! The bytes go to a temporary file or folder beside the final name (a rename across file systems is not
+//! atomic), are synchronised to the disk and only then renamed. What is temporary and not committed removes
+//! itself.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 /// A file under construction: write to [`AtomicFile::file`], then [`AtomicFile::commit`].
 ///
@@ -34,26 +34,8 @@ impl AtomicFile {
                 "exists and is not a regular file",
             ));
         }
-        let name = path
-            .file_name()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
-        prefix.push(".");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".part");
-        #[cfg(unix)]
-        {
-            // The usual mode of a new file: what the process's mask leaves of it, instead of owner only.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
         Ok(Self {
-            temporary: builder.tempfile_in(folder)?,
+            temporary: temporary(path, 0o666, |builder, folder| builder.tempfile_in(folder))?,
             path: path.to_path_buf(),
         })
     }
@@ -74,21 +56,126 @@ impl AtomicFile {
     /// The disk is full or failing, or the rename is refused; the temporary file is removed then.
     pub fn commit(self) -> io::Result<()> {
         self.temporary.as_file().sync_all()?;
-        let folder = self.path.parent().map(Path::to_path_buf);
         self.temporary
             .persist(&self.path)
             .map_err(|refused| refused.error)?;
-        // The rename itself lies in the folder; not every file system lets a folder be synchronised.
-        if let Some(folder) = folder
-            && let Ok(folder) = File::open(if folder.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                &folder
-            })
-        {
-            let _ = folder.sync_all();
-        }
+        sync_folder(parent(&self.path));
         Ok(())
+    }
+}
+
+/// A folder under construction: write below [`AtomicFolder::temporary_path`], then [`AtomicFolder::commit`].
+///
+/// Dropping it without a commit removes the temporary folder and leaves an older folder of that name untouched.
+///
+/// ```
+/// use fulgur_datasets::atomic::AtomicFolder;
+/// let root = tempfile::tempdir()?;
+/// let path = root.path().join("model");
+/// let folder = AtomicFolder::create(&path)?;
+/// std::fs::write(folder.temporary_path().join("a"), "whole")?;
+/// folder.commit()?;
+/// assert_eq!(std::fs::read(path.join("a"))?, b"whole");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AtomicFolder {
+    temporary: TempDir,
+    path: PathBuf,
+}
+
+impl AtomicFolder {
+    /// Makes a temporary folder beside `path`.
+    ///
+    /// # Errors
+    /// The folder that is to hold `path` does not exist or cannot be written to, or `path` exists and is no folder.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        if let Ok(found) = std::fs::symlink_metadata(path)
+            && !found.is_dir()
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "exists and is not a folder",
+            ));
+        }
+        Ok(Self {
+            temporary: temporary(path, 0o777, |builder, folder| builder.tempdir_in(folder))?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// The temporary folder.
+    pub fn temporary_path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives the folder its final name; an older folder of that name is removed. Files below it have to be on the disk
+    /// already, where that matters.
+    ///
+    /// # Errors
+    /// A rename is refused: then the older folder is there as before, and the temporary one is removed.
+    pub fn commit(self) -> io::Result<()> {
+        sync_folder(self.temporary.path());
+        // No file system renames a folder over a full one, so the older one steps aside for a moment.
+        let aside = match std::fs::symlink_metadata(&self.path) {
+            Ok(_) => {
+                let aside = temporary(&self.path, 0o777, |builder, folder| builder.tempdir_in(folder))?;
+                std::fs::rename(&self.path, aside.path())?;
+                Some(aside)
+            }
+            Err(_) => None,
+        };
+        if let Err(error) = std::fs::rename(self.temporary.path(), &self.path) {
+            if let Some(aside) = aside {
+                let kept = aside.keep();
+                std::fs::rename(kept, &self.path)?;
+            }
+            return Err(error);
+        }
+        // It has its name now, there is nothing temporary left to remove.
+        let _ = self.temporary.keep();
+        sync_folder(parent(&self.path));
+        Ok(())
+    }
+}
+
+/// Makes something temporary beside `path`, with the mode that the process's mask leaves of `mode`: what is usual for
+/// new files and folders, instead of owner only.
+fn temporary<T>(
+    path: &Path,
+    mode: u32,
+    make: impl FnOnce(&tempfile::Builder<'_, '_>, &Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(mode));
+    }
+    #[cfg(not(unix))]
+    let _ = mode;
+    make(&builder, parent(path))
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes renames in a folder durable where the file system lets a folder be synchronised; not every one does.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
     }
 }
 
@@ -145,13 +232,40 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn the_file_has_the_mode_of_an_ordinary_new_file() {
+    fn files_and_folders_have_the_mode_of_ordinary_new_ones() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
-        write_atomic(&ours, |file| file.write_all(b"x")).unwrap();
-        std::fs::write(&plain, b"x").unwrap();
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&ours), mode(&plain));
+        let at = |name: &str| folder.path().join(name);
+        write_atomic(&at("ours"), |file| file.write_all(b"x")).unwrap();
+        std::fs::write(at("plain"), b"x").unwrap();
+        AtomicFolder::create(&at("our folder")).unwrap().commit().unwrap();
+        std::fs::create_dir(at("plain folder")).unwrap();
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode();
+        assert_eq!(mode("ours"), mode("plain"));
+        assert_eq!(mode("our folder"), mode("plain folder"));
+    }
+
+    #[test]
+    fn a_folder_replaces_an_older_one_only_when_it_is_committed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("model");
+        let names = |folder: &Path| -> Vec<_> {
+            let entries = std::fs::read_dir(folder).unwrap();
+            entries.map(|entry| entry.unwrap().file_name()).collect()
+        };
+        let fill = |name: &str| {
+            let folder = AtomicFolder::create(&path).unwrap();
+            std::fs::write(folder.temporary_path().join(name), name).unwrap();
+            folder
+        };
+        fill("old").commit().unwrap();
+        drop(fill("dropped"));
+        assert_eq!(names(&path), ["old"]);
+        fill("new").commit().unwrap();
+        assert_eq!(names(&path), ["new"]);
+        assert_eq!(names(root.path()), ["model"], "nothing temporary is left");
+        std::fs::write(root.path().join("file"), "x").unwrap();
+        assert!(AtomicFolder::create(&root.path().join("file")).is_err());
+        assert!(AtomicFolder::create(&root.path().join("absent/model")).is_err());
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -21,6 +20,7 @@ use super::context::Context;
 use super::files::check_output;
 use super::progress::Unit;
 use super::score::open_encoder;
+use super::size::Size;
 use crate::{models, sheet};
 
 /// Make an audible clip from a text prompt
@@ -86,25 +86,6 @@ enum Streams {
     VideoOnly,
     /// A WAV file
     AudioOnly,
-}
-
-/// A size such as `96x96`.
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    width: usize,
-    height: usize,
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let pair = text
-            .split_once(['x', 'X'])
-            .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-        let (width, height) = pair.ok_or("expected WIDTHxHEIGHT, such as 96x96")?;
-        Ok(Self { width, height })
-    }
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {

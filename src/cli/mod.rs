@@ -29,9 +29,11 @@ mod generate;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
+mod pack;
 mod progress;
 #[cfg(feature = "media")]
 mod score;
+mod size;
 mod train;
 
 /// Linear-complexity models that see, hear and write.
@@ -75,6 +77,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Forward(forward::Arguments),
     Train(train::Arguments),
+    Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
     Doctor(doctor::Arguments),
@@ -92,6 +95,7 @@ impl Command {
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
+            Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),

@@ -7,8 +7,8 @@ mod forward;
 mod generate;
 #[cfg(feature = "media")]
 mod inspect;
+mod pack;
 mod program;
 mod repository;
 mod support;
-#[cfg(feature = "media")]
 mod tiny;
