@@ -2,7 +2,7 @@
 //!
 //! This package is the facade of the toolkit and the home of the program `fulgur`. The crates below it can be
 //! used on their own; here they are gathered under one name, with what only the whole can offer: devices chosen
-//! by name, pages and sheets that show a result, training, and the command line.
+//! by name, models run on named tensors, pages and sheets that show a result, training, and the command line.
 //!
 //! ```
 //! use fulgur::device::DeviceChoice;
@@ -23,6 +23,7 @@ pub use fulgur_tavdiffusion as tavdiffusion;
 pub mod cli;
 pub mod device;
 pub mod doctor;
+pub mod forward;
 pub mod models;
 pub mod sheet;
 pub mod tensors;

@@ -1,71 +1,17 @@
 //! Named tensors in safetensors files: the door of `fulgur forward` to any other implementation.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use fulgur_datasets::atomic::write_atomic;
-use safetensors::SafeTensors;
-
-/// Why a file of tensors cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum TensorsError {
-    /// The operating system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// "read" or "write".
-        action: &'static str,
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// The bytes are no safetensors file.
-    #[error("{}: not a safetensors file: {source}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with them.
-        source: safetensors::SafeTensorError,
-    },
-    /// A tensor cannot be taken over.
-    #[error("{}: tensor `{name}`: {source}", path.display())]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// Name of the tensor.
-        name: String,
-        /// The reason.
-        source: Box<candle_core::Error>,
-    },
-}
+use fulgur_lightnet::params::{ParamsError, Precision, file};
 
 /// Reads every tensor of a file in its own element type onto `device`.
 ///
 /// # Errors
 /// A file that cannot be read, that is truncated or is no safetensors file, or an element type that is unknown.
-pub fn read(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, TensorsError> {
-    let bytes = fs::read(path).map_err(|source| TensorsError::Io {
-        path: path.to_owned(),
-        action: "read",
-        source,
-    })?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|source| TensorsError::Format {
-        path: path.to_owned(),
-        source,
-    })?;
-    let load = |(name, view): (String, safetensors::tensor::TensorView<'_>)| match view.load(device) {
-        Ok(tensor) => Ok((name, tensor)),
-        Err(source) => Err(TensorsError::Tensor {
-            path: path.to_owned(),
-            name,
-            source: Box::new(source),
-        }),
-    };
-    file.tensors().into_iter().map(load).collect()
+pub fn read(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>, ParamsError> {
+    Ok(file::read(path, device)?.tensors)
 }
 
 /// Writes tensors as f32, whole or not at all; an older file of that name is replaced.
@@ -85,26 +31,11 @@ pub fn read(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, Ten
 /// # std::fs::remove_dir_all(path.parent().unwrap())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn write_f32(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), TensorsError> {
-    let mut ready = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let tensor = tensor
-            .to_device(&Device::Cpu)
-            .and_then(|tensor| tensor.to_dtype(DType::F32)?.contiguous());
-        let tensor = tensor.map_err(|source| TensorsError::Tensor {
-            path: path.to_owned(),
-            name: name.clone(),
-            source: Box::new(source),
-        })?;
-        ready.push((name.as_str(), tensor));
-    }
-    let bytes = safetensors::serialize(ready, None).map_err(|source| TensorsError::Format {
-        path: path.to_owned(),
-        source,
-    })?;
-    write_atomic(path, |file| file.write_all(&bytes)).map_err(|source| TensorsError::Io {
-        path: path.to_owned(),
-        action: "write",
-        source,
-    })
+pub fn write_f32(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), ParamsError> {
+    let wide = |(name, tensor): (&String, &Tensor)| {
+        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok((name.clone(), tensor))
+    };
+    let tensors = tensors.iter().map(wide).collect::<Result<_, ParamsError>>()?;
+    file::write(path, &tensors, &BTreeMap::new(), Precision::F32)
 }

@@ -1,4 +1,4 @@
-//! `fulgur forward`: operators on named tensors.
+//! `fulgur forward --op`: operators on named tensors.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -163,12 +163,12 @@ fn bad_inputs_are_refused_in_one_line_and_nothing_is_written() {
         assert!(ran.error().contains(words), "{words}: {}", ran.stderr);
         assert!(!out.exists());
     };
-    refused(&file("absent.safetensors"), "absent.safetensors: cannot read");
+    refused(&file("absent.safetensors"), "absent.safetensors: No such file");
 
     std::fs::write(file("text.safetensors"), "this is no file of tensors").unwrap();
     refused(
         &file("text.safetensors"),
-        "text.safetensors: not a safetensors file",
+        "text.safetensors: not a usable safetensors file",
     );
 
     let (q, v) = (random((1, 3, 1, 2), 0), random((1, 3, 1, 2), 1));
@@ -180,7 +180,7 @@ fn bad_inputs_are_refused_in_one_line_and_nothing_is_written() {
     std::fs::write(file("cut.safetensors"), &bytes[..bytes.len() - 8]).unwrap();
     refused(
         &file("cut.safetensors"),
-        "cut.safetensors: not a safetensors file",
+        "cut.safetensors: not a usable safetensors file",
     );
 
     save(&file("few.safetensors"), &[("q", q.clone()), ("g", q.clone())]);

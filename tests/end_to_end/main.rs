@@ -7,6 +7,7 @@ mod forward;
 mod generate;
 #[cfg(feature = "media")]
 mod inspect;
+mod models;
 mod pack;
 mod program;
 mod repository;

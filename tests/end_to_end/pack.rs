@@ -141,6 +141,18 @@ fn five_runs_become_a_folder_in_each_precision() {
         assert_eq!(index[key], value, "{key}");
     }
 
+    let listed = run::<&OsStr>([
+        "forward".as_ref(),
+        "--list".as_ref(),
+        "--model".as_ref(),
+        dir.as_ref(),
+    ])
+    .stdout;
+    assert!(
+        listed.contains("--part video_codec.decoder") && !listed.contains("video_codec.encoder"),
+        "{listed}"
+    );
+
     // The runs hold 16-bit weights, so that 16 bits and more lose nothing.
     for precision in ["f16", "f32"] {
         let exact = report(precision, &[]);

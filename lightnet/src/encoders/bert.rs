@@ -305,6 +305,20 @@ impl Bert {
         })
     }
 
+    /// Reads `config.json` and `model.safetensors` of `folder`.
+    ///
+    /// # Errors
+    /// A file that is missing or broken; weights that do not fit the configuration.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let (path, bytes) = read(folder, "config.json")?;
+        let config: BertConfig =
+            serde_json::from_slice(&bytes).map_err(|source| BertError::Config { path, source })?;
+        let (path, bytes) = read(folder, "model.safetensors")?;
+        let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, device)
+            .map_err(|error| candle_core::Error::Msg(format!("{}: {error}", path.display())))?;
+        Self::new(&config, &vb)
+    }
+
     /// Longest input in tokens.
     pub fn longest(&self) -> usize {
         self.positions.dims()[0]
@@ -368,6 +382,15 @@ impl Bert {
     }
 }
 
+/// A whole file of a model folder, with its path for errors.
+fn read(folder: &Path, name: &str) -> Result<(PathBuf, Vec<u8>)> {
+    let path = folder.join(name);
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(source) => Err(BertError::Read { path, source }),
+    }
+}
+
 /// Reads `weight` and `bias`, or the names `gamma` and `beta` of checkpoints converted from TensorFlow.
 fn layer_norm(width: usize, eps: f64, vb: &VarBuilder) -> Result<LayerNorm> {
     let old = vb.contains_tensor("gamma");
@@ -408,21 +431,8 @@ impl SentenceEncoder {
     /// # Errors
     /// A file that is missing or broken; weights that do not fit the configuration.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
-        let read = |name: &str| -> Result<(PathBuf, Vec<u8>)> {
-            let path = folder.join(name);
-            match std::fs::read(&path) {
-                Ok(bytes) => Ok((path, bytes)),
-                Err(source) => Err(BertError::Read { path, source }),
-            }
-        };
-        let (path, bytes) = read("config.json")?;
-        let config: BertConfig =
-            serde_json::from_slice(&bytes).map_err(|source| BertError::Config { path, source })?;
-        let (path, bytes) = read("model.safetensors")?;
-        let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, device)
-            .map_err(|error| candle_core::Error::Msg(format!("{}: {error}", path.display())))?;
-        let bert = Bert::new(&config, &vb)?;
-        let (path, bytes) = read("tokenizer.json")?;
+        let bert = Bert::load(folder, device)?;
+        let (path, bytes) = read(folder, "tokenizer.json")?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| BertError::Tokenizer(format!("{}: {error}", path.display())))?;
         let given = tokenizer
