@@ -211,11 +211,29 @@ fn clips_are_scored_in_order_and_what_cannot_be_is_told() {
     assert!(flags.contains(&"silent_audio".into()) && flags.contains(&"unusual_channels".into()));
     assert!(row(3).0.is_null() && row(3).1.contains("d.mp4"));
     assert_eq!((&report["n"], &report["encoder"]), (&2.into(), &"builtin".into()));
+    // Nothing in the list can be read: an error, but one that says why of each.
+    let unreadable = [clips.join("d.mp4"), folder.path().join("absent.mp4")];
     let alone = run::<&OsStr>([
         "score".as_ref(),
+        "--json".as_ref(),
+        "-q".as_ref(),
         "--encoder".as_ref(),
         encoder.as_ref(),
-        clips.join("d.mp4").as_ref(),
+        unreadable[0].as_ref(),
+        unreadable[1].as_ref(),
     ]);
-    assert_eq!(alone.code, 2);
+    assert_eq!((alone.code, alone.stderr.as_str()), (2, ""));
+    let report = alone.json();
+    assert_eq!(
+        (&report["n"], &report["mean"]),
+        (&0.into(), &serde_json::Value::Null)
+    );
+    for (row, path) in report["results"].as_array().unwrap().iter().zip(&unreadable) {
+        let reason = row["reason"].as_str().unwrap();
+        assert!(
+            row["avhscore"].is_null() && reason.contains(path.to_str().unwrap()),
+            "{row}"
+        );
+    }
+    assert_eq!(report["results"].as_array().unwrap().len(), 2);
 }
