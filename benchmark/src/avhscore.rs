@@ -130,22 +130,44 @@ pub fn score(
         flags.push(Flag::ShortAudio);
     }
     let heard = encoder.sound(sound)?;
-    let mut total = 0.0;
-    for batch in indices.chunks(BATCH) {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(EncodeError::Cancelled);
-        }
-        let frames: Vec<&[u8]> = batch.iter().map(|&i| video.frame(i)).collect();
-        let seen = encoder.frames(&frames, video.width, video.height)?;
-        total += seen.iter().map(|v| cosine(v, &heard)).sum::<f64>();
-    }
-    let avhscore = Some(total / indices.len() as f64);
+    let seen = frame_vectors(encoder, video, &indices, cancel)?;
+    let avhscore = mean_cosine(&seen, &heard);
     Ok(Score {
         avhscore,
         frames: indices.len(),
         flags,
         reason: None,
     })
+}
+
+/// The vectors of some frames of a clip, in the order of `indices`.
+///
+/// # Errors
+/// The encoder refuses the frames, or `cancel` is set.
+///
+/// # Panics
+/// An index is not below the number of frames.
+pub fn frame_vectors(
+    encoder: &dyn Encoder,
+    video: &Video,
+    indices: &[usize],
+    cancel: &AtomicBool,
+) -> Result<Vec<Vec<f32>>, EncodeError> {
+    let mut vectors = Vec::with_capacity(indices.len());
+    for batch in indices.chunks(BATCH) {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(EncodeError::Cancelled);
+        }
+        let frames: Vec<&[u8]> = batch.iter().map(|&i| video.frame(i)).collect();
+        vectors.extend(encoder.frames(&frames, video.width, video.height)?);
+    }
+    Ok(vectors)
+}
+
+/// AVHScore of vectors: the mean cosine between the frames and the soundtrack; `None` without frames.
+pub fn mean_cosine(frames: &[Vec<f32>], sound: &[f32]) -> Option<f64> {
+    let total: f64 = frames.iter().map(|frame| cosine(frame, sound)).sum();
+    (!frames.is_empty()).then(|| total / frames.len() as f64)
 }
 
 /// Mean over the clips that have a score, and their number.

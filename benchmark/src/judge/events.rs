@@ -1,4 +1,5 @@
-//! When a sound starts, by energy: the first moment that rises clearly above the quiet part of the clip.
+//! When a sound starts, by energy: the first moment that rises clearly above the quiet part of the clip; and how far
+//! such moments are apart.
 
 /// Samples between measurements at 16 kHz: 5 ms.
 const HOP: usize = 80;
@@ -49,6 +50,26 @@ pub fn onset(samples: &[f32]) -> Option<Onset> {
     })
 }
 
+/// What a distance in time counts as where an event is missing, in milliseconds.
+pub const MISSING_MS: f64 = 1000.0;
+
+/// Milliseconds between two instants in seconds; [`MISSING_MS`] where one is missing.
+pub fn apart_ms(a: Option<f64>, b: Option<f64>) -> f64 {
+    match (a, b) {
+        (Some(a), Some(b)) => (a - b).abs() * 1000.0,
+        _ => MISSING_MS,
+    }
+}
+
+/// The middle value, of an even number the mean of the two in the middle; `None` of nothing.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+    Some(f64::midpoint(lower, upper))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +102,22 @@ mod tests {
         assert_eq!(onset(&steady), None);
         assert_eq!(onset(&vec![0.0; 64_000]), None);
         assert_eq!(onset(&[]), None);
+    }
+
+    #[test]
+    fn what_is_missing_counts_as_a_second() {
+        assert!((apart_ms(Some(1.25), Some(1.0)) - 250.0).abs() < 1e-9);
+        assert!((apart_ms(Some(1.0), Some(3.5)) - 2500.0).abs() < 1e-9);
+        for (a, b) in [(None, Some(1.0)), (Some(1.0), None), (None, None)] {
+            assert_eq!(apart_ms(a, b), 1000.0);
+        }
+    }
+
+    #[test]
+    fn the_median_is_the_middle_or_the_mean_of_two() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[7.0]), Some(7.0));
+        assert_eq!(median(&[9.0, 1.0, 5.0]), Some(5.0));
+        assert_eq!(median(&[1000.0, 20.0, 40.0, 1000.0]), Some(520.0));
     }
 }

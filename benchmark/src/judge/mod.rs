@@ -6,7 +6,7 @@
 mod events;
 mod motion;
 
-pub use events::{Onset, onset};
+pub use events::{MISSING_MS, Onset, apart_ms, median, onset};
 pub use motion::{MotionJudge, MotionJudgeConfig, MotionVerdict};
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::ops::softmax;
 use fulgur_kernels::spectrum::LogMel;
-use fulgur_lightnet::config;
+use fulgur_lightnet::config::{self, ConfigError};
 use fulgur_lightnet::params::Frozen;
 use serde::{Deserialize, Serialize};
 
@@ -73,10 +73,10 @@ pub struct Judges {
 }
 
 /// What the judges say of one clip: indices of things and motions, and the moment of contact.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// The thing that is seen.
-    pub picture: usize,
+    /// The things that are seen, the most likely first: five of them, or all where there are fewer.
+    pub picture: Vec<usize>,
     /// The thing that is heard.
     pub sound: usize,
     /// The motion.
@@ -87,6 +87,53 @@ pub struct Verdict {
 
 /// Last frames of a clip that the picture judge looks at: what came in is there by then.
 const LAST_FRAMES: usize = 6;
+/// Things that the picture judge names.
+const NAMED: usize = 5;
+/// Samples a second of every sound.
+const SAMPLE_RATE: f64 = 16_000.0;
+/// Sides of frames are multiples of this, of the patches of picture and motion alike.
+const SIDE_MULTIPLE: usize = 24;
+/// Widths are multiples of this: heads are 32 wide, and the motion network is half as wide.
+const DIM_MULTIPLE: usize = 64;
+/// What a configuration may ask for at most: side of a frame, frames, width and blocks.
+const MOST: [usize; 4] = [1024, 1 << 14, 4096, 64];
+
+impl JudgeConfig {
+    /// Whether networks of this shape exist; otherwise the field, what was found and what was expected.
+    fn check(&self) -> std::result::Result<(), String> {
+        let within = |field: &str, found: usize, unit: usize, most: usize| {
+            if found > 0 && found.is_multiple_of(unit) && found <= most {
+                return Ok(());
+            }
+            Err(format!(
+                "{field}: found {found}, expected a multiple of {unit} up to {most}"
+            ))
+        };
+        within("size", self.size, SIDE_MULTIPLE, MOST[0])?;
+        within("frames", self.frames, 1, MOST[1])?;
+        within("dim", self.dim, DIM_MULTIPLE, MOST[2])?;
+        within("depth", self.depth, 1, MOST[3])?;
+        if !(self.fps.is_finite() && self.fps > 0.0) {
+            return Err(format!("fps: found {}, expected more than 0", self.fps));
+        }
+        let samples = (self.duration_s() * SAMPLE_RATE).round();
+        if self.samples as f64 != samples {
+            let (found, frames, fps) = (self.samples, self.frames, self.fps);
+            return Err(format!(
+                "samples: found {found}, expected {samples} for {frames} frames at {fps} a second"
+            ));
+        }
+        if self.things.is_empty() || self.motions.is_empty() {
+            return Err("things and motions: found an empty list, expected names".into());
+        }
+        Ok(())
+    }
+
+    /// Length of a clip in seconds.
+    pub fn duration_s(&self) -> f64 {
+        self.frames as f64 / self.fps
+    }
+}
 
 impl Judges {
     /// Takes `picture`, `sound` and `motion`.
@@ -109,9 +156,12 @@ impl Judges {
     /// Loads `config.json` and `model.safetensors` of `dir` onto `device`.
     ///
     /// # Errors
-    /// A missing or unreadable file, weights that are missing, unexpected or of another shape.
+    /// A missing or unreadable file, a configuration that no judges have, weights that are missing, unexpected or of
+    /// another shape.
     pub fn load(dir: &Path, device: &Device) -> std::result::Result<Self, LoadError> {
-        let config: JudgeConfig = config::read(&dir.join("config.json"))?;
+        let path = dir.join("config.json");
+        let config: JudgeConfig = config::read(&path)?;
+        config.check().map_err(|detail| ConfigError { path, detail })?;
         let weights = Frozen::open(&dir.join("model.safetensors"), device)?;
         let judges = Self::new(&config, &weights.builder())?;
         weights.all_used()?;
@@ -125,6 +175,11 @@ impl Judges {
 
     /// Judges clips: frames `[B, F, size, size, 3]` in [-1, 1] and waveforms `[B, samples]` at 16 kHz.
     pub fn judge(&self, clips: &Tensor, waves: &Tensor) -> Result<Vec<Verdict>> {
+        self.judge_mel(clips, &self.sound.mel(waves)?)
+    }
+
+    /// Judges clips whose sound is a spectrogram already, as [`SoundJudge::mel`] gives it.
+    pub fn judge_mel(&self, clips: &Tensor, mel: &Tensor) -> Result<Vec<Verdict>> {
         let (batch, frames) = (clips.dim(0)?, clips.dim(1)?);
         let last = LAST_FRAMES.min(frames);
         let seen = clips
@@ -132,14 +187,14 @@ impl Judges {
             .contiguous()?
             .flatten_to(1)?;
         let seen = softmax(&self.picture.forward(&seen)?.to_dtype(DType::F32)?, D::Minus1)?;
-        let seen = top1(&seen.reshape((batch, last, ()))?.mean(1)?)?;
-        let heard = top1(&self.sound.forward(waves)?)?;
+        let seen = seen.reshape((batch, last, ()))?.mean(1)?.to_vec2::<f32>()?;
+        let heard = top1(&self.sound.forward_mel(mel)?)?;
         let moves = self.motion.forward(clips)?;
         let motion = top1(&moves.motion)?;
         let contact_s = moves.contact_s(self.config.fps)?;
         Ok((0..batch)
             .map(|i| Verdict {
-                picture: seen[i] as usize,
+                picture: most_likely(&seen[i]),
                 sound: heard[i] as usize,
                 motion: motion[i] as usize,
                 contact_s: contact_s[i],
@@ -201,9 +256,13 @@ impl SoundJudge {
         })
     }
 
-    /// Waveforms `[B, samples]` at 16 kHz to logits `[B, things]`.
-    pub fn forward(&self, waves: &Tensor) -> Result<Tensor> {
-        let mel = self.mel.forward(waves)?;
+    /// Waveforms `[B, samples]` at 16 kHz to the spectrograms that the network hears, `[B, samples / 160, 64]`.
+    pub fn mel(&self, waves: &Tensor) -> Result<Tensor> {
+        self.mel.forward(waves)
+    }
+
+    /// Spectrograms to logits `[B, things]`.
+    pub fn forward_mel(&self, mel: &Tensor) -> Result<Tensor> {
         let (batch, frames, bands) = mel.dims3()?;
         let [pf, pb] = self.patch;
         let (n, m) = (frames / pf, bands / pb);
@@ -218,7 +277,94 @@ impl SoundJudge {
     }
 }
 
+/// Positions of the largest values, the largest first.
+fn most_likely(row: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+    order.truncate(NAMED);
+    order
+}
+
 /// Index of the largest logit in each row of `[B, classes]`.
-pub fn top1(logits: &Tensor) -> Result<Vec<u32>> {
+fn top1(logits: &Tensor) -> Result<Vec<u32>> {
     logits.to_dtype(DType::F32)?.argmax(1)?.to_vec1()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fulgur_lightnet::params::{Params, Precision};
+
+    type Change = fn(&mut JudgeConfig);
+
+    fn small() -> JudgeConfig {
+        let names = |kind: &str, n: usize| (0..n).map(|i| format!("{kind} {i}")).collect();
+        JudgeConfig {
+            things: names("thing", 7),
+            motions: names("motion", 3),
+            size: 24,
+            frames: 6,
+            fps: 12.0,
+            samples: 8000,
+            dim: 64,
+            depth: 1,
+        }
+    }
+
+    #[test]
+    fn a_clip_is_judged_alike_alone_and_in_a_batch() -> Result<()> {
+        let config = small();
+        let judges = Judges::new(&config, &Params::random(3, &Device::Cpu).builder())?;
+        let clips = Tensor::randn(0f32, 0.5, (3, 6, 24, 24, 3), &Device::Cpu)?;
+        let waves = Tensor::randn(0f32, 0.1, (3, 8000), &Device::Cpu)?;
+        let all = judges.judge(&clips, &waves)?;
+        let one = judges.judge(&clips.narrow(0, 1, 1)?, &waves.narrow(0, 1, 1)?)?;
+        let (a, b) = (&all[1], &one[0]);
+        assert_eq!((&a.picture, a.sound, a.motion), (&b.picture, b.sound, b.motion));
+        let mut named = a.picture.clone();
+        named.sort_unstable();
+        named.dedup();
+        assert!(named.len() == NAMED && named.iter().all(|&i| i < 7), "{named:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn the_most_likely_come_first() {
+        assert_eq!(most_likely(&[0.1, 0.4, 0.2, 0.05, 0.15, 0.1]), [1, 2, 4, 0, 5]);
+        assert_eq!(most_likely(&[0.3, 0.7]), [1, 0]);
+    }
+
+    #[test]
+    fn a_shape_that_no_judges_have_is_one_line_and_no_panic() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let params = Params::random(3, &Device::Cpu);
+        Judges::new(&small(), &params.builder()).map_err(std::io::Error::other)?;
+        let weights = dir.path().join("model.safetensors");
+        let saved = params.save(&weights, &Default::default(), Precision::F16);
+        saved.map_err(std::io::Error::other)?;
+        let load = |config: &JudgeConfig| {
+            std::fs::write(dir.path().join("config.json"), serde_json::to_string(config)?)?;
+            Ok::<_, std::io::Error>(Judges::load(dir.path(), &Device::Cpu))
+        };
+        assert!(load(&small())?.is_ok());
+        let wrong: [(Change, &str); 6] = [
+            (|c| c.size = 0, "size: found 0, expected a multiple of 24"),
+            (|c| c.dim = 96, "dim: found 96, expected a multiple of 64"),
+            (|c| c.frames = usize::MAX, "frames: found"),
+            (|c| c.fps = -1.0, "fps: found -1"),
+            (|c| c.samples = 1, "samples: found 1, expected 8000 for 6 frames"),
+            (|c| c.things.clear(), "things and motions: found an empty list"),
+        ];
+        for (change, words) in wrong {
+            let mut config = small();
+            change(&mut config);
+            let message = load(&config)?.map(|_| ()).unwrap_err().to_string();
+            assert!(
+                message.contains(words) && message.contains("config.json"),
+                "{message}"
+            );
+            assert!(!message.contains('\n'), "{message}");
+        }
+        Ok(())
+    }
 }
