@@ -105,6 +105,11 @@ impl MelCodec {
         &self.config
     }
 
+    /// Whether the encoder is there; a generator's folder may hold the decoder alone.
+    pub fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
     /// Latent grid `[T/4, bands/16]` of a spectrogram of `frames` frames.
     pub fn grid(&self, frames: usize) -> Result<[usize; 2]> {
         let [pf, pb] = self.config.patch;

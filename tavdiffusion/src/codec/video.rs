@@ -147,6 +147,11 @@ impl VideoCodec {
         &self.config
     }
 
+    /// Whether the encoder is there; a generator's folder may hold the decoder alone.
+    pub fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
     /// Latent grid `[F/4, H/8, W/8]` of a clip. Errors when a size is no multiple of the patch.
     pub fn grid(&self, frames: usize, height: usize, width: usize) -> Result<[usize; 3]> {
         let [pf, ph, pw] = self.config.patch;

@@ -85,6 +85,16 @@ impl Request {
         }
     }
 
+    /// Whether both can be made in one batch: all but prompt and seed is the same.
+    pub(super) fn goes_with(&self, other: &Self) -> bool {
+        let alike = Self {
+            prompt: self.prompt.clone(),
+            seed: self.seed,
+            ..other.clone()
+        };
+        alike == *self
+    }
+
     /// Checks every field and plans the sizes.
     pub(super) fn plan(&self, model: &ModelIndex) -> Result<Plan, Error> {
         let prompts = [
