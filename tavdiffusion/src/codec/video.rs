@@ -41,7 +41,7 @@ impl Default for VideoCodecConfig {
     fn default() -> Self {
         Self {
             patch: [4, 8, 8],
-            latent_channels: 16,
+            latent_channels: 20,
             encoder: [384, 4],
             decoder: [320, 5],
             fine: [192, 3],

@@ -61,6 +61,8 @@ pub struct TwoStreamConfig {
     pub audio: StreamConfig,
     /// Blocks of each stream.
     pub depth: usize,
+    /// Every so many blocks, from the first, one reads the text.
+    pub text_every: usize,
     /// Depths after which the streams read each other.
     pub fusion: Vec<usize>,
     /// Heads of the cross-attention between the streams.
@@ -76,22 +78,22 @@ pub struct TwoStreamConfig {
 impl Default for TwoStreamConfig {
     fn default() -> Self {
         let video = StreamConfig {
-            channels: 16,
+            channels: 20,
             patch: vec![1, 2, 2],
             dim: 320,
             heads: 5,
             head_dim: 64,
-            hidden: 640,
+            hidden: 576,
             step_s: 1.0 / 3.0,
             longest: 12,
         };
         let audio = StreamConfig {
             channels: 8,
             patch: vec![1, 1],
-            dim: 192,
-            heads: 3,
+            dim: 160,
+            heads: 5,
             head_dim: 64,
-            hidden: 384,
+            hidden: 320,
             step_s: 0.04,
             longest: 100,
         };
@@ -99,12 +101,20 @@ impl Default for TwoStreamConfig {
             video,
             audio,
             depth: 8,
+            text_every: 2,
             fusion: vec![1, 4, 7],
-            fusion_heads: 3,
+            fusion_heads: 5,
             text_dim: 256,
             contrast_dim: 128,
             objective: Objective::Flow,
         }
+    }
+}
+
+impl TwoStreamConfig {
+    /// Whether the block at `depth` reads the text.
+    fn reads_text(&self, depth: usize) -> bool {
+        depth.is_multiple_of(self.text_every.max(1))
     }
 }
 
@@ -278,7 +288,7 @@ impl Stream {
             hidden,
             lrpe: Some((axes, config.longest)),
             token_shift: true,
-            context: Some(shared.text_dim),
+            context: None,
             modulated: true,
         };
         let tpe = TpeConfig {
@@ -297,7 +307,10 @@ impl Stream {
             tpe: MdTpe::new(tpe, &vb.pp("tpe"))?,
             modulation: zero(MODULATIONS * dim, "modulation")?,
             blocks: (0..shared.depth)
-                .map(|i| Block::new(block, &vb.pp("blocks").pp(i)))
+                .map(|i| {
+                    let context = shared.reads_text(i).then_some(shared.text_dim);
+                    Block::new(BlockConfig { context, ..block }, &vb.pp("blocks").pp(i))
+                })
                 .collect::<Result<_>>()?,
             head_modulation: zero(2 * dim, "head_modulation")?,
             head: Linear::new(dim, values, true, Start::Zero, &vb.pp("head"))?,
