@@ -1,6 +1,6 @@
 //! Models, and parts of them, on named tensors: what `fulgur forward` runs, to compare with any other implementation.
 //!
-//! A family of models is one file and one line in [`FAMILIES`]: a function that recognises a folder and describes the
+//! A family of models is one file and one line in the table `FAMILIES`: a function that recognises a folder and describes the
 //! parts of its model without reading weights. Inputs are checked against the description before anything is loaded.
 //!
 //! ```

@@ -141,7 +141,7 @@ pub fn write(
     .map_err(|error| unfit.unwrap_or(error))
 }
 
-/// The bytes that [`write`] would put into the file; `path` names them in errors.
+/// The bytes that [`write()`] would put into the file; `path` names them in errors.
 ///
 /// # Errors
 /// A finite value does not fit `precision`.
