@@ -77,15 +77,18 @@ impl DeviceChoice {
         }
     }
 
+    #[cfg(feature = "cuda")]
     fn open_cuda(self, index: usize) -> Result<Device, DeviceError> {
-        if !cfg!(feature = "cuda") {
-            return Err(DeviceError::NotBuilt { wanted: self });
-        }
-        Device::new_cuda(index).map_err(|error| {
+        fulgur_kernels::device::open_cuda(index).map_err(|error| {
             let words = error.to_string();
             let reason = words.lines().next().unwrap_or_default().to_owned();
             DeviceError::NoGpu { wanted: self, reason }
         })
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn open_cuda(self, _: usize) -> Result<Device, DeviceError> {
+        Err(DeviceError::NotBuilt { wanted: self })
     }
 }
 

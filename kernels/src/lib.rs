@@ -10,6 +10,8 @@ mod autograd;
 pub mod average;
 #[cfg(feature = "cuda")]
 mod cuda_module;
+#[cfg(feature = "cuda")]
+pub mod device;
 pub mod ema;
 pub mod error;
 pub mod exchange;

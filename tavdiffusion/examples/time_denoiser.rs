@@ -20,7 +20,10 @@ const WORDS: usize = 24;
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter_map(|a| a.parse::<usize>().ok());
     let (batch, steps) = (arguments.next().unwrap_or(128), arguments.next().unwrap_or(10));
-    let device = Device::cuda_if_available(0)?;
+    #[cfg(feature = "cuda")]
+    let device = fulgur_kernels::device::open_cuda(0)?;
+    #[cfg(not(feature = "cuda"))]
+    let device = Device::Cpu;
     let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
     let config = TwoStreamConfig::default();
     let params = Params::random(1, &device);

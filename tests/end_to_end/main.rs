@@ -1,5 +1,7 @@
 //! What the whole program promises, tried on the built binary.
 
+#[cfg(feature = "media")]
+mod bad_input;
 mod data;
 mod documentation;
 mod forward;
@@ -11,5 +13,8 @@ mod models;
 mod pack;
 mod program;
 mod repository;
+#[cfg(unix)]
+mod signals;
 mod support;
 mod tiny;
+mod training;

@@ -102,6 +102,7 @@ pub(crate) fn generator(root: &Path) -> PathBuf {
         video: narrow(default.video),
         audio: narrow(default.audio),
         depth: 2,
+        text_every: 2,
         fusion: vec![1],
         fusion_heads: 2,
         text_dim: 16,

@@ -33,6 +33,7 @@ mod render;
 mod sheet;
 mod sound;
 mod splits;
+mod sprite;
 #[cfg(test)]
 mod tests;
 mod wording;

@@ -2,9 +2,10 @@
 //!
 //! A cut-out is first reduced to the size that it has at rest by area averaging, then sampled bilinearly at
 //! sub-pixel positions from there, or from a further halved copy where it is drawn much smaller, so that edges stay
-//! smooth and motion is even. Colours are premultiplied: outside a cut-out is transparent black.
+//! smooth and motion is even. A frame in which nothing has moved visibly is a copy of the one before.
 
 use super::compose::Composer;
+use super::sprite::{Row, Scratch, Sprite, Texel};
 use super::{Actor, PixelBox, Scene};
 use crate::things::{Cutout, SOUND_RATE, Thing};
 
@@ -12,21 +13,13 @@ use crate::things::{Cutout, SOUND_RATE, Thing};
 const SMALLEST_SHARE: f64 = 0.7;
 /// Number of copies, the first included.
 const COPIES: usize = 3;
-/// Transparent pixels around a sprite, before and after together.
-const BORDER: usize = 3;
 /// Half axes of a contact shadow relative to the width and height of its thing, and its darkness.
 const SHADOW: (f64, f64, f32) = (0.46, 0.055, 0.42);
 /// Height above the ground at which a shadow has gone, in pixels of a frame of 96.
 const SHADOW_HEIGHT: f64 = 40.0;
-
-/// A picture with a transparent border, one pixel before and two after: red, green, blue and coverage in 0..255,
-/// premultiplied.
-struct Sprite {
-    width: usize,
-    height: usize,
-    /// Row-major texels, `(height + BORDER) * (width + BORDER)` of them.
-    texels: Vec<[f32; 4]>,
-}
+/// What moves, turns or grows by less than this, in pixels, has not moved: no pixel would change by a quarter of a
+/// level of 255.
+const STILL: f64 = 1.0 / 1024.0;
 
 /// Where a thing is drawn at one instant.
 #[derive(Clone, Copy)]
@@ -39,6 +32,62 @@ struct Pose {
     angle: f64,
     visible: bool,
     copy: usize,
+}
+
+/// What is seen of a thing in one frame.
+#[derive(Clone, Copy)]
+struct Look {
+    pose: Pose,
+    area: Option<PixelBox>,
+    /// Share of light that the middle of its shadow takes.
+    darkness: f32,
+}
+
+impl Look {
+    /// True where a frame with either look is the same picture.
+    fn is_like(&self, other: &Self) -> bool {
+        if self.area != other.area {
+            return false;
+        }
+        if self.area.is_none() && self.darkness == 0.0 && other.darkness == 0.0 {
+            return true;
+        }
+        let (a, b) = (&self.pose, &other.pose);
+        let turned = (a.angle - b.angle) * a.width.max(a.height);
+        let differences = [
+            a.x - b.x,
+            a.y - b.y,
+            a.width - b.width,
+            a.height - b.height,
+            turned,
+        ];
+        let darkness = f64::from(self.darkness - other.darkness);
+        a.copy == b.copy
+            && darkness.abs() < STILL
+            && differences.iter().all(|difference| difference.abs() < STILL)
+    }
+}
+
+/// A cut-out at its size at rest and halved, as far as was asked for.
+struct Copies {
+    sizes: [(usize, usize); COPIES],
+    sprites: Vec<Sprite>,
+}
+
+impl Copies {
+    fn new(actor: &Actor, cutout: &Cutout) -> Self {
+        let sizes: [_; COPIES] = std::array::from_fn(|copy| copy_size(actor, cutout, copy));
+        let sprites = vec![Sprite::of_cutout(cutout, actor.mirrored, sizes[0])];
+        Self { sizes, sprites }
+    }
+
+    fn get(&mut self, copy: usize) -> &Sprite {
+        while self.sprites.len() <= copy {
+            let have = self.sprites.len();
+            self.sprites.push(self.sprites[have - 1].halved(self.sizes[have]));
+        }
+        &self.sprites[copy]
+    }
 }
 
 /// Size of a cut-out at rest, width and height.
@@ -122,203 +171,151 @@ pub(super) fn boxes(actor: &Actor, thing: &Thing, composer: &Composer) -> Vec<Op
         .collect()
 }
 
-/// For every output position of an area average: first input position and the shares of the inputs from there on.
-fn shares(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
-    let ratio = from as f64 / to as f64;
-    (0..to)
-        .map(|i| {
-            let (low, high) = (i as f64 * ratio, (i + 1) as f64 * ratio);
-            let first = (low as usize).min(from - 1);
-            let end = (high.ceil() as usize).clamp(first + 1, from);
-            let share = |j: usize| ((high.min((j + 1) as f64) - low.max(j as f64)) / ratio) as f32;
-            (first, (first..end).map(share).collect())
-        })
-        .collect()
-}
-
-impl Sprite {
-    /// `source` [from_height, from_width] averaged to `width` by `height`, with a border.
-    fn reduced(
-        source: impl Fn(usize, usize) -> [f32; 4],
-        (from_width, from_height): (usize, usize),
-        (width, height): (usize, usize),
-    ) -> Self {
-        let columns = shares(from_width, width);
-        let rows: Vec<Vec<[f32; 4]>> = (0..from_height)
-            .map(|y| {
-                let average = |(first, parts): &(usize, Vec<f32>)| {
-                    weighted(
-                        parts
-                            .iter()
-                            .enumerate()
-                            .map(|(i, &part)| (part, source(first + i, y))),
-                    )
-                };
-                columns.iter().map(average).collect()
-            })
-            .collect();
-        let mut texels = vec![[0.0; 4]; (width + BORDER) * (height + BORDER)];
-        for (y, (first, parts)) in shares(from_height, height).iter().enumerate() {
-            for x in 0..width {
-                texels[(y + 1) * (width + BORDER) + x + 1] = weighted(
-                    parts
-                        .iter()
-                        .enumerate()
-                        .map(|(i, &part)| (part, rows[first + i][x])),
-                );
-            }
+/// The rows of `area` in texels of a sprite in `pose`.
+fn rows(sprite: &Sprite, pose: &Pose, area: &PixelBox) -> impl Iterator<Item = Row> {
+    let (sin, cos) = pose.angle.sin_cos();
+    let (width, height) = (sprite.width as f64, sprite.height as f64);
+    let (across, down) = (width / pose.width, height / pose.height);
+    let (x, y, left) = (pose.x, pose.y, area.x0 as f64);
+    (area.y0..area.y1).map(move |row| {
+        let (dx, dy) = (left + 0.5 - x, row as f64 + 0.5 - y);
+        Row {
+            first: [
+                ((dx * cos + dy * sin) * across + 0.5 * width) as f32,
+                ((dy * cos - dx * sin) * down + height) as f32,
+            ],
+            step: [(cos * across) as f32, (-sin * down) as f32],
         }
-        Self {
-            width,
-            height,
-            texels,
-        }
-    }
-
-    fn of_cutout(cutout: &Cutout, mirrored: bool, size: (usize, usize)) -> Self {
-        let (width, height) = (cutout.width as usize, cutout.height as usize);
-        let texel = |x: usize, y: usize| {
-            let x = if mirrored { width - 1 - x } else { x };
-            let at = 4 * (y * width + x);
-            std::array::from_fn(|c| f32::from(cutout.rgba[at + c]))
-        };
-        Self::reduced(texel, (width, height), size)
-    }
-
-    fn halved(&self, size: (usize, usize)) -> Self {
-        let texel = |x: usize, y: usize| self.texels[(y + 1) * (self.width + BORDER) + x + 1];
-        Self::reduced(texel, (self.width, self.height), size)
-    }
-
-    /// The bilinear value at (x, y), in texels from the upper left corner of the border's inside.
-    #[inline]
-    fn sample(&self, x: f32, y: f32) -> [f32; 4] {
-        // Shifted by the border's width less half a texel; beyond the border everything is transparent.
-        let x = (x + 0.5).clamp(0.0, (self.width + 1) as f32);
-        let y = (y + 0.5).clamp(0.0, (self.height + 1) as f32);
-        let (column, row) = (x as usize, y as usize);
-        let (s, t) = (x - column as f32, y - row as f32);
-        let at = row * (self.width + BORDER) + column;
-        let (a, b) = (self.texels[at], self.texels[at + 1]);
-        let (c, d) = (
-            self.texels[at + self.width + BORDER],
-            self.texels[at + self.width + BORDER + 1],
-        );
-        std::array::from_fn(|i| {
-            let upper = a[i] + (b[i] - a[i]) * s;
-            let lower = c[i] + (d[i] - c[i]) * s;
-            upper + (lower - upper) * t
-        })
-    }
-}
-
-fn weighted(parts: impl Iterator<Item = (f32, [f32; 4])>) -> [f32; 4] {
-    parts.fold([0.0; 4], |sum, (share, texel)| {
-        std::array::from_fn(|c| sum[c] + share * texel[c])
     })
 }
 
-/// Calls `put` with the place in the frame and the texel of every pixel inside `area`.
+/// A value of 0..255 as the nearest whole number.
 #[inline]
-fn draw(sprite: &Sprite, pose: &Pose, area: &PixelBox, width: usize, mut put: impl FnMut(usize, [f32; 4])) {
-    let (sin, cos) = pose.angle.sin_cos();
-    let (across, down) = (
-        sprite.width as f64 / pose.width,
-        sprite.height as f64 / pose.height,
-    );
-    let (step_x, step_y) = ((cos * across) as f32, (-sin * down) as f32);
-    for y in area.y0..area.y1 {
-        let (dx, dy) = (area.x0 as f64 + 0.5 - pose.x, y as f64 + 0.5 - pose.y);
-        let first_x = ((dx * cos + dy * sin) * across) as f32 + 0.5 * sprite.width as f32;
-        let first_y = ((dy * cos - dx * sin) * down) as f32 + sprite.height as f32;
-        for (i, x) in (area.x0..area.x1).enumerate() {
-            let (sx, sy) = (first_x + i as f32 * step_x, first_y + i as f32 * step_y);
-            put(y * width + x, sprite.sample(sx, sy));
+fn byte(value: f32) -> u8 {
+    // At 2^23 the last bit of the mantissa counts ones. Adding rounds to it, and four values go in one operation,
+    // which conversions with their special cases do not.
+    (value + 8_388_608.0).to_bits() as u8
+}
+
+/// Draws a line of premultiplied texels over RGB bytes.
+fn draw_over(pixels: &mut [u8], line: &[Texel]) {
+    let (pixels, _) = pixels.as_chunks_mut::<3>();
+    for (pixel, &[r, g, b, coverage]) in pixels.iter_mut().zip(line) {
+        if coverage > 0.0 {
+            let behind = 1.0 - coverage * (1.0 / 255.0);
+            let [old_r, old_g, old_b] = pixel.map(f32::from);
+            *pixel = [
+                byte(r + behind * old_r),
+                byte(g + behind * old_g),
+                byte(b + behind * old_b),
+            ];
         }
     }
 }
 
-fn byte(value: f32) -> u8 {
-    (value + 0.5) as u8
+/// Adds the coverage of a line of texels to coverage in bytes.
+fn cover(covered: &mut [u8], line: &[Texel]) {
+    for (covered, [.., coverage]) in covered.iter_mut().zip(line) {
+        *covered = byte(coverage + (1.0 - coverage * (1.0 / 255.0)) * f32::from(*covered));
+    }
 }
 
 impl Composer {
     /// The picture of `scene`: RGB bytes [frames, height, width, 3].
     pub fn render_frames(&self, scene: &Scene) -> Vec<u8> {
-        let clip = &self.options.clip;
-        let backdrop = scene.backdrop.paint(&self.pictures, clip);
-        let mut frames = backdrop.repeat(clip.frames());
-        if scene.backdrop.floor.is_some() {
-            for (frame, rgb) in frames.chunks_exact_mut(backdrop.len()).enumerate() {
-                for actor in &scene.actors {
-                    self.shade(actor, clip.frame_time(frame), rgb);
-                }
-            }
-        }
-        self.each_sprite(scene, |frame, sprite, pose, area| {
-            let rgb = &mut frames[frame * backdrop.len()..(frame + 1) * backdrop.len()];
-            draw(sprite, pose, area, clip.width, |at, [r, g, b, coverage]| {
-                let behind = 1.0 - coverage / 255.0;
-                let pixel = &mut rgb[3 * at..3 * at + 3];
-                pixel[0] = byte(r + behind * f32::from(pixel[0]));
-                pixel[1] = byte(g + behind * f32::from(pixel[1]));
-                pixel[2] = byte(b + behind * f32::from(pixel[2]));
-            });
-        });
-        frames
+        let backdrop = scene.backdrop.paint(&self.pictures, &self.options.clip);
+        self.film(scene, &backdrop, scene.backdrop.floor.is_some(), draw_over)
     }
 
     /// How much of each pixel things cover: bytes [frames, height, width], 255 where covered wholly.
     pub fn render_mask(&self, scene: &Scene) -> Vec<u8> {
         let clip = &self.options.clip;
-        let area_of_frame = clip.width * clip.height;
-        let mut mask = vec![0; clip.frames() * area_of_frame];
-        self.each_sprite(scene, |frame, sprite, pose, area| {
-            let covered = &mut mask[frame * area_of_frame..(frame + 1) * area_of_frame];
-            draw(sprite, pose, area, clip.width, |at, [.., coverage]| {
-                covered[at] = byte(coverage + (1.0 - coverage / 255.0) * f32::from(covered[at]));
-            });
-        });
-        mask
+        self.film(scene, &vec![0; clip.width * clip.height], false, cover)
     }
 
-    /// Visits every thing in every frame where it is to be seen, in drawing order.
-    fn each_sprite(&self, scene: &Scene, mut visit: impl FnMut(usize, &Sprite, &Pose, &PixelBox)) {
-        for actor in &scene.actors {
-            let thing = &self.things[actor.thing];
-            let sizes: [_; COPIES] = std::array::from_fn(|copy| copy_size(actor, &thing.cutout, copy));
-            let mut copies = vec![Sprite::of_cutout(&thing.cutout, actor.mirrored, sizes[0])];
-            for (frame, area) in actor.boxes.iter().enumerate() {
-                let Some(area) = area else { continue };
-                let pose = pose(actor, thing, self, self.options.clip.frame_time(frame));
-                while copies.len() <= pose.copy {
-                    copies.push(copies[copies.len() - 1].halved(sizes[copies.len()]));
-                }
-                visit(frame, &copies[pose.copy], &pose, area);
+    /// `empty` once for every frame, with the things drawn in by `blend`, line by line and in drawing order.
+    fn film(
+        &self,
+        scene: &Scene,
+        empty: &[u8],
+        shadows: bool,
+        blend: impl Fn(&mut [u8], &[Texel]),
+    ) -> Vec<u8> {
+        let clip = &self.options.clip;
+        let channels = empty.len() / (clip.width * clip.height);
+        let copies = |actor| Copies::new(actor, &self.things[actor.thing].cutout);
+        let mut things: Vec<Copies> = scene.actors.iter().map(copies).collect();
+        let mut scratch = Scratch::default();
+        let (mut drawn, mut looks) = (Vec::new(), Vec::new());
+        let mut frames = Vec::with_capacity(clip.frames() * empty.len());
+        for frame in 0..clip.frames() {
+            looks.clear();
+            looks.extend(scene.actors.iter().map(|actor| self.look(actor, frame, shadows)));
+            // Compared with the last frame that was drawn, not copied: slow motion is not held back.
+            let still = |(now, then): (&Look, &Look)| now.is_like(then);
+            if frame > 0 && looks.iter().zip(&drawn).all(still) {
+                frames.extend_from_within(frames.len() - empty.len()..);
+                continue;
             }
+            frames.extend_from_slice(empty);
+            let pixels = &mut frames[frame * empty.len()..];
+            for (actor, look) in scene.actors.iter().zip(&looks) {
+                self.shade(actor, look, pixels);
+            }
+            for (copies, look) in things.iter_mut().zip(&looks) {
+                let Some(area) = &look.area else { continue };
+                let sprite = copies.get(look.pose.copy);
+                let rows = rows(sprite, &look.pose, area);
+                sprite.lines(rows, area.x1 - area.x0, &mut scratch, |row, line| {
+                    let start = (area.y0 + row) * clip.width + area.x0;
+                    blend(
+                        &mut pixels[channels * start..channels * (start + line.len())],
+                        line,
+                    );
+                });
+            }
+            std::mem::swap(&mut drawn, &mut looks);
+        }
+        frames
+    }
+
+    fn look(&self, actor: &Actor, frame: usize, shadows: bool) -> Look {
+        let pose = pose(
+            actor,
+            &self.things[actor.thing],
+            self,
+            self.options.clip.frame_time(frame),
+        );
+        let nearness = 1.0 - (actor.y - pose.y) / (SHADOW_HEIGHT * self.scale().y);
+        let darkness = if shadows && pose.visible {
+            SHADOW.2 * nearness.max(0.0) as f32
+        } else {
+            0.0
+        };
+        Look {
+            pose,
+            area: actor.boxes[frame],
+            darkness,
         }
     }
 
     /// Darkens the floor below a thing, the more the nearer it is.
-    fn shade(&self, actor: &Actor, time: f64, rgb: &mut [u8]) {
-        let clip = &self.options.clip;
-        let pose = pose(actor, &self.things[actor.thing], self, time);
-        let nearness = 1.0 - (actor.y - pose.y) / (SHADOW_HEIGHT * self.scale().y);
-        if !pose.visible || nearness <= 0.0 {
+    fn shade(&self, actor: &Actor, look: &Look, rgb: &mut [u8]) {
+        if look.darkness == 0.0 {
             return;
         }
+        let (clip, middle) = (&self.options.clip, look.pose.x);
         let (across, down) = shadow_axes(actor, &self.things[actor.thing].cutout);
-        let darkness = SHADOW.2 * nearness as f32;
         let range = |middle: f64, half: f64, size: usize| {
             let low = (middle - half).floor().clamp(0.0, size as f64);
             low as usize..(middle + half).ceil().clamp(low, size as f64) as usize
         };
         for y in range(actor.y, down, clip.height) {
             let v = (y as f64 + 0.5 - actor.y) / down;
-            for x in range(pose.x, across, clip.width) {
-                let u = (x as f64 + 0.5 - pose.x) / across;
+            for x in range(middle, across, clip.width) {
+                let u = (x as f64 + 0.5 - middle) / across;
                 let inside = (1.0 - u * u - v * v).max(0.0) as f32;
-                let light = 1.0 - darkness * inside;
+                let light = 1.0 - look.darkness * inside;
                 let at = 3 * (y * clip.width + x);
                 for part in &mut rgb[at..at + 3] {
                     *part = byte(light * f32::from(*part));
@@ -332,59 +329,4 @@ impl Composer {
 fn shadow_axes(actor: &Actor, cutout: &Cutout) -> (f64, f64) {
     let (width, height) = rest_size(actor, cutout);
     (SHADOW.0 * width, (SHADOW.1 * height).max(0.03 * actor.size))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn area_shares_sum_to_one_and_cover_each_input_equally() {
-        for (from, to) in [(96, 41), (64, 64), (7, 3), (10, 1), (5, 4)] {
-            let mut used = vec![0.0; from];
-            for (first, parts) in shares(from, to) {
-                assert!((parts.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{from} to {to}");
-                for (i, part) in parts.iter().enumerate() {
-                    used[first + i] += part;
-                }
-            }
-            let each = to as f32 / from as f32;
-            assert!(
-                used.iter().all(|share| (share - each).abs() < 1e-5),
-                "{from} to {to}: {used:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_sprite_keeps_its_mean_colour_at_every_size() {
-        let rgba: Vec<u8> = (0..30 * 20 * 4).map(|i| (i * 37 % 251) as u8).collect();
-        let cutout = Cutout {
-            width: 30,
-            height: 20,
-            rgba,
-        };
-        let mean = |sprite: &Sprite| {
-            let sum: f32 = sprite.texels.iter().map(|texel| texel[1]).sum();
-            sum / (sprite.width * sprite.height) as f32
-        };
-        let whole = Sprite::of_cutout(&cutout, false, (30, 20));
-        let smaller = Sprite::of_cutout(&cutout, true, (13, 9));
-        assert!((mean(&whole) - mean(&smaller)).abs() < 0.01);
-        assert!((mean(&whole) - mean(&whole.halved((15, 10)))).abs() < 0.01);
-    }
-
-    #[test]
-    fn sampling_at_texel_middles_returns_texels_and_fades_outside() {
-        let cutout = Cutout {
-            width: 2,
-            height: 1,
-            rgba: vec![10, 20, 30, 255, 50, 60, 70, 255],
-        };
-        let sprite = Sprite::of_cutout(&cutout, false, (2, 1));
-        assert_eq!(sprite.sample(0.5, 0.5), [10.0, 20.0, 30.0, 255.0]);
-        assert_eq!(sprite.sample(1.0, 0.5), [30.0, 40.0, 50.0, 255.0]);
-        assert_eq!(sprite.sample(2.5, 0.5), [0.0; 4]);
-        assert_eq!(sprite.sample(-9.0, 70.0), [0.0; 4]);
-    }
 }

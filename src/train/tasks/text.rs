@@ -419,7 +419,9 @@ mod tests {
                 "{message:?}"
             );
         }
-        let message = build(&recipe(Path::new("/nonexistent"), ""), &Device::Cpu)
+        // Whatever data sets this checkout has: these are none.
+        let absent = "things = '/nonexistent/things'";
+        let message = build(&recipe(Path::new("/nonexistent"), absent), &Device::Cpu)
             .err()
             .map(|e| e.to_string());
         assert!(message.is_some_and(|message| message.contains("fulgur data fetch")));

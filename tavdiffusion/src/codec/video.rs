@@ -43,7 +43,7 @@ impl Default for VideoCodecConfig {
             patch: [4, 8, 8],
             latent_channels: 20,
             encoder: [384, 4],
-            decoder: [320, 5],
+            decoder: [336, 5],
             fine: [192, 3],
         }
     }

@@ -1,0 +1,102 @@
+//! Times the parts of rendering a scene on one thread.
+//!
+//!     cargo run -p fulgur-datasets --features testing --example time_scenes -- [DATA_DIR [COUNT [DUMP]]]
+//!
+//! DATA_DIR holds the prepared sets `stamps` and `backgrounds`; without it, or when it is `-`, the things are
+//! procedural and there are no pictures. COUNT scenes are timed (50 unless said), each part of each the shortest of
+//! some tries, so that other work on the machine hardly counts. DUMP is a file for what was rendered, frames then
+//! mask of every scene; where it exists already, it is compared with instead of written, so that a change of the
+//! renderer can be judged.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use fulgur_datasets::pictures;
+use fulgur_datasets::scenes::{Composer, Options, Split};
+use fulgur_datasets::things::Things;
+
+/// Tries of each part; the shortest counts.
+const TRIES: usize = 7;
+const PARTS: [&str; 4] = ["scene", "render_frames", "render_mask", "render_sound"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let text = |at: usize, default: &'static str| arguments.get(at).map_or(default, String::as_str);
+    let count: u64 = text(1, "50").parse()?;
+    let composer = match text(0, "-") {
+        "-" => Composer::new(Things::synthetic(40), &[], Options::default())?,
+        data => {
+            let things = Things::load(&Path::new(data).join("stamps"))?;
+            let pictures: Vec<_> = pictures::load(&Path::new(data).join("backgrounds"))?
+                .into_iter()
+                .map(|(picture, _)| picture)
+                .collect();
+            Composer::new(things, &pictures, Options::default())?
+        }
+    };
+    let splits = [Split::Train, Split::Train, Split::Train, Split::Judge];
+    let mut seconds = [0.0; PARTS.len()];
+    let mut rendered = Vec::new();
+    for index in 0..count {
+        let split = splits[index as usize % splits.len()];
+        let (mut best, mut time) = ([f64::INFINITY; PARTS.len()], Instant::now());
+        for _ in 0..TRIES {
+            let mut lap = |part: usize| {
+                best[part] = time.elapsed().as_secs_f64().min(best[part]);
+                time = Instant::now();
+            };
+            let scene = composer.scene(split, index);
+            lap(0);
+            let frames = composer.render_frames(&scene);
+            lap(1);
+            let mask = composer.render_mask(&scene);
+            lap(2);
+            let sound = composer.render_sound(&scene);
+            lap(3);
+            if arguments.len() > 2 && rendered.len() <= index as usize {
+                rendered.push([frames, mask].concat());
+            }
+            drop(sound);
+            time = Instant::now();
+        }
+        for (sum, best) in seconds.iter_mut().zip(best) {
+            *sum += best;
+        }
+    }
+    for (part, sum) in PARTS.iter().zip(seconds) {
+        println!("{part:14} {:8.3} ms a clip", 1e3 * sum / count as f64);
+    }
+    let whole: f64 = seconds.iter().sum();
+    println!("{:.0} clips/s on one core", count as f64 / whole);
+    if let Some(dump) = arguments.get(2) {
+        compare(Path::new(dump), &rendered.concat())?;
+    }
+    Ok(())
+}
+
+/// Writes `rendered` where `dump` does not exist, else reports how much they differ.
+fn compare(dump: &Path, rendered: &[u8]) -> Result<(), Box<dyn Error>> {
+    if !dump.exists() {
+        return Ok(fs::write(dump, rendered)?);
+    }
+    let before = fs::read(dump)?;
+    if before.len() != rendered.len() {
+        let (found, expected) = (before.len(), rendered.len());
+        return Err(format!("{}: found {found} bytes, expected {expected}", dump.display()).into());
+    }
+    let mut differences = [0u64; 256];
+    for (&a, &b) in before.iter().zip(rendered) {
+        differences[usize::from(a.abs_diff(b))] += 1;
+    }
+    let sum: u64 = (0..).zip(differences).map(|(level, n)| level * n).sum();
+    println!(
+        "against {}: mean difference {:.5}, largest {}, {:.3} % of bytes differ",
+        dump.display(),
+        sum as f64 / before.len() as f64,
+        differences.iter().rposition(|&n| n > 0).unwrap_or(0),
+        100.0 * (before.len() as f64 - differences[0] as f64) / before.len() as f64,
+    );
+    Ok(())
+}
