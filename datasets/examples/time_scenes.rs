@@ -1,4 +1,4 @@
-//! Times the parts of rendering a scene on one thread.
+//! Times the parts of rendering a scene on one thread, and whole batches on all.
 //!
 //!     cargo run -p fulgur-datasets --features testing --example time_scenes -- [DATA_DIR [COUNT [DUMP]]]
 //!
@@ -16,9 +16,12 @@ use std::time::Instant;
 use fulgur_datasets::pictures;
 use fulgur_datasets::scenes::{Composer, Options, Split};
 use fulgur_datasets::things::Things;
+use rayon::prelude::*;
 
 /// Tries of each part; the shortest counts.
 const TRIES: usize = 7;
+/// Clips rendered at once, as for a step of training, and how often.
+const BATCH: (u64, u32) = (64, 8);
 const PARTS: [&str; 4] = ["scene", "render_frames", "render_mask", "render_sound"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -70,6 +73,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let whole: f64 = seconds.iter().sum();
     println!("{:.0} clips/s on one core", count as f64 / whole);
+    let start = Instant::now();
+    for _ in 0..BATCH.1 {
+        // All are kept until the last is done, so this counts the time for fresh memory too.
+        let batch: Vec<_> = (0..BATCH.0)
+            .into_par_iter()
+            .map(|index| {
+                let scene = composer.scene(Split::Train, index);
+                (
+                    composer.render_frames(&scene),
+                    composer.render_mask(&scene),
+                    composer.render_sound(&scene),
+                )
+            })
+            .collect();
+        assert_eq!(batch.len() as u64, BATCH.0);
+    }
+    println!(
+        "{:.0} clips/s in batches of {} on {} threads",
+        (BATCH.0 * u64::from(BATCH.1)) as f64 / start.elapsed().as_secs_f64(),
+        BATCH.0,
+        rayon::current_num_threads(),
+    );
     if let Some(dump) = arguments.get(2) {
         compare(Path::new(dump), &rendered.concat())?;
     }

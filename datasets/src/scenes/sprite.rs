@@ -1,7 +1,7 @@
 //! Cut-outs reduced to the size at which they are drawn, and sampled in rows.
 //!
-//! Colours are premultiplied: outside a cut-out is transparent black. Four channels are treated alike everywhere, so
-//! that the compiler makes one vector operation of them.
+//! Colours are premultiplied: outside a cut-out is transparent black. Rows are mixed as flat lines of numbers, all
+//! channels alike, because the compiler makes vector operations of that and not of one texel after another.
 
 use crate::things::Cutout;
 
@@ -30,10 +30,15 @@ pub(super) struct Row {
 /// Scratch memory for sampling, to be used for many rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Texel before each pixel and share of the next, for upright sprites.
-    columns: Vec<(usize, f32)>,
+    /// For upright sprites, the texel before each pixel.
+    columns: Vec<usize>,
+    /// For each pixel, the share of the next texel, once for every channel.
+    shares: Vec<Texel>,
     /// A row between two rows of texels.
     between: Vec<Texel>,
+    /// The texels before the pixels and after them.
+    before: Vec<Texel>,
+    after: Vec<Texel>,
     line: Vec<Texel>,
 }
 
@@ -52,10 +57,11 @@ fn shares(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
 }
 
 impl Sprite {
-    /// `source` (at x, y) averaged to `width` by `height`, with a border: down the columns first, because whole rows
-    /// are added up fastest.
+    /// The picture in `source`, whose rows begin every `stride` texels, averaged to `width` by `height`, with a border:
+    /// down the columns first, because whole rows are added up fastest.
     fn reduced(
-        source: impl Fn(usize, usize) -> Texel,
+        source: &[Texel],
+        stride: usize,
         (from_width, from_height): (usize, usize),
         (width, height): (usize, usize),
     ) -> Self {
@@ -64,16 +70,18 @@ impl Sprite {
         let mut sums = vec![[0.0; 4]; from_width];
         for (y, (first, parts)) in shares(from_height, height).iter().enumerate() {
             sums.fill([0.0; 4]);
-            for (i, &part) in parts.iter().enumerate() {
-                for (x, sum) in sums.iter_mut().enumerate() {
-                    *sum = added(*sum, part, source(x, first + i));
+            for (input, &part) in source[first * stride..].chunks(stride).zip(parts) {
+                let values = input[..from_width].as_flattened();
+                for (sum, &value) in sums.as_flattened_mut().iter_mut().zip(values) {
+                    *sum += part * value;
                 }
             }
             let start = (y + 1) * (width + BORDER) + 1;
             let row = &mut texels[start..start + width];
             for (texel, (first, parts)) in row.iter_mut().zip(&columns) {
-                let inputs = parts.iter().zip(&sums[*first..]);
-                *texel = inputs.fold([0.0; 4], |sum, (&part, &input)| added(sum, part, input));
+                for (&part, input) in parts.iter().zip(&sums[*first..]) {
+                    *texel = std::array::from_fn(|c| texel[c] + part * input[c]);
+                }
             }
         }
         Self {
@@ -85,17 +93,27 @@ impl Sprite {
 
     pub(super) fn of_cutout(cutout: &Cutout, mirrored: bool, size: (usize, usize)) -> Self {
         let (width, height) = (cutout.width as usize, cutout.height as usize);
-        let (texels, _) = cutout.rgba.as_chunks::<4>();
-        let texel = |x: usize, y: usize| {
-            let x = if mirrored { width - 1 - x } else { x };
-            texels[y * width + x].map(f32::from)
-        };
-        Self::reduced(texel, (width, height), size)
+        let mut source: Vec<Texel> = cutout
+            .rgba
+            .as_chunks()
+            .0
+            .iter()
+            .map(|rgba| rgba.map(f32::from))
+            .collect();
+        if mirrored {
+            source.chunks_mut(width).for_each(<[Texel]>::reverse);
+        }
+        Self::reduced(&source, width, (width, height), size)
     }
 
     pub(super) fn halved(&self, size: (usize, usize)) -> Self {
-        let texel = |x: usize, y: usize| self.texels[(y + 1) * (self.width + BORDER) + x + 1];
-        Self::reduced(texel, (self.width, self.height), size)
+        let stride = self.width + BORDER;
+        Self::reduced(
+            &self.texels[stride + 1..],
+            stride,
+            (self.width, self.height),
+            size,
+        )
     }
 
     /// The bilinear values at `count` pixels of each row, given to `put` with the number of the row.
@@ -108,35 +126,61 @@ impl Sprite {
         scratch: &mut Scratch,
         mut put: impl FnMut(usize, &[Texel]),
     ) {
-        let Scratch {
-            columns,
-            between,
-            line,
-        } = scratch;
-        columns.clear();
+        scratch.columns.clear();
+        scratch.shares.clear();
         for (y, row) in rows.enumerate() {
             let at = |i: usize, axis: usize| row.first[axis] + i as f32 * row.step[axis];
-            line.clear();
+            scratch.line.clear();
             if row.step[1] == 0.0 {
-                if columns.is_empty() {
-                    columns.extend((0..count).map(|i| whole_and_rest(at(i, 0), self.width)));
+                if scratch.columns.is_empty() {
+                    let places = (0..count).map(|i| whole_and_rest(at(i, 0), self.width));
+                    let (columns, shares) = (&mut scratch.columns, &mut scratch.shares);
+                    for (column, share) in places {
+                        columns.push(column);
+                        shares.push([share; 4]);
+                    }
                 }
-                let (above, t) = whole_and_rest(at(0, 1), self.height);
-                let stride = self.width + BORDER;
-                let (upper, lower) = self.texels[above * stride..(above + 2) * stride].split_at(stride);
-                between.clear();
-                between.extend(upper.iter().zip(lower).map(|(&a, &b)| mixed(a, b, t)));
-                let pixel = |&(left, s): &(usize, f32)| mixed(between[left], between[left + 1], s);
-                line.extend(columns.iter().map(pixel));
+                self.upright_line(at(0, 1), scratch);
             } else {
-                line.extend((0..count).map(|i| self.sample(at(i, 0), at(i, 1))));
+                let places = (0..count).map(|i| self.sample(at(i, 0), at(i, 1)));
+                scratch.line.extend(places);
             }
-            put(y, line);
+            put(y, &scratch.line);
+        }
+    }
+
+    /// The values at height `y` and at the places that `scratch` holds.
+    fn upright_line(&self, y: f32, scratch: &mut Scratch) {
+        let (above, t) = whole_and_rest(y, self.height);
+        let stride = self.width + BORDER;
+        let (upper, lower) = self.texels[above * stride..(above + 2) * stride].split_at(stride);
+        let Scratch {
+            columns,
+            shares,
+            between,
+            before,
+            after,
+            line,
+        } = scratch;
+        between.resize(stride, [0.0; 4]);
+        let inputs = upper.as_flattened().iter().zip(lower.as_flattened());
+        for (value, (a, b)) in between.as_flattened_mut().iter_mut().zip(inputs) {
+            *value = a + (b - a) * t;
+        }
+        before.clear();
+        before.extend(columns.iter().map(|&column| between[column]));
+        after.clear();
+        after.extend(columns.iter().map(|&column| between[column + 1]));
+        line.resize(columns.len(), [0.0; 4]);
+        let inputs = before.as_flattened().iter().zip(after.as_flattened());
+        let inputs = inputs.zip(shares.as_flattened());
+        for (value, ((a, b), share)) in line.as_flattened_mut().iter_mut().zip(inputs) {
+            *value = a + (b - a) * share;
         }
     }
 
     /// The bilinear value at (x, y), in texels from the upper left corner of the border's inside.
-    #[inline]
+    #[inline(always)]
     fn sample(&self, x: f32, y: f32) -> Texel {
         let (column, s) = whole_and_rest(x, self.width);
         let (row, t) = whole_and_rest(y, self.height);
@@ -149,18 +193,13 @@ impl Sprite {
 }
 
 /// Position before `x` in a row or column with its border, and the share of the one after it.
-#[inline]
+#[inline(always)]
 fn whole_and_rest(x: f32, size: usize) -> (usize, f32) {
     // Shifted by the border's width less half a texel; beyond the border everything is transparent.
     let x = (x + 0.5).clamp(0.0, (size + 1) as f32);
     // Through a signed whole number, because that is one instruction.
     let whole = x as i32;
     (whole as usize, x - whole as f32)
-}
-
-#[inline]
-fn added(sum: Texel, share: f32, texel: Texel) -> Texel {
-    std::array::from_fn(|c| sum[c] + share * texel[c])
 }
 
 #[inline]
