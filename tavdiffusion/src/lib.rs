@@ -12,4 +12,6 @@ pub mod error;
 mod folder;
 pub mod pipeline;
 pub mod streams;
+#[cfg(test)]
+mod testing;
 pub mod text;

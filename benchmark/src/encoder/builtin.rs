@@ -244,6 +244,55 @@ fn fit(frame: &[u8], width: usize, height: usize, size: usize) -> std::result::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fulgur_lightnet::params::Params;
+
+    fn small() -> Result<BuiltinEncoder> {
+        let config = BuiltinConfig {
+            size: 24,
+            window_s: 0.5,
+            dim: 32,
+            depth: 1,
+            heads: 1,
+            embedding: 8,
+            ..BuiltinConfig::default()
+        };
+        BuiltinEncoder::new(&config, &Params::random(4, &Device::Cpu).builder())
+    }
+
+    #[test]
+    fn pictures_and_sounds_become_unit_vectors_alone_or_together() -> Result<()> {
+        let encoder = small()?;
+        let lengths = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.to_vec1::<f32>();
+        let frames = Tensor::randn(0f32, 0.5, (3, 24, 24, 3), &Device::Cpu)?;
+        let waves = Tensor::randn(0f32, 0.1, (3, 8000), &Device::Cpu)?;
+        let (seen, heard) = (encoder.embed_frames(&frames)?, encoder.embed_sound(&waves)?);
+        for vectors in [&seen, &heard] {
+            assert_eq!(vectors.dims(), [3, 8]);
+            assert!(lengths(vectors)?.iter().all(|x| (x - 1.0).abs() < 1e-3));
+        }
+        let alone = encoder.embed_frames(&frames.narrow(0, 2, 1)?)?;
+        let difference = (seen.narrow(0, 2, 1)? - alone)?.abs()?.max_all()?;
+        assert!(difference.to_scalar::<f32>()? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn the_loss_prefers_matched_pairs_and_spares_equal_classes() -> Result<()> {
+        let encoder = small()?;
+        let eye = Tensor::eye(4, DType::F32, &Device::Cpu)?;
+        let turned = eye.index_select(&Tensor::new(&[1u32, 2, 3, 0], &Device::Cpu)?, 0)?;
+        let classes = Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu)?;
+        let loss = |seen: &Tensor, heard: &Tensor, classes: &Tensor| {
+            encoder.loss(seen, heard, classes)?.to_scalar::<f32>()
+        };
+        let (matched, wrong) = (loss(&eye, &eye, &classes)?, loss(&eye, &turned, &classes)?);
+        assert!(matched < 0.01 && wrong > 5.0, "{matched} {wrong}");
+        // Where all show one thing there is nothing to be told apart.
+        let same = Tensor::zeros(4, DType::U32, &Device::Cpu)?;
+        let spared = loss(&eye, &turned, &same)?;
+        assert!(spared.abs() < 1e-5, "{spared}");
+        Ok(())
+    }
 
     #[test]
     fn frames_are_cut_from_the_centre() {

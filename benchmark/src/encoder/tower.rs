@@ -117,3 +117,79 @@ impl Tower {
         rows.reshape(shape)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use fulgur_kernels::philox::Philox;
+    use fulgur_lightnet::params::Params;
+
+    const VALUES: usize = 6;
+
+    fn tower(axes: &[usize]) -> Result<Tower> {
+        let config = TowerConfig {
+            values: VALUES,
+            axes: axes.to_vec(),
+            dim: 32,
+            depth: 1,
+            heads: 1,
+            output: 5,
+        };
+        Tower::new(&config, &Params::random(2, &Device::Cpu).builder())
+    }
+
+    fn normal(name: &str, shape: &[usize]) -> Result<Tensor> {
+        let count = shape.iter().product();
+        Tensor::from_vec(Philox::named(1, name).normals(count), shape, &Device::Cpu)
+    }
+
+    fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
+        (a - b)?.abs()?.max_all()?.to_scalar()
+    }
+
+    #[test]
+    fn grids_of_any_size_become_one_vector() -> Result<()> {
+        let tower = tower(&[4, 3])?;
+        for [rows, columns] in [[4, 3], [1, 1], [8, 3], [3, 7]] {
+            let out = tower.forward(&normal("patches", &[2, rows, columns, VALUES])?)?;
+            assert_eq!(out.dims(), [2, 5]);
+            assert!(out.abs()?.max_all()?.to_scalar::<f32>()?.is_finite());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_batch_does_not_matter_and_places_do() -> Result<()> {
+        let tower = tower(&[4, 3])?;
+        let patches = normal("patches", &[3, 4, 3, VALUES])?;
+        let all = tower.forward(&patches)?;
+        let alone = tower.forward(&patches.narrow(0, 2, 1)?)?;
+        assert!(apart(&all.narrow(0, 2, 1)?, &alone)? < 1e-5);
+        let upside_down = patches.index_select(&Tensor::new(&[3u32, 2, 1, 0], &Device::Cpu)?, 1)?;
+        assert!(apart(&all, &tower.forward(&upside_down)?)? > 1e-4);
+        Ok(())
+    }
+
+    #[test]
+    fn other_lengths_read_the_nearest_coordinates() -> Result<()> {
+        let tower = tower(&[4, 3])?;
+        let table = normal("table", &[4, 2])?;
+        let rows = |length: usize| tower.along(0, &table, length)?.flatten_all()?.to_vec1::<f32>();
+        let trained = table.to_vec2::<f32>()?;
+        let expected = |at: &[usize]| at.iter().flat_map(|&i| trained[i].clone()).collect::<Vec<_>>();
+        assert_eq!(rows(4)?, expected(&[0, 1, 2, 3]));
+        assert_eq!(rows(8)?, expected(&[0, 0, 1, 1, 2, 2, 3, 3]));
+        assert_eq!(rows(2)?, expected(&[1, 3]));
+        Ok(())
+    }
+
+    #[test]
+    fn another_number_of_axes_is_refused() -> Result<()> {
+        let message = tower(&[4, 3])?
+            .forward(&normal("patches", &[2, 4, VALUES])?)
+            .unwrap_err();
+        assert!(message.to_string().contains("expected 2 axes"), "{message}");
+        Ok(())
+    }
+}

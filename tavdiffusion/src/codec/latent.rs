@@ -54,3 +54,31 @@ impl LatentNorm {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::testing::{apart, normal};
+
+    #[test]
+    fn measured_latents_are_standardised_and_restored() -> Result<()> {
+        let spread = Tensor::new(&[0.5f32, 3.0, 10.0], &Device::Cpu)?;
+        let raw = normal("raw", &[4, 6, 5, 3])?
+            .broadcast_mul(&spread)?
+            .broadcast_add(&Tensor::new(&[-2f32, 0.0, 7.0], &Device::Cpu)?)?;
+        let (mean, std) = LatentNorm::measure(&raw)?;
+        assert_eq!((mean.dims(), std.dims()), (&[3][..], &[3][..]));
+        let tensors = HashMap::from([("mean".to_owned(), mean), ("std".to_owned(), std)]);
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let norm = LatentNorm::new(3, &vb)?;
+        let standard = norm.normalise(&raw)?;
+        assert!(LatentNorm::penalty(&standard)?.to_scalar::<f32>()? < 1e-6);
+        assert!(LatentNorm::penalty(&raw)?.to_scalar::<f32>()? > 1.0);
+        assert!(apart(&norm.restore(&standard)?, &raw)? < 1e-4);
+        Ok(())
+    }
+}

@@ -146,3 +146,91 @@ impl MelCodec {
 fn run((input, stack, output): &(Linear, ShiftStack, Linear), x: &Tensor) -> Result<Tensor> {
     output.forward(&stack.forward(&input.forward(x)?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{apart, normal};
+    use fulgur_lightnet::params::Params;
+
+    fn small() -> MelCodecConfig {
+        MelCodecConfig {
+            latent_channels: 3,
+            encoder: [16, 1],
+            decoder: [16, 2],
+            ..MelCodecConfig::default()
+        }
+    }
+
+    fn codec(with_encoder: bool) -> Result<MelCodec> {
+        MelCodec::new(&small(), with_encoder, &Params::random(2, &Device::Cpu).builder())
+    }
+
+    #[test]
+    fn spectrograms_of_any_whole_length_come_back_in_their_shape() -> Result<()> {
+        let codec = codec(true)?;
+        for (batch, frames) in [(1, 4), (2, 40), (1, 100)] {
+            let mel = Tensor::full(-1f32, (batch, frames, 64), &Device::Cpu)?;
+            let latent = codec.encode(&mel)?;
+            assert_eq!(codec.grid(frames)?, [frames / 4, 4]);
+            assert_eq!(latent.dims(), [batch, frames / 4, 4, 3]);
+            assert_eq!(codec.decode(&latent)?.dims(), mel.dims());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_latent_knows_its_neighbourhood_alone() -> Result<()> {
+        let codec = codec(true)?;
+        let mel = normal("mel", &[1, 32, 64])?;
+        let changed = Tensor::cat(&[&normal("other", &[1, 4, 64])?, &mel.narrow(1, 4, 28)?], 1)?;
+        let (a, b) = (codec.encode_raw(&mel)?, codec.encode_raw(&changed)?);
+        let moment = |i: usize| apart(&a.narrow(1, i, 1)?, &b.narrow(1, i, 1)?);
+        assert!(moment(0)? > 1e-3 && moment(1)? > 0.0);
+        for i in 2..8 {
+            assert_eq!(moment(i)?, 0.0, "token {i}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn lengths_and_bands_that_do_not_fit_are_refused() -> Result<()> {
+        let codec = codec(true)?;
+        for frames in [0, 1, 6, 399] {
+            let message = codec.grid(frames).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("{frames} frames, expected a multiple of 4")),
+                "{message}"
+            );
+        }
+        assert!(codec.encode_raw(&normal("mel", &[1, 6, 64])?).is_err());
+        // Bands that patches divide, but not those of the codec.
+        let wide = codec.encode_raw(&normal("mel", &[1, 8, 80])?)?;
+        assert_eq!(wide.dims(), [1, 2, 5, 3]);
+        let config = MelCodecConfig { bands: 60, ..small() };
+        let params = Params::random(2, &Device::Cpu);
+        let message = MelCodec::new(&config, true, &params.builder())
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("[4, 16] does not divide 60"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_decoder_alone_says_that_it_cannot_encode() -> Result<()> {
+        let codec = codec(false)?;
+        let message = codec
+            .encode(&normal("mel", &[1, 4, 64])?)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            !codec.has_encoder() && message.contains("no encoder"),
+            "{message}"
+        );
+        assert_eq!(
+            codec.decode(&normal("latent", &[2, 3, 4, 3])?)?.dims(),
+            [2, 12, 64]
+        );
+        Ok(())
+    }
+}

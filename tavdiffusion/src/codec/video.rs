@@ -194,3 +194,116 @@ impl VideoCodec {
         self.decode_raw(&self.norm.restore(latent)?)?.clamp(-1f32, 1f32)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{apart, normal, perturb};
+    use fulgur_lightnet::params::Params;
+
+    fn small() -> VideoCodecConfig {
+        VideoCodecConfig {
+            latent_channels: 3,
+            encoder: [24, 1],
+            decoder: [24, 1],
+            fine: [12, 1],
+            ..VideoCodecConfig::default()
+        }
+    }
+
+    fn codec(with_encoder: bool) -> Result<VideoCodec> {
+        let params = Params::random(2, &Device::Cpu);
+        VideoCodec::new(&small(), with_encoder, &params.builder())
+    }
+
+    #[test]
+    fn clips_of_any_whole_size_come_back_in_their_shape() -> Result<()> {
+        let codec = codec(true)?;
+        for [batch, frames, height, width] in [[1, 4, 8, 8], [2, 8, 24, 16], [1, 12, 8, 40]] {
+            let clip = Tensor::full(0.25f32, (batch, frames, height, width, 3), &Device::Cpu)?;
+            let latent = codec.encode(&clip)?;
+            let [t, h, w] = codec.grid(frames, height, width)?;
+            assert_eq!([t, h, w], [frames / 4, height / 8, width / 8]);
+            assert_eq!(latent.dims(), [batch, t, h, w, 3]);
+            assert_eq!(codec.decode(&latent)?.dims(), clip.dims());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn decoded_frames_stay_in_range() -> Result<()> {
+        let params = Params::random(2, &Device::Cpu);
+        let codec = VideoCodec::new(&small(), false, &params.builder())?;
+        perturb(&params, 1.0)?;
+        let latent = normal("latent", &[1, 1, 2, 2, 3])?;
+        let largest = |frames: Tensor| frames.abs()?.max_all()?.to_scalar::<f32>();
+        let raw = largest(codec.decode_raw(&codec.norm().restore(&latent)?)?)?;
+        assert!(raw > 1.0 && raw.is_finite(), "{raw}");
+        assert_eq!(largest(codec.decode(&latent)?)?, 1.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_latent_knows_its_neighbourhood_alone() -> Result<()> {
+        let codec = codec(true)?;
+        let clip = normal("clip", &[1, 4, 8, 64, 3])?;
+        let other = normal("other", &[1, 4, 8, 8, 3])?;
+        // Another first patch; one block looks one token far.
+        let changed = Tensor::cat(&[&other, &clip.narrow(3, 8, 56)?], 3)?;
+        let (a, b) = (codec.encode_raw(&clip)?, codec.encode_raw(&changed)?);
+        let column = |i: usize| apart(&a.narrow(3, i, 1)?, &b.narrow(3, i, 1)?);
+        assert!(column(0)? > 1e-3 && column(1)? > 0.0);
+        for i in 2..8 {
+            assert_eq!(column(i)?, 0.0, "token {i}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_clip_is_coded_alike_alone_and_in_a_batch() -> Result<()> {
+        let codec = codec(true)?;
+        let clips = normal("clips", &[3, 4, 16, 8, 3])?;
+        let all = codec.decode(&codec.encode(&clips)?)?;
+        let one = codec.decode(&codec.encode(&clips.narrow(0, 1, 1)?)?)?;
+        assert!(apart(&all.narrow(0, 1, 1)?, &one)? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn odd_sizes_are_refused_by_name() -> Result<()> {
+        let codec = codec(true)?;
+        for (frames, height, width) in [(5, 16, 16), (4, 12, 16), (4, 16, 15), (0, 16, 16), (4, 0, 16)] {
+            let message = codec.grid(frames, height, width).unwrap_err().to_string();
+            let found = format!("{frames} frames of {width}x{height}, expected multiples of 4 frames, 8x8");
+            assert!(message.contains(&found), "{message}");
+        }
+        let clip = Tensor::zeros((1, 4, 12, 16, 3), candle_core::DType::F32, &Device::Cpu)?;
+        let message = codec.encode_raw(&clip).unwrap_err().to_string();
+        assert!(message.contains("[1, 4, 12, 16, 3]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_decoder_alone_says_that_it_cannot_encode() -> Result<()> {
+        let codec = codec(false)?;
+        assert!(!codec.has_encoder());
+        let clip = Tensor::zeros((1, 4, 8, 8, 3), candle_core::DType::F32, &Device::Cpu)?;
+        let message = codec.encode(&clip).unwrap_err().to_string();
+        assert!(message.contains("no encoder"), "{message}");
+        assert_eq!(
+            codec.decode(&normal("latent", &[1, 1, 1, 1, 3])?)?.dims(),
+            clip.dims()
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn patches_that_cannot_be_halved_are_refused() {
+        for patch in [[4, 7, 8], [4, 8, 9], [0, 8, 8], [4, 0, 8]] {
+            let config = VideoCodecConfig { patch, ..small() };
+            let params = Params::random(2, &Device::Cpu);
+            let message = VideoCodec::new(&config, true, &params.builder()).unwrap_err();
+            assert!(message.to_string().contains(&format!("{patch:?}")), "{message}");
+        }
+    }
+}

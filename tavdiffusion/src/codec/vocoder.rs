@@ -96,3 +96,62 @@ impl Vocoder {
         self.stft.inverse(&(x * &scale)?, &(y * &scale)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{apart, normal};
+    use fulgur_lightnet::params::Params;
+
+    fn vocoder() -> Result<Vocoder> {
+        let config = VocoderConfig {
+            stack: [16, 1],
+            ..VocoderConfig::default()
+        };
+        Vocoder::new(&config, &Params::random(2, &Device::Cpu).builder())
+    }
+
+    #[test]
+    fn every_frame_is_160_samples() -> Result<()> {
+        let vocoder = vocoder()?;
+        for (batch, frames) in [(1, 4), (2, 7), (1, 100)] {
+            let wave = vocoder.forward(&normal("mel", &[batch, frames, 64])?)?;
+            assert_eq!(wave.dims(), [batch, 160 * frames]);
+            assert!(wave.abs()?.max_all()?.to_scalar::<f32>()?.is_finite());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn absurd_spectrograms_give_finite_sound() -> Result<()> {
+        let vocoder = vocoder()?;
+        for gain in [0.0, 1e4, -1e4] {
+            let wave = vocoder.forward(&(normal("mel", &[1, 20, 64])? * gain)?)?;
+            let largest = wave.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(largest.is_finite(), "gain {gain}: {largest}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sound_depends_on_near_frames_alone_and_not_on_the_batch() -> Result<()> {
+        let vocoder = vocoder()?;
+        let mel = normal("mel", &[2, 30, 64])?;
+        let changed = Tensor::cat(&[&mel.narrow(1, 0, 29)?, &normal("other", &[2, 1, 64])?], 1)?;
+        let (a, b) = (vocoder.forward(&mel)?, vocoder.forward(&changed)?);
+        assert!(apart(&a, &b)? > 0.0);
+        // One block looks one frame far, and a frame's window reaches two hops to either side.
+        let early = 160 * (30 - 1 - 1 - 2);
+        assert_eq!(apart(&a.narrow(1, 0, early)?, &b.narrow(1, 0, early)?)?, 0.0);
+        let alone = vocoder.forward(&mel.narrow(0, 1, 1)?)?;
+        assert!(apart(&a.narrow(0, 1, 1)?, &alone)? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn another_number_of_bands_is_refused() -> Result<()> {
+        let message = vocoder()?.forward(&normal("mel", &[1, 8, 80])?).unwrap_err();
+        assert!(message.to_string().contains("80"), "{message}");
+        Ok(())
+    }
+}

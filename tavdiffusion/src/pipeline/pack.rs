@@ -336,7 +336,7 @@ mod tests {
         );
         let video = fault(|shapes, _| shapes.video.latent_channels = 4);
         assert!(
-            video.contains("video.channels: found 16, expected 4") && video.contains("video-codec"),
+            video.contains("video.channels: found 20, expected 4") && video.contains("video-codec"),
             "{video}"
         );
         let audio = fault(|shapes, _| shapes.denoiser.audio.channels = 3);

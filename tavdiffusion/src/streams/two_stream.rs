@@ -375,3 +375,194 @@ impl Stream {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::denoiser::{LatentShape, noise};
+    use crate::testing::{apart, normal, perturb};
+    use fulgur_lightnet::params::Params;
+
+    /// Size of the noise that wakes what starts at zero.
+    const WAKE: f64 = 0.1;
+
+    fn small() -> TwoStreamConfig {
+        let stream = |channels: usize, patch: &[usize], step_s: f64, longest: usize| StreamConfig {
+            channels,
+            patch: patch.to_vec(),
+            dim: 24,
+            heads: 2,
+            head_dim: 6,
+            hidden: 24,
+            step_s,
+            longest,
+        };
+        TwoStreamConfig {
+            video: stream(3, &[1, 2, 2], 1.0 / 3.0, 3),
+            audio: stream(2, &[1, 1], 0.04, 8),
+            depth: 2,
+            text_every: 2,
+            fusion: vec![0],
+            fusion_heads: 2,
+            text_dim: 16,
+            contrast_dim: 8,
+            objective: Objective::Flow,
+        }
+    }
+
+    fn network(training: bool, wake: f64) -> Result<TwoStream> {
+        let params = Params::random(6, &Device::Cpu);
+        let network = TwoStream::new(&small(), training, DType::F32, &params.builder())?;
+        perturb(&params, wake)?;
+        Ok(network)
+    }
+
+    fn latents(seeds: &[u64]) -> Result<Latents> {
+        let shape = LatentShape {
+            video: [2, 4, 4, 3],
+            audio: [7, 4, 2],
+        };
+        noise(&shape, seeds, &Device::Cpu)
+    }
+
+    fn text(name: &str, batch: usize, words: usize) -> Result<TextCondition> {
+        Ok(TextCondition {
+            states: normal(name, &[batch, words, 16])?,
+            mask: Tensor::ones((batch, words), DType::F32, &Device::Cpu)?,
+        })
+    }
+
+    fn times(batch: usize, time: f32) -> Result<Tensor> {
+        Tensor::full(time, batch, &Device::Cpu)
+    }
+
+    /// How far two predictions are apart, picture and sound.
+    fn differ(a: &Latents, b: &Latents) -> Result<[f32; 2]> {
+        Ok([apart(&a.video, &b.video)?, apart(&a.audio, &b.audio)?])
+    }
+
+    #[test]
+    fn a_fresh_network_predicts_zeros() -> Result<()> {
+        let made = network(false, 0.0)?.predict(&latents(&[1, 2])?, &times(2, 0.5)?, &text("a", 2, 3)?)?;
+        let zeros = made.map(Tensor::zeros_like)?;
+        assert_eq!(differ(&made, &zeros)?, [0.0; 2]);
+        Ok(())
+    }
+
+    #[test]
+    fn any_whole_size_and_duration_is_an_input() -> Result<()> {
+        let network = network(false, WAKE)?;
+        for (video, audio) in [
+            ([1, 2, 2, 3], [1, 4, 2]),
+            ([5, 4, 8, 3], [21, 4, 2]),
+            ([3, 6, 2, 3], [40, 2, 2]),
+        ] {
+            let latents = noise(&LatentShape { video, audio }, &[3], &Device::Cpu)?;
+            let made = network.predict(&latents, &times(1, 0.3)?, &text("a", 1, 5)?)?;
+            assert_eq!(made.video.dims(), latents.video.dims());
+            assert_eq!(made.audio.dims(), latents.audio.dims());
+            let sum = (made.video.sum_all()? + made.audio.sum_all()?)?.to_scalar::<f32>()?;
+            assert!(sum.is_finite(), "{video:?}: {sum}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn latents_that_are_no_whole_patches_are_refused() -> Result<()> {
+        let shape = LatentShape {
+            video: [2, 3, 4, 3],
+            audio: [7, 4, 2],
+        };
+        let odd = noise(&shape, &[1], &Device::Cpu)?;
+        let message = network(false, 0.0)?
+            .predict(&odd, &times(1, 0.5)?, &text("a", 1, 3)?)
+            .unwrap_err();
+        assert!(message.to_string().contains("[1, 2, 3, 4, 3]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn text_time_and_the_other_stream_change_both_predictions() -> Result<()> {
+        let network = network(false, WAKE)?;
+        let (latents, text_a) = (latents(&[1])?, text("a", 1, 3)?);
+        let base = network.predict(&latents, &times(1, 0.5)?, &text_a)?;
+        let moved = |made: &Latents| Ok::<_, candle_core::Error>(differ(&base, made)?.map(|d| d > 1e-4));
+        let other_text = network.predict(&latents, &times(1, 0.5)?, &text("b", 1, 3)?)?;
+        assert_eq!(moved(&other_text)?, [true; 2], "text");
+        let other_time = network.predict(&latents, &times(1, 0.9)?, &text_a)?;
+        assert_eq!(moved(&other_time)?, [true; 2], "time");
+        let other_sound = Latents {
+            video: latents.video.clone(),
+            audio: (&latents.audio + 1.0)?,
+        };
+        let made = network.predict(&other_sound, &times(1, 0.5)?, &text_a)?;
+        assert_eq!(moved(&made)?, [true; 2], "sound");
+        let other_picture = Latents {
+            video: (&latents.video + 1.0)?,
+            audio: latents.audio.clone(),
+        };
+        let made = network.predict(&other_picture, &times(1, 0.5)?, &text_a)?;
+        assert_eq!(moved(&made)?, [true; 2], "picture");
+        Ok(())
+    }
+
+    #[test]
+    fn padding_of_the_text_is_not_read() -> Result<()> {
+        let network = network(false, WAKE)?;
+        let latents = latents(&[1])?;
+        let short = text("a", 1, 3)?;
+        let rest = text("anything", 1, 2)?;
+        let padded = TextCondition {
+            states: Tensor::cat(&[&short.states, &rest.states], 1)?,
+            mask: Tensor::cat(&[&short.mask, &rest.mask.zeros_like()?], 1)?,
+        };
+        let a = network.predict(&latents, &times(1, 0.5)?, &short)?;
+        let b = network.predict(&latents, &times(1, 0.5)?, &padded)?;
+        assert!(differ(&a, &b)?.iter().all(|&d| d < 1e-5), "{:?}", differ(&a, &b)?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_clip_is_predicted_alike_alone_and_in_a_batch() -> Result<()> {
+        let network = network(false, WAKE)?;
+        let (all, texts) = (latents(&[1, 2, 3])?, text("a", 3, 4)?);
+        let time = Tensor::new(&[0.2f32, 0.5, 0.9], &Device::Cpu)?;
+        let together = network.predict(&all, &time, &texts)?.narrow(1, 1)?;
+        let one_text = TextCondition {
+            states: texts.states.narrow(0, 1, 1)?,
+            mask: texts.mask.narrow(0, 1, 1)?,
+        };
+        let alone = network.predict(&all.narrow(1, 1)?, &time.narrow(0, 1, 1)?, &one_text)?;
+        let apart = differ(&together, &alone)?;
+        assert!(apart.iter().all(|&d| d < 1e-5), "{apart:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn features_to_compare_exist_in_training_alone() -> Result<()> {
+        let forward = |training: bool| {
+            network(training, 0.0)?.forward(&latents(&[1, 2])?, &times(2, 0.5)?, &text("a", 2, 3)?)
+        };
+        assert!(forward(false)?.1.is_none());
+        let features = forward(true)?.1;
+        let shapes = features.map(|(seen, heard)| (seen.dims().to_vec(), heard.dims().to_vec()));
+        assert_eq!(shapes, Some((vec![2, 8], vec![2, 8])));
+        Ok(())
+    }
+
+    #[test]
+    fn fusion_beyond_the_last_block_is_refused() {
+        let config = TwoStreamConfig {
+            fusion: vec![0, 2],
+            ..small()
+        };
+        let params = Params::random(6, &Device::Cpu);
+        let message = TwoStream::new(&config, false, DType::F32, &params.builder()).unwrap_err();
+        assert!(
+            message
+                .to_string()
+                .contains("after block 2, expected one of 0..2"),
+            "{message}"
+        );
+    }
+}
