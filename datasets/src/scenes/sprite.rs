@@ -39,6 +39,10 @@ pub(super) struct Scratch {
     /// The texels before the pixels and after them.
     before: Vec<Texel>,
     after: Vec<Texel>,
+    /// For turned sprites, the texels below those, and the shares of these.
+    before_below: Vec<Texel>,
+    after_below: Vec<Texel>,
+    shares_below: Vec<Texel>,
     line: Vec<Texel>,
 }
 
@@ -142,8 +146,7 @@ impl Sprite {
                 }
                 self.upright_line(at(0, 1), scratch);
             } else {
-                let places = (0..count).map(|i| self.sample(at(i, 0), at(i, 1)));
-                scratch.line.extend(places);
+                self.turned_line((0..count).map(|i| [at(i, 0), at(i, 1)]), scratch);
             }
             put(y, &scratch.line);
         }
@@ -161,34 +164,65 @@ impl Sprite {
             before,
             after,
             line,
+            ..
         } = scratch;
         between.resize(stride, [0.0; 4]);
-        let inputs = upper.as_flattened().iter().zip(lower.as_flattened());
-        for (value, (a, b)) in between.as_flattened_mut().iter_mut().zip(inputs) {
-            *value = a + (b - a) * t;
-        }
+        mix(between, upper, lower, std::iter::repeat(t));
         before.clear();
         before.extend(columns.iter().map(|&column| between[column]));
         after.clear();
         after.extend(columns.iter().map(|&column| between[column + 1]));
         line.resize(columns.len(), [0.0; 4]);
-        let inputs = before.as_flattened().iter().zip(after.as_flattened());
-        let inputs = inputs.zip(shares.as_flattened());
-        for (value, ((a, b), share)) in line.as_flattened_mut().iter_mut().zip(inputs) {
-            *value = a + (b - a) * share;
-        }
+        mix(line, before, after, shares.as_flattened().iter().copied());
     }
 
-    /// The bilinear value at (x, y), in texels from the upper left corner of the border's inside.
-    #[inline(always)]
-    fn sample(&self, x: f32, y: f32) -> Texel {
-        let (column, s) = whole_and_rest(x, self.width);
-        let (row, t) = whole_and_rest(y, self.height);
+    /// The values at `places`, in texels from the upper left corner of the border's inside.
+    fn turned_line(&self, places: impl Iterator<Item = [f32; 2]>, scratch: &mut Scratch) {
+        let Scratch {
+            shares,
+            before,
+            after,
+            between,
+            before_below,
+            after_below,
+            shares_below,
+            line,
+            ..
+        } = scratch;
+        for list in [
+            &mut *shares,
+            before,
+            after,
+            before_below,
+            after_below,
+            shares_below,
+        ] {
+            list.clear();
+        }
         let stride = self.width + BORDER;
-        let at = row * stride + column;
-        let upper = mixed(self.texels[at], self.texels[at + 1], s);
-        let lower = mixed(self.texels[at + stride], self.texels[at + stride + 1], s);
-        mixed(upper, lower, t)
+        for [x, y] in places {
+            let (column, s) = whole_and_rest(x, self.width);
+            let (row, t) = whole_and_rest(y, self.height);
+            let at = row * stride + column;
+            before.push(self.texels[at]);
+            after.push(self.texels[at + 1]);
+            before_below.push(self.texels[at + stride]);
+            after_below.push(self.texels[at + stride + 1]);
+            shares.push([s; 4]);
+            shares_below.push([t; 4]);
+        }
+        between.resize(shares.len(), [0.0; 4]);
+        mix(between, before, after, shares.as_flattened().iter().copied());
+        // What was before and after is spent: its memory takes the lower values.
+        let below = before;
+        mix(
+            below,
+            before_below,
+            after_below,
+            shares.as_flattened().iter().copied(),
+        );
+        line.resize(shares.len(), [0.0; 4]);
+        mix(line, between, below, shares_below.as_flattened().iter().copied());
     }
 }
 
@@ -202,9 +236,13 @@ fn whole_and_rest(x: f32, size: usize) -> (usize, f32) {
     (whole as usize, x - whole as f32)
 }
 
-#[inline]
-fn mixed(a: Texel, b: Texel, share: f32) -> Texel {
-    std::array::from_fn(|c| a[c] + (b[c] - a[c]) * share)
+/// Writes into `out` what lies between `from` and `to`, number by number.
+fn mix(out: &mut [Texel], from: &[Texel], to: &[Texel], shares: impl Iterator<Item = f32>) {
+    let inputs = from.as_flattened().iter().zip(to.as_flattened());
+    let out = out.as_flattened_mut().iter_mut();
+    for ((value, (a, b)), share) in out.zip(inputs).zip(shares) {
+        *value = a + (b - a) * share;
+    }
 }
 
 #[cfg(test)]
@@ -255,9 +293,23 @@ mod tests {
             rgba: vec![10, 20, 30, 255, 50, 60, 70, 255],
         };
         let sprite = Sprite::of_cutout(&cutout, false, (2, 1));
-        assert_eq!(sprite.sample(0.5, 0.5), [10.0, 20.0, 30.0, 255.0]);
-        assert_eq!(sprite.sample(1.0, 0.5), [30.0, 40.0, 50.0, 255.0]);
-        assert_eq!(sprite.sample(2.5, 0.5), [0.0; 4]);
-        assert_eq!(sprite.sample(-9.0, 70.0), [0.0; 4]);
+        // Along the row of texels, level and going down by what is no difference.
+        for down in [0.0, 1e-12] {
+            let sample = |x: f32, y: f32| {
+                let row = Row {
+                    first: [x - 1.0, y],
+                    step: [1.0, down],
+                };
+                let mut found = Vec::new();
+                let mut put = |_, line: &[Texel]| found.push(line[1]);
+                sprite.lines(std::iter::once(row), 2, &mut Scratch::default(), &mut put);
+                found[0]
+            };
+            assert_eq!(sample(0.5, 0.5), [10.0, 20.0, 30.0, 255.0]);
+            assert_eq!(sample(1.0, 0.5), [30.0, 40.0, 50.0, 255.0]);
+            assert_eq!(sample(1.0, 0.0), [15.0, 20.0, 25.0, 127.5]);
+            assert_eq!(sample(2.5, 0.5), [0.0; 4]);
+            assert_eq!(sample(-9.0, 70.0), [0.0; 4]);
+        }
     }
 }
