@@ -2,12 +2,39 @@
 
 use std::path::{Path, PathBuf};
 
-/// Folder of the builtin generator, inside the folder of models.
-const GENERATOR: &str = "builtin";
-/// Folder of the builtin AVHScore encoder, inside the folder of models.
-const ENCODER: &str = "encoder";
 /// Environment variable that names another folder of models.
 const VARIABLE: &str = "FULGUR_MODELS";
+
+/// A kind of builtin model.
+struct Builtin {
+    /// What it is, in words.
+    name: &'static str,
+    /// Its folder, inside the folder of models.
+    folder: &'static str,
+    /// A file that the folder has.
+    file: &'static str,
+    /// The option that names another one.
+    flag: &'static str,
+}
+
+const GENERATOR: Builtin = Builtin {
+    name: "generator",
+    folder: "builtin",
+    file: "model_index.json",
+    flag: "--model",
+};
+const ENCODER: Builtin = Builtin {
+    name: "encoder",
+    folder: "encoder",
+    file: "config.json",
+    flag: "--encoder",
+};
+const JUDGES: Builtin = Builtin {
+    name: "judges",
+    folder: "judges",
+    file: "config.json",
+    flag: "--judges",
+};
 
 /// A builtin model that is not where it should be.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +50,7 @@ pub struct NotFound {
 /// # Errors
 /// If there is none.
 pub fn generator() -> Result<PathBuf, NotFound> {
-    find(GENERATOR, "model_index.json", "--model")
+    find(&GENERATOR)
 }
 
 /// Folder of the builtin AVHScore encoder.
@@ -31,21 +58,29 @@ pub fn generator() -> Result<PathBuf, NotFound> {
 /// # Errors
 /// If there is none.
 pub fn encoder() -> Result<PathBuf, NotFound> {
-    find(ENCODER, "config.json", "--encoder")
+    find(&ENCODER)
+}
+
+/// Folder of the builtin judges of generated clips.
+///
+/// # Errors
+/// If there is none.
+pub fn judges() -> Result<PathBuf, NotFound> {
+    find(&JUDGES)
 }
 
 /// Looks in `$FULGUR_MODELS`, beside the program (installed, or in its target folder), in the current folder and where
 /// the program was built.
-fn find(name: &'static str, file: &str, flag: &'static str) -> Result<PathBuf, NotFound> {
+fn find(wanted: &Builtin) -> Result<PathBuf, NotFound> {
     let roots = roots();
     let found = roots
         .iter()
-        .map(|root| root.join(name))
-        .find(|dir| dir.join(file).is_file());
+        .map(|root| root.join(wanted.folder))
+        .find(|dir| dir.join(wanted.file).is_file());
     found.ok_or_else(|| NotFound {
-        name: if name == GENERATOR { "generator" } else { "encoder" },
-        flag,
-        path: roots.first().cloned().unwrap_or_default().join(name),
+        name: wanted.name,
+        flag: wanted.flag,
+        path: roots.first().cloned().unwrap_or_default().join(wanted.folder),
     })
 }
 

@@ -420,6 +420,15 @@ __device__ void backward(const bf16 *x, const bf16 *d_o, const float *state, con
     }
 }
 
+// trig from phases.
+extern "C" __global__ void __launch_bounds__(256) additive_trig(const float *phase, float2 *trig, size_t count) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    float sine, cosine;
+    sincosf(phase[i], &sine, &cosine);
+    trig[i] = make_float2(cosine, sine);
+}
+
 #define ADDITIVE(NAME, D, E, PHASE)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         additive_state_##NAME(const bf16 *x, const float2 *trig, const uint8_t *keep, float *state, float *max,        \

@@ -8,10 +8,11 @@
 //! node instead of casts, reshapes, a product and a broadcast sum: candle's backward pass writes, reads and adds a zero
 //! tensor for every node that it passes.
 
+use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, DType};
 
@@ -35,221 +36,151 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     {
         return Err(OpError::shape(OP, "bias", bias, format!("[{output}]")).into());
     }
-    // A GPU rounds the masters inside of the node.
-    let master = |tensor: &Tensor| match tensor.device().is_cuda() {
-        true => tensor.contiguous(),
-        false => tensor.to_dtype(x.dtype())?.contiguous(),
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    // The rounded weights serve both directions.
+    let linear = Linear {
+        rounded: weight.detach().to_dtype(x.dtype())?,
     };
-    let (x, weight) = (x.contiguous()?, master(weight)?);
-    match bias {
-        None => x.apply_op2(&weight, Linear),
-        Some(bias) => x.apply_op3(&weight, &master(bias)?, Linear),
+    let value = linear.forward(&x, bias.as_ref())?;
+    match &bias {
+        None => attach2(value, [&x, &weight], linear),
+        Some(bias) => attach3(value, [&x, &weight, bias], linear),
     }
 }
 
-struct Linear;
-
-/// Rows, inputs and outputs, and the layouts of the two operands of the product.
-struct Plan {
-    mnk: (usize, usize, usize, usize),
-    x: Layout,
-    weight_t: Layout,
-    shape: Shape,
+struct Linear {
+    rounded: Tensor,
 }
 
-impl Plan {
-    fn new(x: &Layout, weight: &Layout) -> Result<Self> {
-        let (output, input) = weight.shape().dims2()?;
-        let rows = x.shape().elem_count() / input.max(1);
+impl Linear {
+    fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
+        let (output, input) = self.rounded.dims2()?;
+        let rows = x.elem_count() / input.max(1);
         let mut dims = x.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = output;
         }
-        Ok(Self {
-            mnk: (1, rows, output, input),
-            x: Layout::contiguous_with_offset((rows, input), x.start_offset()),
-            weight_t: Layout::contiguous_with_offset((output, input), weight.start_offset())
-                .transpose(0, 1)?,
-            shape: dims.into(),
-        })
-    }
-}
-
-fn cpu(
-    (x, x_layout): (&CpuStorage, &Layout),
-    (weight, weight_layout): (&CpuStorage, &Layout),
-    bias: Option<(&CpuStorage, &Layout)>,
-) -> Result<(CpuStorage, Shape)> {
-    let plan = Plan::new(x_layout, weight_layout)?;
-    let mut y = x.matmul(weight, plan.mnk, &plan.x, &plan.weight_t)?;
-    if let Some((bias, layout)) = bias {
-        let first = layout.start_offset();
-        match (&mut y, bias) {
-            (CpuStorage::F32(y), CpuStorage::F32(bias)) => add_to_rows(y, &bias[first..], plan.mnk.2),
-            (CpuStorage::F64(y), CpuStorage::F64(bias)) => add_to_rows(y, &bias[first..], plan.mnk.2),
-            _ => bail!(
-                "{OP}: {:?} with bias {:?}, expected both f32 or both f64",
-                y.dtype(),
-                bias.dtype()
-            ),
+        let ((x, x_layout), (weight, weight_layout)) =
+            (x.storage_and_layout(), self.rounded.storage_and_layout());
+        let x_layout = Layout::contiguous_with_offset((rows, input), x_layout.start_offset());
+        let weight_layout = weight_layout.transpose(0, 1)?;
+        let mnk = (1, rows, output, input);
+        match (&*x, &*weight) {
+            (Storage::Cpu(x), Storage::Cpu(weight)) => {
+                let mut y = x.matmul(weight, mnk, &x_layout, &weight_layout)?;
+                if let Some(bias) = bias {
+                    add_on_cpu(&mut y, bias)?;
+                }
+                Ok(Value::Cpu(y, dims.into()))
+            }
+            #[cfg(feature = "cuda")]
+            (Storage::Cuda(x), Storage::Cuda(weight)) => {
+                let y = x.matmul(weight, mnk, &x_layout, &weight_layout)?;
+                if let Some(bias) = bias {
+                    add_on_cuda(&y, rows * output, bias)?;
+                }
+                Ok(Value::Cuda(y, dims.into()))
+            }
+            _ => bail!("{OP}: x and weight lie on different or unsupported devices"),
         }
     }
-    Ok((y, plan.shape))
+
+    /// Adjoints of x, weight and bias; `None` for what no gradient is wanted of.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let (output, input) = weight.dims2()?;
+        let grad = grad.contiguous()?.reshape(((), output))?;
+        let wanted = |tensor: &Tensor, f: &dyn Fn() -> Result<Tensor>| tensor.track_op().then(f).transpose();
+        let dx = wanted(x, &|| grad.matmul(&self.rounded)?.reshape(x.shape()))?;
+        let dweight = wanted(weight, &|| {
+            let x = x.detach().reshape(((), input))?;
+            grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
+        })?;
+        let dbias = match bias {
+            Some(bias) => wanted(bias, &|| sum_rows(&grad)?.to_dtype(bias.dtype()))?,
+            None => None,
+        };
+        Ok([dx, dweight, dbias])
+    }
 }
 
-fn add_to_rows<T: Copy + std::ops::AddAssign>(y: &mut [T], bias: &[T], width: usize) {
-    for row in y.chunks_exact_mut(width) {
+fn add_on_cpu(y: &mut CpuStorage, bias: &Tensor) -> Result<()> {
+    let bias = bias.to_dtype(y.dtype())?;
+    let (storage, layout) = bias.storage_and_layout();
+    let (first, width) = (layout.start_offset(), bias.elem_count());
+    match (y, &*storage) {
+        (CpuStorage::F32(y), Storage::Cpu(CpuStorage::F32(bias))) => {
+            add_to_rows(y, &bias[first..first + width])
+        }
+        (CpuStorage::F64(y), Storage::Cpu(CpuStorage::F64(bias))) => {
+            add_to_rows(y, &bias[first..first + width])
+        }
+        (y, _) => bail!("{OP}: {:?} on the CPU, supported: f32, f64", y.dtype()),
+    }
+    Ok(())
+}
+
+fn add_to_rows<T: Copy + std::ops::AddAssign>(y: &mut [T], bias: &[T]) {
+    for row in y.chunks_exact_mut(bias.len()) {
         for (y, &b) in row.iter_mut().zip(bias) {
             *y += b;
         }
     }
 }
 
+/// Adds the bias to `count` results in place.
 #[cfg(feature = "cuda")]
-fn cuda(
-    (x, x_layout): (&CudaStorage, &Layout),
-    (weight, weight_layout): (&CudaStorage, &Layout),
-    bias: Option<(&CudaStorage, &Layout)>,
-) -> Result<(CudaStorage, Shape)> {
+fn add_on_cuda(y: &CudaStorage, count: usize, bias: &Tensor) -> Result<()> {
     use crate::rows::cuda::launch_add_row;
     use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-    let plan = Plan::new(x_layout, weight_layout)?;
-    let y = if weight.dtype() == x.dtype() {
-        x.matmul(weight, plan.mnk, &plan.x, &plan.weight_t)?
-    } else {
-        let dense = Layout::contiguous(weight_layout.shape());
-        let weight = weight.to_dtype(weight_layout, x.dtype())?;
-        x.matmul(&weight, plan.mnk, &plan.x, &dense.transpose(0, 1)?)?
-    };
-    let Some((bias, layout)) = bias else {
-        return Ok((y, plan.shape));
-    };
-    if bias.dtype() != DType::F32 || !layout.is_contiguous() {
-        bail!(
-            "{OP}: bias is {:?}, expected contiguous f32 on CUDA",
-            bias.dtype()
-        );
-    }
-    let device = y.device().clone();
+    let bias = bias.to_dtype(DType::F32)?;
+    let width = bias.elem_count();
+    let locked = crate::gpu::Locked::new(OP, &bias);
+    let bias = (locked.address()?.0, width);
+    let device = y.device();
     let stream = device.cuda_stream();
-    let bias = bias.as_cuda_slice::<f32>()?.slice(layout.start_offset()..);
-    let bias = (bias.device_ptr(&stream).0, plan.mnk.2);
-    let count = plan.shape.elem_count();
     match y.dtype() {
         DType::BF16 => {
             let slice = y.as_cuda_slice::<half::bf16>()?;
-            launch_add_row(&device, count, slice.device_ptr(&stream).0, bias, slice)?;
+            launch_add_row(device, count, slice.device_ptr(&stream).0, bias, slice)
         }
-        _ => {
+        DType::F32 => {
             let slice = y.as_cuda_slice::<f32>()?;
-            launch_add_row(&device, count, slice.device_ptr(&stream).0, bias, slice)?;
+            launch_add_row(device, count, slice.device_ptr(&stream).0, bias, slice)
         }
+        found => bail!("{OP}: {found:?} on CUDA, supported: f32, bf16"),
     }
-    Ok((y, plan.shape))
 }
 
-/// Adjoints of x, weight and bias; `None` for what no gradient is wanted of.
-fn backward(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    grad: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-    let (output, input) = weight.dims2()?;
-    let grad = grad.contiguous()?.reshape(((), output))?;
-    let wanted = |tensor: &Tensor, f: &dyn Fn() -> Result<Tensor>| tensor.track_op().then(f).transpose();
-    let dx = wanted(x, &|| {
-        grad.matmul(&weight.detach().to_dtype(grad.dtype())?)?
-            .reshape(x.shape())
-    })?;
-    let dweight = wanted(weight, &|| {
-        let x = x.detach().reshape(((), input))?;
-        grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
-    })?;
-    let dbias = match bias {
-        Some(bias) => wanted(bias, &|| sum_rows(&grad)?.to_dtype(bias.dtype()))?,
-        None => None,
-    };
-    Ok((dx, dweight, dbias))
-}
-
-impl CustomOp2 for Linear {
+impl Gradient<2> for Linear {
     fn name(&self) -> &'static str {
         OP
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cpu((x, x_layout), (weight, weight_layout), None)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        cuda((x, x_layout), (weight, weight_layout), None)
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dweight, _) = backward(x, weight, None, grad)?;
-        Ok((dx, dweight))
+    fn backward(&self, [x, weight]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let [dx, dweight, _] = self.gradients(x, weight, None, grad)?;
+        Ok([dx, dweight])
     }
 }
 
-impl CustomOp3 for Linear {
+impl Gradient<3> for Linear {
     fn name(&self) -> &'static str {
         OP
     }
 
-    fn cpu_fwd(
+    fn backward(
         &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-        bias: &CudaStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        cuda((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        backward(x, weight, Some(bias), grad)
+    ) -> Result<[Option<Tensor>; 3]> {
+        self.gradients(x, weight, Some(bias), grad)
     }
 }
 

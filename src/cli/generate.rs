@@ -17,9 +17,9 @@ use serde::Serialize;
 
 use super::answer::{Answer, Report};
 use super::context::Context;
+use super::encoder::open_encoder;
 use super::files::check_output;
 use super::progress::Unit;
-use super::score::open_encoder;
 use super::size::Size;
 use crate::{models, sheet};
 

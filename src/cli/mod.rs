@@ -21,6 +21,8 @@ mod context;
 #[cfg(feature = "media")]
 mod data;
 mod doctor;
+mod encoder;
+mod eval;
 mod fault;
 mod files;
 mod forward;
@@ -75,6 +77,7 @@ enum Command {
     Score(score::Arguments),
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
+    Eval(eval::Arguments),
     Forward(forward::Arguments),
     Train(train::Arguments),
     Pack(pack::Arguments),
@@ -93,6 +96,7 @@ impl Command {
             Self::Score(arguments) => score::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
+            Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context as _, bail};
 use candle_core::Device;
 use clap::ValueEnum;
-use fulgur_benchmark::encoder::BuiltinEncoder;
+use fulgur_benchmark::judge::Judges;
 use fulgur_datasets::atomic::AtomicFolder;
 use fulgur_lightnet::params::Precision;
 use fulgur_lightnet::params::pack::PackedFolder;
@@ -20,13 +20,14 @@ use super::answer::{Answer, Report};
 use super::context::Context;
 use super::progress::Unit;
 use super::size::Size;
+use crate::forward;
 
 /// The card of a model, which may be there before the model.
 const CARD: &str = "README.md";
 /// Files of a network's folder.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
-/// Pack a trained generator, or an AVHScore encoder, into a small folder
+/// Pack a trained generator, or one network, into a small folder
 ///
 /// A generator is put together from the models of five runs. Tensors that only training needs are left out, weights are
 /// stored in 8 bits, and sampling defaults are written down beside them. Each part is reported with its size and with
@@ -35,7 +36,7 @@ const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur pack -o models/builtin --name fulgur-builtin --max-bytes 26000000\n  \
-                  fulgur pack --encoder runs/encoder -o models/encoder"
+                  fulgur pack --network runs/encoder -o models/encoder"
 )]
 pub(super) struct Arguments {
     /// The folder to write
@@ -59,7 +60,7 @@ pub(super) struct Arguments {
     /// Run or model folder of the vocoder
     #[arg(long, value_name = "DIR")]
     vocoder: Option<PathBuf>,
-    /// Pack the AVHScore encoder of this run or model folder, and no generator
+    /// Pack the network of this run or model folder alone (an AVHScore encoder, judges, a part of a generator)
     #[arg(
         long,
         value_name = "DIR",
@@ -68,7 +69,7 @@ pub(super) struct Arguments {
             "steps", "shift", "guidance_video", "guidance_audio",
         ]
     )]
-    encoder: Option<PathBuf>,
+    network: Option<PathBuf>,
     /// How weights are stored
     #[arg(long, value_enum, default_value_t = Stored::EightBit)]
     precision: Stored,
@@ -136,8 +137,8 @@ impl From<Stored> for Precision {
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
-    let kind = match arguments.encoder {
-        Some(_) => Kind::Encoder,
+    let kind = match arguments.network {
+        Some(_) => Kind::Network,
         None => Kind::Generator,
     };
     let output = &arguments.output;
@@ -173,14 +174,14 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Generator,
-    Encoder,
+    Network,
 }
 
 impl Kind {
     fn words(self) -> &'static str {
         match self {
             Self::Generator => "generator",
-            Self::Encoder => "encoder",
+            Self::Network => "network",
         }
     }
 
@@ -189,7 +190,7 @@ impl Kind {
         let has = |name: &str| dir.join(name).is_file();
         match self {
             Self::Generator => has(FILE_NAME),
-            Self::Encoder => has(FILES[0]) && has(FILES[1]) && !has(FILE_NAME),
+            Self::Network => has(FILES[0]) && has(FILES[1]) && !has(FILE_NAME),
         }
     }
 }
@@ -197,18 +198,18 @@ impl Kind {
 /// A model in memory.
 enum Packed {
     Generator(PackedGenerator),
-    Encoder(PackedFolder),
+    Network(PackedFolder),
 }
 
 impl Packed {
     /// Reads and packs; `None` when the user stopped it.
     fn make(context: &Context, arguments: &Arguments) -> anyhow::Result<Option<Self>> {
         let precision = arguments.precision.into();
-        if let Some(dir) = &arguments.encoder {
+        if let Some(dir) = &arguments.network {
             let dir = model_folder(dir);
             // A damaged or a foreign model is found before anything is made of it.
-            BuiltinEncoder::load(&dir, &Device::Cpu)?;
-            return Ok(Some(Self::Encoder(PackedFolder::new(&dir, precision, |_| true)?)));
+            check_network(&dir)?;
+            return Ok(Some(Self::Network(PackedFolder::new(&dir, precision, |_| true)?)));
         }
         let part = |named: &Option<PathBuf>, run: &str| {
             model_folder(named.as_ref().unwrap_or(&arguments.runs.join(run)))
@@ -253,14 +254,14 @@ impl Packed {
                 let parts = generator.parts().iter();
                 parts.map(|(part, folder)| (part.folder(), folder)).collect()
             }
-            Self::Encoder(folder) => vec![("encoder", folder)],
+            Self::Network(folder) => vec![("network", folder)],
         }
     }
 
     fn bytes(&self) -> u64 {
         match self {
             Self::Generator(generator) => generator.bytes(),
-            Self::Encoder(folder) => folder.bytes(),
+            Self::Network(folder) => folder.bytes(),
         }
     }
 
@@ -271,13 +272,32 @@ impl Packed {
                 generator.write(dir)?;
                 Generator::load(dir, &Device::Cpu)?;
             }
-            Self::Encoder(folder) => {
+            Self::Network(folder) => {
                 folder.write(dir)?;
-                BuiltinEncoder::load(dir, &Device::Cpu)?;
+                check_network(dir)?;
             }
         }
         Ok(())
     }
+}
+
+/// Checks that a folder holds one network that the program knows, whole.
+fn check_network(dir: &Path) -> anyhow::Result<()> {
+    if dir.join(FILE_NAME).is_file() {
+        bail!("{}: found a generator, expected one network", dir.display());
+    }
+    match forward::Model::open(dir) {
+        Ok(model) => {
+            for part in &model.parts {
+                part.check(&Device::Cpu)?;
+            }
+        }
+        // Judges are no model to run on tensors.
+        Err(unknown) => {
+            Judges::load(dir, &Device::Cpu).map_err(|_| unknown)?;
+        }
+    }
+    Ok(())
 }
 
 /// The folder with the model: that of a run is called `model`.
@@ -338,7 +358,7 @@ fn check_target(dir: &Path, kind: Kind, force: bool) -> anyhow::Result<Vec<PathB
         } else if !is_file {
             return Err(foreign(&path));
         } else if (kind == Kind::Generator && name != FILE_NAME)
-            || (kind == Kind::Encoder && !FILES.contains(&name.as_str()))
+            || (kind == Kind::Network && !FILES.contains(&name.as_str()))
         {
             kept.push(path);
         }

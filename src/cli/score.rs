@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use fulgur_benchmark::avhscore::{self, Flag};
-use fulgur_benchmark::encoder::{BuiltinEncoder, EncodeError, Encoder};
+use fulgur_benchmark::encoder::{EncodeError, Encoder};
 use fulgur_datasets::media::{ReadOptions, read_clip};
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
 use super::context::Context;
+use super::encoder::open_encoder;
 use super::progress::Unit;
-use crate::models;
 
 /// Extensions of the files that a folder is searched for.
 const EXTENSIONS: [&str; 8] = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"];
@@ -40,17 +40,6 @@ pub(super) struct Arguments {
     /// Clips that are decoded at the same time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 2)]
     jobs: u16,
-}
-
-/// Opens `builtin` or the encoder in a folder.
-pub(super) fn open_encoder(name: &Path, context: &Context) -> anyhow::Result<Box<dyn Encoder>> {
-    let dir = if name == Path::new("builtin") {
-        models::encoder()?
-    } else {
-        name.to_owned()
-    };
-    let device = context.open_device()?;
-    Ok(Box::new(BuiltinEncoder::load(&dir, &device)?))
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {

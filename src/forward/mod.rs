@@ -189,6 +189,15 @@ impl Part {
         }
     }
 
+    /// Loads the network onto `device` once, to see that it is whole.
+    ///
+    /// # Errors
+    /// Weights that cannot be loaded.
+    pub fn check(&self, device: &Device) -> Result<(), ForwardError> {
+        drop((self.load)(device)?);
+        Ok(())
+    }
+
     /// Checks `tensors`, loads the network onto `device` and runs it; `origin` names the tensors in errors.
     ///
     /// # Errors

@@ -82,8 +82,7 @@ fn a_seed_gives_the_same_clip_for_any_number_of_threads() {
             command.arg("-o").arg(&clip).env("RAYON_NUM_THREADS", threads);
             let ran = Ran::of(command.output().unwrap());
             assert_eq!(ran.code, 0, "{}", ran.stderr);
-            let read = read_clip(&clip, &ReadOptions::default()).unwrap();
-            read.video.unwrap().frames
+            fs::read(&clip).unwrap()
         })
         .collect();
     assert!(made[0] == made[1], "threads change the clip");

@@ -4,6 +4,7 @@
 mod bad_input;
 mod data;
 mod documentation;
+mod eval;
 mod forward;
 #[cfg(feature = "media")]
 mod generate;

@@ -285,7 +285,7 @@ fn wrong_parts_and_defaults_are_named_and_nothing_is_written() {
     refused(&["--shift", "0"], &["shift: found 0"]);
     refused(&["--guidance-audio=-1"], &["guidance-audio: found -1"]);
     refused(&["--precision", "4bit"], &["invalid value '4bit'"]);
-    refused(&["--encoder", "x"], &["cannot be used with"]);
+    refused(&["--network", "x"], &["cannot be used with"]);
 
     // A denoiser whose audio latents last longer than this mel codec's.
     let config = runs.join("tav/model/config.json");
@@ -308,7 +308,7 @@ fn a_packed_encoder_scores_nearly_as_before() {
         let fixed: [&OsStr; 8] = [
             "pack".as_ref(),
             "--json".as_ref(),
-            "--encoder".as_ref(),
+            "--network".as_ref(),
             source.as_ref(),
             "-o".as_ref(),
             packed.as_ref(),
@@ -320,7 +320,7 @@ fn a_packed_encoder_scores_nearly_as_before() {
     let report = encode("8bit", &[]).json();
     assert_eq!(
         (&report["kind"], &report["bytes"]),
-        (&"encoder".into(), &size(&packed).into())
+        (&"network".into(), &size(&packed).into())
     );
     assert_eq!(names(&packed), ["config.json", "model.safetensors"]);
     assert!(encode("f16", &[]).error().contains("--force"));

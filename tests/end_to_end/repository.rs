@@ -204,3 +204,28 @@ fn every_model_folder_has_a_card_that_names_the_licence() {
         assert!(card.contains("recipes/"), "models/{folder} names no recipe");
     }
 }
+
+#[test]
+fn the_guide_to_training_knows_the_ends_of_the_recipes() {
+    let guide = text("docs/train.md");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let recipe: toml::Table = text(&format!("recipes/{name}")).parse().unwrap();
+        let train = recipe["train"].as_table().unwrap();
+        let end = match (train.get("max_seconds"), train.get("max_steps")) {
+            (Some(seconds), None) => format!("| {seconds} s |"),
+            (None, Some(steps)) => {
+                let steps = steps.as_integer().unwrap();
+                format!("| {},{:03} steps |", steps / 1000, steps % 1000)
+            }
+            found => panic!("{name}: {found:?}"),
+        };
+        let row = guide.lines().find(|line| line.contains(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/train.md has no row for {name}"));
+        assert!(
+            row.contains(&end),
+            "{name} ends after {end}, the guide says {row}"
+        );
+    }
+}

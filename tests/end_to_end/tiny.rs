@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use fulgur::benchmark::encoder::{BuiltinConfig, BuiltinEncoder};
+use fulgur::benchmark::judge::{JudgeConfig, Judges};
+use fulgur::datasets::scenes::Motion;
+use fulgur::datasets::store::{Plain, write_tensors};
+use fulgur::datasets::things::{self, Things};
 use fulgur::lightnet::params::{Params, Precision};
 use fulgur::tavdiffusion::codec::{
     MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder, VocoderConfig,
@@ -31,7 +35,7 @@ fn write<M>(folder: &Path, config: &impl Serialize, build: impl FnOnce(&Params) 
         .unwrap();
 }
 
-/// A generator of 32x32 pixels and 1 s.
+/// A generator of 32x32 pixels and 1 s, without the encoder of its mel codec.
 pub(crate) fn generator(root: &Path) -> PathBuf {
     let dir = root.join("builtin");
     let part = |part: Part| dir.join(part.folder());
@@ -72,15 +76,7 @@ pub(crate) fn generator(root: &Path) -> PathBuf {
     write(&part(Part::VideoCodec), &video, |p| {
         VideoCodec::new(&video, true, &p.builder())
     });
-    let mel = MelCodecConfig {
-        latent_channels: 4,
-        encoder: [16, 1],
-        decoder: [16, 1],
-        ..Default::default()
-    };
-    write(&part(Part::MelCodec), &mel, |p| {
-        MelCodec::new(&mel, false, &p.builder())
-    });
+    mel_codec(&dir, false);
     let vocoder = VocoderConfig {
         stack: [16, 1],
         ..Default::default()
@@ -124,6 +120,59 @@ pub(crate) fn generator(root: &Path) -> PathBuf {
     fs::write(
         dir.join("model_index.json"),
         serde_json::to_string(&index).unwrap(),
+    )
+    .unwrap();
+    dir
+}
+
+/// Writes the mel codec of the generator in `dir`, with its encoder or without.
+pub(crate) fn mel_codec(dir: &Path, with_encoder: bool) {
+    let mel = MelCodecConfig {
+        latent_channels: 4,
+        encoder: [16, 1],
+        decoder: [16, 1],
+        ..Default::default()
+    };
+    write(&dir.join(Part::MelCodec.folder()), &mel, |p| {
+        MelCodec::new(&mel, with_encoder, &p.builder())
+    });
+}
+
+/// Judges of `count` synthetic things in clips of 48x48 pixels and 1 s.
+pub(crate) fn judges(root: &Path, count: usize) -> PathBuf {
+    let dir = root.join(format!("judges-{count}"));
+    let config = JudgeConfig {
+        things: Things::synthetic(count)
+            .iter()
+            .map(|thing| thing.id.clone())
+            .collect(),
+        motions: Motion::ALL
+            .iter()
+            .map(|motion| motion.name().to_owned())
+            .collect(),
+        size: 48,
+        frames: 12,
+        fps: 12.0,
+        samples: 16_000,
+        dim: 64,
+        depth: 1,
+    };
+    write(&dir, &config, |p| Judges::new(&config, &p.builder()));
+    dir
+}
+
+/// Prepared sets of `count` synthetic things and of plain pictures.
+pub(crate) fn data(root: &Path, count: usize) -> PathBuf {
+    let dir = root.join("data");
+    things::save(&Things::synthetic(count), &dir.join("stamps")).unwrap();
+    let pixels: Vec<u8> = (0..4u8).flat_map(|i| vec![60 * i; 128 * 128 * 3]).collect();
+    let images = Plain::u8(&[4, 128, 128, 3], pixels);
+    let origin = serde_json::json!({"package": "synthetic", "path": "plain", "licence": "CC0-1.0"});
+    let sources = serde_json::json!([origin, origin, origin, origin]).to_string();
+    write_tensors(
+        &dir.join("backgrounds/backgrounds.safetensors"),
+        vec![("images".to_owned(), images)],
+        Some(("sources", sources)),
     )
     .unwrap();
     dir

@@ -17,8 +17,8 @@ const COPIES: usize = 3;
 const SHADOW: (f64, f64, f32) = (0.46, 0.055, 0.42);
 /// Height above the ground at which a shadow has gone, in pixels of a frame of 96.
 const SHADOW_HEIGHT: f64 = 40.0;
-/// What moves, turns or grows by less than this, in pixels, has not moved: no pixel would change by a quarter of a
-/// level of 255.
+/// What moves, turns or grows by less than this, in pixels, is not drawn anew: the sharpest edge would change by a
+/// quarter of a level of 255.
 const STILL: f64 = 1.0 / 1024.0;
 
 /// Where a thing is drawn at one instant.
@@ -329,4 +329,51 @@ impl Composer {
 fn shadow_axes(actor: &Actor, cutout: &Cutout) -> (f64, f64) {
     let (width, height) = rest_size(actor, cutout);
     (SHADOW.0 * width, (SHADOW.1 * height).max(0.03 * actor.size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_copied_only_where_nothing_moves_visibly() {
+        let look = Look {
+            pose: Pose {
+                x: 40.0,
+                y: 80.0,
+                width: 30.0,
+                height: 50.0,
+                angle: 0.0,
+                visible: true,
+                copy: 0,
+            },
+            area: Some(PixelBox {
+                x0: 25,
+                y0: 30,
+                x1: 55,
+                y1: 80,
+            }),
+            darkness: 0.2,
+        };
+        assert!(look.is_like(&look));
+        let changes: [fn(&mut Look, f64); 6] = [
+            |look, by| look.pose.x += by,
+            |look, by| look.pose.y += by,
+            |look, by| look.pose.width += by,
+            |look, by| look.pose.height -= by,
+            |look, by| look.pose.angle += by / 50.0,
+            |look, by| look.darkness += by as f32,
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let (mut little, mut much) = (look, look);
+            change(&mut little, 0.9 * STILL);
+            change(&mut much, 1.1 * STILL);
+            assert!(look.is_like(&little) && !look.is_like(&much), "change {number}");
+        }
+        // What is not seen may move; its box tells it from what is.
+        let (mut unseen, mut elsewhere) = (look, look);
+        (unseen.area, unseen.darkness) = (None, 0.0);
+        (elsewhere.area, elsewhere.darkness, elsewhere.pose.x) = (None, 0.0, -90.0);
+        assert!(unseen.is_like(&elsewhere) && !unseen.is_like(&look));
+    }
 }

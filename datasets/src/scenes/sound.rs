@@ -100,8 +100,10 @@ fn noise(rms: f32, seed: u64, samples: usize) -> Vec<f32> {
     for position in 0..samples.div_ceil(4) as u32 {
         let words = block([position, 0, 0, 0], key);
         out.extend(words.map(|word| {
-            let sum: u32 = word.to_le_bytes().into_iter().map(u32::from).sum();
-            (sum as f32 - BYTES.0) * scale
+            // The four bytes are added two at a time.
+            let pairs = (word & 0x00ff_00ff) + ((word >> 8) & 0x00ff_00ff);
+            let sum = (pairs + (pairs >> 16)) & 0xffff;
+            (sum as i32 as f32 - BYTES.0) * scale
         }));
     }
     out.truncate(samples);

@@ -1,7 +1,7 @@
 //! Cut-outs reduced to the size at which they are drawn, and sampled in rows.
 //!
-//! Colours are premultiplied: outside a cut-out is transparent black. Four channels are treated alike everywhere, so
-//! that the compiler makes one vector operation of them.
+//! Colours are premultiplied: outside a cut-out is transparent black. Rows are mixed as flat lines of numbers, all
+//! channels alike, because the compiler makes vector operations of that and not of one texel after another.
 
 use crate::things::Cutout;
 
@@ -30,10 +30,19 @@ pub(super) struct Row {
 /// Scratch memory for sampling, to be used for many rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Texel before each pixel and share of the next, for upright sprites.
-    columns: Vec<(usize, f32)>,
+    /// For upright sprites, the texel before each pixel.
+    columns: Vec<usize>,
+    /// For each pixel, the share of the next texel, once for every channel.
+    shares: Vec<Texel>,
     /// A row between two rows of texels.
     between: Vec<Texel>,
+    /// The texels before the pixels and after them.
+    before: Vec<Texel>,
+    after: Vec<Texel>,
+    /// For turned sprites, the texels below those, and the shares of these.
+    before_below: Vec<Texel>,
+    after_below: Vec<Texel>,
+    shares_below: Vec<Texel>,
     line: Vec<Texel>,
 }
 
@@ -52,10 +61,11 @@ fn shares(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
 }
 
 impl Sprite {
-    /// `source` (at x, y) averaged to `width` by `height`, with a border: down the columns first, because whole rows
-    /// are added up fastest.
+    /// The picture in `source`, whose rows begin every `stride` texels, averaged to `width` by `height`, with a border:
+    /// down the columns first, because whole rows are added up fastest.
     fn reduced(
-        source: impl Fn(usize, usize) -> Texel,
+        source: &[Texel],
+        stride: usize,
         (from_width, from_height): (usize, usize),
         (width, height): (usize, usize),
     ) -> Self {
@@ -64,16 +74,18 @@ impl Sprite {
         let mut sums = vec![[0.0; 4]; from_width];
         for (y, (first, parts)) in shares(from_height, height).iter().enumerate() {
             sums.fill([0.0; 4]);
-            for (i, &part) in parts.iter().enumerate() {
-                for (x, sum) in sums.iter_mut().enumerate() {
-                    *sum = added(*sum, part, source(x, first + i));
+            for (input, &part) in source[first * stride..].chunks(stride).zip(parts) {
+                let values = input[..from_width].as_flattened();
+                for (sum, &value) in sums.as_flattened_mut().iter_mut().zip(values) {
+                    *sum += part * value;
                 }
             }
             let start = (y + 1) * (width + BORDER) + 1;
             let row = &mut texels[start..start + width];
             for (texel, (first, parts)) in row.iter_mut().zip(&columns) {
-                let inputs = parts.iter().zip(&sums[*first..]);
-                *texel = inputs.fold([0.0; 4], |sum, (&part, &input)| added(sum, part, input));
+                for (&part, input) in parts.iter().zip(&sums[*first..]) {
+                    *texel = std::array::from_fn(|c| texel[c] + part * input[c]);
+                }
             }
         }
         Self {
@@ -85,17 +97,27 @@ impl Sprite {
 
     pub(super) fn of_cutout(cutout: &Cutout, mirrored: bool, size: (usize, usize)) -> Self {
         let (width, height) = (cutout.width as usize, cutout.height as usize);
-        let (texels, _) = cutout.rgba.as_chunks::<4>();
-        let texel = |x: usize, y: usize| {
-            let x = if mirrored { width - 1 - x } else { x };
-            texels[y * width + x].map(f32::from)
-        };
-        Self::reduced(texel, (width, height), size)
+        let mut source: Vec<Texel> = cutout
+            .rgba
+            .as_chunks()
+            .0
+            .iter()
+            .map(|rgba| rgba.map(f32::from))
+            .collect();
+        if mirrored {
+            source.chunks_mut(width).for_each(<[Texel]>::reverse);
+        }
+        Self::reduced(&source, width, (width, height), size)
     }
 
     pub(super) fn halved(&self, size: (usize, usize)) -> Self {
-        let texel = |x: usize, y: usize| self.texels[(y + 1) * (self.width + BORDER) + x + 1];
-        Self::reduced(texel, (self.width, self.height), size)
+        let stride = self.width + BORDER;
+        Self::reduced(
+            &self.texels[stride + 1..],
+            stride,
+            (self.width, self.height),
+            size,
+        )
     }
 
     /// The bilinear values at `count` pixels of each row, given to `put` with the number of the row.
@@ -108,48 +130,104 @@ impl Sprite {
         scratch: &mut Scratch,
         mut put: impl FnMut(usize, &[Texel]),
     ) {
-        let Scratch {
-            columns,
-            between,
-            line,
-        } = scratch;
-        columns.clear();
+        scratch.columns.clear();
+        scratch.shares.clear();
         for (y, row) in rows.enumerate() {
             let at = |i: usize, axis: usize| row.first[axis] + i as f32 * row.step[axis];
-            line.clear();
+            scratch.line.clear();
             if row.step[1] == 0.0 {
-                if columns.is_empty() {
-                    columns.extend((0..count).map(|i| whole_and_rest(at(i, 0), self.width)));
+                if scratch.columns.is_empty() {
+                    let places = (0..count).map(|i| whole_and_rest(at(i, 0), self.width));
+                    let (columns, shares) = (&mut scratch.columns, &mut scratch.shares);
+                    for (column, share) in places {
+                        columns.push(column);
+                        shares.push([share; 4]);
+                    }
                 }
-                let (above, t) = whole_and_rest(at(0, 1), self.height);
-                let stride = self.width + BORDER;
-                let (upper, lower) = self.texels[above * stride..(above + 2) * stride].split_at(stride);
-                between.clear();
-                between.extend(upper.iter().zip(lower).map(|(&a, &b)| mixed(a, b, t)));
-                let pixel = |&(left, s): &(usize, f32)| mixed(between[left], between[left + 1], s);
-                line.extend(columns.iter().map(pixel));
+                self.upright_line(at(0, 1), scratch);
             } else {
-                line.extend((0..count).map(|i| self.sample(at(i, 0), at(i, 1))));
+                self.turned_line((0..count).map(|i| [at(i, 0), at(i, 1)]), scratch);
             }
-            put(y, line);
+            put(y, &scratch.line);
         }
     }
 
-    /// The bilinear value at (x, y), in texels from the upper left corner of the border's inside.
-    #[inline]
-    fn sample(&self, x: f32, y: f32) -> Texel {
-        let (column, s) = whole_and_rest(x, self.width);
-        let (row, t) = whole_and_rest(y, self.height);
+    /// The values at height `y` and at the places that `scratch` holds.
+    fn upright_line(&self, y: f32, scratch: &mut Scratch) {
+        let (above, t) = whole_and_rest(y, self.height);
         let stride = self.width + BORDER;
-        let at = row * stride + column;
-        let upper = mixed(self.texels[at], self.texels[at + 1], s);
-        let lower = mixed(self.texels[at + stride], self.texels[at + stride + 1], s);
-        mixed(upper, lower, t)
+        let (upper, lower) = self.texels[above * stride..(above + 2) * stride].split_at(stride);
+        let Scratch {
+            columns,
+            shares,
+            between,
+            before,
+            after,
+            line,
+            ..
+        } = scratch;
+        between.resize(stride, [0.0; 4]);
+        mix(between, upper, lower, std::iter::repeat(t));
+        before.clear();
+        before.extend(columns.iter().map(|&column| between[column]));
+        after.clear();
+        after.extend(columns.iter().map(|&column| between[column + 1]));
+        line.resize(columns.len(), [0.0; 4]);
+        mix(line, before, after, shares.as_flattened().iter().copied());
+    }
+
+    /// The values at `places`, in texels from the upper left corner of the border's inside.
+    fn turned_line(&self, places: impl Iterator<Item = [f32; 2]>, scratch: &mut Scratch) {
+        let Scratch {
+            shares,
+            before,
+            after,
+            between,
+            before_below,
+            after_below,
+            shares_below,
+            line,
+            ..
+        } = scratch;
+        for list in [
+            &mut *shares,
+            before,
+            after,
+            before_below,
+            after_below,
+            shares_below,
+        ] {
+            list.clear();
+        }
+        let stride = self.width + BORDER;
+        for [x, y] in places {
+            let (column, s) = whole_and_rest(x, self.width);
+            let (row, t) = whole_and_rest(y, self.height);
+            let at = row * stride + column;
+            before.push(self.texels[at]);
+            after.push(self.texels[at + 1]);
+            before_below.push(self.texels[at + stride]);
+            after_below.push(self.texels[at + stride + 1]);
+            shares.push([s; 4]);
+            shares_below.push([t; 4]);
+        }
+        between.resize(shares.len(), [0.0; 4]);
+        mix(between, before, after, shares.as_flattened().iter().copied());
+        // What was before and after is spent: its memory takes the lower values.
+        let below = before;
+        mix(
+            below,
+            before_below,
+            after_below,
+            shares.as_flattened().iter().copied(),
+        );
+        line.resize(shares.len(), [0.0; 4]);
+        mix(line, between, below, shares_below.as_flattened().iter().copied());
     }
 }
 
 /// Position before `x` in a row or column with its border, and the share of the one after it.
-#[inline]
+#[inline(always)]
 fn whole_and_rest(x: f32, size: usize) -> (usize, f32) {
     // Shifted by the border's width less half a texel; beyond the border everything is transparent.
     let x = (x + 0.5).clamp(0.0, (size + 1) as f32);
@@ -158,14 +236,13 @@ fn whole_and_rest(x: f32, size: usize) -> (usize, f32) {
     (whole as usize, x - whole as f32)
 }
 
-#[inline]
-fn added(sum: Texel, share: f32, texel: Texel) -> Texel {
-    std::array::from_fn(|c| sum[c] + share * texel[c])
-}
-
-#[inline]
-fn mixed(a: Texel, b: Texel, share: f32) -> Texel {
-    std::array::from_fn(|c| a[c] + (b[c] - a[c]) * share)
+/// Writes into `out` what lies between `from` and `to`, number by number.
+fn mix(out: &mut [Texel], from: &[Texel], to: &[Texel], shares: impl Iterator<Item = f32>) {
+    let inputs = from.as_flattened().iter().zip(to.as_flattened());
+    let out = out.as_flattened_mut().iter_mut();
+    for ((value, (a, b)), share) in out.zip(inputs).zip(shares) {
+        *value = a + (b - a) * share;
+    }
 }
 
 #[cfg(test)]
@@ -216,9 +293,23 @@ mod tests {
             rgba: vec![10, 20, 30, 255, 50, 60, 70, 255],
         };
         let sprite = Sprite::of_cutout(&cutout, false, (2, 1));
-        assert_eq!(sprite.sample(0.5, 0.5), [10.0, 20.0, 30.0, 255.0]);
-        assert_eq!(sprite.sample(1.0, 0.5), [30.0, 40.0, 50.0, 255.0]);
-        assert_eq!(sprite.sample(2.5, 0.5), [0.0; 4]);
-        assert_eq!(sprite.sample(-9.0, 70.0), [0.0; 4]);
+        // Along the row of texels, level and going down by what is no difference.
+        for down in [0.0, 1e-12] {
+            let sample = |x: f32, y: f32| {
+                let row = Row {
+                    first: [x - 1.0, y],
+                    step: [1.0, down],
+                };
+                let mut found = Vec::new();
+                let mut put = |_, line: &[Texel]| found.push(line[1]);
+                sprite.lines(std::iter::once(row), 2, &mut Scratch::default(), &mut put);
+                found[0]
+            };
+            assert_eq!(sample(0.5, 0.5), [10.0, 20.0, 30.0, 255.0]);
+            assert_eq!(sample(1.0, 0.5), [30.0, 40.0, 50.0, 255.0]);
+            assert_eq!(sample(1.0, 0.0), [15.0, 20.0, 25.0, 127.5]);
+            assert_eq!(sample(2.5, 0.5), [0.0; 4]);
+            assert_eq!(sample(-9.0, 70.0), [0.0; 4]);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::NonCausal;
 use crate::autograd::{Gradient, attach1, attach2};
-use crate::cuda_module::{Module, THREADS, launch, module, pointer, room};
+use crate::cuda_module::{Module, THREADS, flat, launch, module, pointer, room};
 use crate::gpu::{self, Locked};
 use crate::rows::sum_rows;
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
@@ -180,8 +180,14 @@ pub(super) fn projected(x: &Tensor, sizes: Sizes, options: &NonCausal<'_>) -> Re
 
 /// Cosines and sines of the phases, `[N, D, 2]`.
 fn trig(phase: &Tensor) -> Result<Tensor> {
-    let phase = phase.detach().to_dtype(DType::F32)?;
-    Tensor::stack(&[phase.cos()?, phase.sin()?], 2)?.contiguous()
+    let phase = phase.detach().to_dtype(DType::F32)?.contiguous()?;
+    let (tokens, d) = phase.dims2()?;
+    let device = phase.device().as_cuda_device()?;
+    let trig = room::<f32>(device, 2 * tokens * d)?;
+    let locked = Locked::new(NAME, &phase);
+    launch!(device, ADDITIVE, "additive_trig", flat(tokens * d);
+        locked.view::<f32>()?, trig.as_view(), tokens * d);
+    Ok(gpu::tensor(trig, device, &(tokens, d, 2).into()))
 }
 
 /// Address of a tensor that may be missing. The tensor outlives the launch because its owner does.

@@ -31,44 +31,71 @@ const NAME: &str = "lrpe::phases";
 /// # candle_core::Result::Ok(())
 /// ```
 pub fn phases(positions: &Tensor, theta: &Tensor, width: usize) -> Result<Tensor> {
-    let axes = match positions.dims() {
-        &[_, axes] if axes > 0 => axes,
-        _ => return Err(OpError::shape(NAME, "positions", positions, "[N, axes]").into()),
-    };
-    if width == 0 {
-        return Err(OpError::value(NAME, "width", width, "at least 1").into());
+    Steps::new(positions, width, theta.dtype(), theta.device())?.phases(theta)
+}
+
+/// What phases need of positions: how far each token is along the axis of each channel. The same for all layers of a
+/// model that see one grid, so that it pays to keep it.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    /// `[N, D]`.
+    steps_nd: Tensor,
+    /// Which frequency turns each channel, `[D]`.
+    frequency_d: Tensor,
+    axes: usize,
+    count: usize,
+}
+
+impl Steps {
+    /// Of tokens at `positions` `[N, k]`, for keys of `width` D, in `dtype` on `device`.
+    ///
+    /// Fails on shapes that do not fit.
+    pub fn new(positions: &Tensor, width: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let axes = match positions.dims() {
+            &[_, axes] if axes > 0 => axes,
+            _ => return Err(OpError::shape(NAME, "positions", positions, "[N, axes]").into()),
+        };
+        if width == 0 {
+            return Err(OpError::value(NAME, "width", width, "at least 1").into());
+        }
+        let count = width.div_ceil(axes);
+        let channels = |of: fn(u32, u32) -> u32| {
+            let count = count as u32;
+            let channels: Vec<u32> = (0..width as u32).map(|c| of(c, count)).collect();
+            Tensor::from_vec(channels, width, device)
+        };
+        let axis_d = channels(|c, count| c / count)?;
+        Ok(Self {
+            steps_nd: positions
+                .to_device(device)?
+                .detach()
+                .to_dtype(dtype)?
+                .index_select(&axis_d, 1)?,
+            frequency_d: channels(|c, count| c % count)?,
+            axes,
+            count,
+        })
     }
-    let count = width.div_ceil(axes);
-    if !matches!(theta.rank(), 1 | 2) || theta.dim(D::Minus1)? != count {
-        let expected = format!("[{count}] or [H, {count}] for width {width} and {axes} axes");
-        return Err(OpError::shape(NAME, "theta", theta, expected).into());
+
+    /// Phases `[N, D]` with frequencies `theta` `[e]`, or `[N, H, D]` with `[H, e]`; differentiable in `theta`.
+    ///
+    /// Fails on shapes and types that do not fit.
+    pub fn phases(&self, theta: &Tensor) -> Result<Tensor> {
+        let (axes, count, width) = (self.axes, self.count, self.frequency_d.dim(0)?);
+        if !matches!(theta.rank(), 1 | 2) || theta.dim(D::Minus1)? != count {
+            let expected = format!("[{count}] or [H, {count}] for width {width} and {axes} axes");
+            return Err(OpError::shape(NAME, "theta", theta, expected).into());
+        }
+        if !matches!(theta.dtype(), DType::F32 | DType::F64) {
+            return Err(OpError::value(NAME, "theta", format!("{:?}", theta.dtype()), "f32 or f64").into());
+        }
+        let theta = theta.index_select(&self.frequency_d, theta.rank() - 1)?;
+        if theta.rank() == 2 {
+            self.steps_nd.unsqueeze(1)?.broadcast_mul(&theta)
+        } else {
+            self.steps_nd.broadcast_mul(&theta)
+        }
     }
-    if !matches!(theta.dtype(), DType::F32 | DType::F64) {
-        return Err(OpError::value(NAME, "theta", format!("{:?}", theta.dtype()), "f32 or f64").into());
-    }
-    let device = theta.device();
-    let channels = |of: fn(u32, u32) -> u32| {
-        let count = count as u32;
-        Tensor::from_vec(
-            (0..width as u32).map(|c| of(c, count)).collect::<Vec<_>>(),
-            width,
-            device,
-        )
-    };
-    let axis = channels(|c, count| c / count)?;
-    let frequency = channels(|c, count| c % count)?;
-    let steps = positions
-        .to_device(device)?
-        .detach()
-        .to_dtype(theta.dtype())?
-        .index_select(&axis, 1)?;
-    let theta = theta.index_select(&frequency, theta.rank() - 1)?;
-    let steps = if theta.rank() == 2 {
-        steps.unsqueeze(1)?
-    } else {
-        steps
-    };
-    steps.broadcast_mul(&theta)
 }
 
 /// Positions `[condition + prod(axes), k]` in f32 of the cells of a grid in row-major order, last axis fastest, after

@@ -3,9 +3,11 @@
 //! Channel c of a head belongs to one axis and turns by `position * frequency_c`. Cosine and sine parts double the key
 //! width, so that the score of two tokens depends on their offset alone.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::lrpe::phases;
+use fulgur_kernels::lrpe::Steps;
 
 use super::Grid;
 
@@ -18,6 +20,7 @@ pub struct MdLrpe {
     log_scale: Tensor,
     base: Tensor,
     width: usize,
+    last: Arc<Mutex<Option<(Grid, Steps)>>>,
 }
 
 impl MdLrpe {
@@ -41,13 +44,28 @@ impl MdLrpe {
             log_scale,
             base,
             width,
+            last: Arc::default(),
         })
     }
 
     /// Angles `[N, D]` of the tokens of `grid`; zero for condition tokens.
     pub fn phases(&self, grid: &Grid) -> Result<Tensor> {
-        let positions = grid.positions(self.base.device())?.to_dtype(self.base.dtype())?;
         let theta = (&self.base * self.log_scale.exp()?)?;
-        phases(&positions, &theta, self.width)
+        self.steps(grid)?.phases(&theta)
+    }
+
+    /// The steps of the grid that was seen last are kept: it rarely changes.
+    fn steps(&self, grid: &Grid) -> Result<Steps> {
+        // A panic elsewhere cannot leave a half-written entry.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, steps)) = &*last
+            && of == grid
+        {
+            return Ok(steps.clone());
+        }
+        let device = self.base.device();
+        let steps = Steps::new(&grid.positions(device)?, self.width, self.base.dtype(), device)?;
+        *last = Some((grid.clone(), steps.clone()));
+        Ok(steps)
     }
 }

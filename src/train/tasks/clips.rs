@@ -115,11 +115,30 @@ pub struct Clips {
 }
 
 impl Clips {
-    /// Opens the prepared sets `stamps` and, where the options ask for it, `bbb`.
+    /// Opens the prepared sets `stamps` and, where the options ask for them, `backgrounds` and `bbb`, for clips of the
+    /// default size.
     ///
     /// # Errors
     /// A set that is not prepared, with the command that prepares it.
     pub fn open(options: &ClipOptions) -> TaskResult<Self> {
+        Self::open_as(options, ClipSpec::default())
+    }
+
+    /// As [`Self::open`], for clips of any size.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and a size that no clip can have, or that pieces of the film do not have.
+    pub fn open_as(options: &ClipOptions, clip: ClipSpec) -> TaskResult<Self> {
+        if options.film > 0.0
+            && (clip.width, clip.height, clip.fps) != (film::SIDE, film::SIDE, film::FPS as f64)
+        {
+            let (width, height, fps) = (clip.width, clip.height, clip.fps);
+            let expected = format!("{0}x{0} at {1} frames/s, as the film is", film::SIDE, film::FPS);
+            return Err(format!(
+                "film: found clips of {width}x{height} at {fps} frames/s, expected {expected}"
+            )
+            .into());
+        }
         let dir = options.data.join("stamps");
         let mut things = Things::load(&dir).map_err(|e| format!("{e}; run `fulgur data fetch stamps`"))?;
         if options.without_gpl {
@@ -134,6 +153,7 @@ impl Clips {
         let pictures: Vec<_> = pictures.into_iter().map(|(picture, _)| picture).collect();
         let scene_options = scenes::Options {
             seed: options.seed,
+            clip,
             two_things: options.two_things,
             pictures: options.pictures,
             ..scenes::Options::default()
@@ -167,13 +187,13 @@ impl Clips {
     pub fn draw(&self, split: Split, noise: &mut Philox, want: Want) -> HostClip {
         match &self.film {
             Some(film) if noise.chance(self.film_share) => self.film_clip(film, noise, want),
-            _ => self.scene_clip(self.composer.scene(split, noise.next_u64()), want),
+            _ => self.rendered(self.composer.scene(split, noise.next_u64()), want),
         }
     }
 
     /// Scene `index` of `split`, rendered.
     pub fn scene(&self, split: Split, index: u64, want: Want) -> HostClip {
-        self.scene_clip(self.composer.scene(split, index), want)
+        self.rendered(self.composer.scene(split, index), want)
     }
 
     /// The held-out part of the film in clips, end to end.
@@ -186,7 +206,8 @@ impl Clips {
             .collect()
     }
 
-    fn scene_clip(&self, scene: Scene, want: Want) -> HostClip {
+    /// A scene of the composer, rendered.
+    pub fn rendered(&self, scene: Scene, want: Want) -> HostClip {
         let render = |wanted: bool, f: &dyn Fn() -> Vec<u8>| if wanted { f() } else { Vec::new() };
         HostClip {
             frames: render(want.frames, &|| self.composer.render_frames(&scene)),

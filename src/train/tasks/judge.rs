@@ -394,3 +394,144 @@ fn cross_entropy(logits: &Tensor, classes: &Tensor, smooth: f64) -> candle_core:
     let even = log_p.mean(1)?;
     (right * (smooth - 1.0))? - (even * smooth)?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fulgur_datasets::fetch::DataDir;
+    use fulgur_datasets::things::{self, Things};
+
+    fn options(data: &Path) -> Options {
+        Options {
+            clips: ClipOptions {
+                data: data.to_owned(),
+                pictures: 0.0,
+                ..Options::default().clips
+            },
+            batch: 6,
+            still: 0.5,
+            validation: 4,
+            dim: 64,
+            depth: 1,
+            ..Options::default()
+        }
+    }
+
+    #[test]
+    fn a_batch_tells_still_clips_from_moving_ones() -> TaskResult<()> {
+        let dir = tempfile::tempdir()?;
+        things::save(&Things::synthetic(4), &dir.path().join("stamps"))?;
+        let task = JudgeTask::open(options(dir.path()), 1, &Device::Cpu)?;
+        let cursor = Cursor { seed: 3, index: 5 };
+        let batch = task.batch(&cursor)?;
+        let frames = task.clips.spec().frames() as u32;
+        let numbers = |name: &str| batch.get(name)?.to_vec1::<u32>();
+        let (order, contacts, picks) = (numbers("order")?, numbers("contacts")?, numbers("picks")?);
+        let moving = batch.get("moving")?.to_vec1::<f32>()?;
+        let still = moving.iter().filter(|&&moving| moving == 0.0).count();
+        assert!((1..6).contains(&still), "{still} of 6 stand still");
+        for (clip, shown) in order.chunks_exact(frames as usize).enumerate() {
+            let base = clip as u32 * frames;
+            assert!(shown.iter().all(|at| (base..base + frames).contains(at)));
+            let stands = shown.iter().all(|at| *at == shown[0]);
+            assert_eq!((stands, contacts[clip] == frames), (moving[clip] == 0.0, stands));
+            let picked = &picks[clip * FRAMES_OF_CLIP..][..FRAMES_OF_CLIP];
+            assert!(picked.iter().all(|at| (base..base + frames).contains(at)));
+            assert!(stands || picked.iter().all(|at| *at > base + contacts[clip]));
+        }
+        // The same cursor gives the same batch, with or without threads beside it.
+        let again = task.batch(&cursor)?;
+        for (name, tensor) in &batch.tensors {
+            let gap = (tensor.to_dtype(DType::F32)? - again.get(name)?.to_dtype(DType::F32)?)?;
+            assert_eq!(gap.abs()?.max_all()?.to_scalar::<f32>()?, 0.0, "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_loss_reaches_every_weight_and_the_figures_are_shares() -> TaskResult<()> {
+        let dir = tempfile::tempdir()?;
+        things::save(&Things::synthetic(4), &dir.path().join("stamps"))?;
+        let task = JudgeTask::open(options(dir.path()), 1, &Device::Cpu)?;
+        let cursor = Cursor { seed: 3, index: 0 };
+        let step = Step {
+            number: 0,
+            progress: 0.0,
+            cursor,
+        };
+        let losses = task.loss(&task.batch(&cursor)?, &step)?;
+        assert!(losses.total.to_scalar::<f32>()?.is_finite());
+        let gradients = losses.total.backward()?;
+        for (name, var) in task.params.vars() {
+            let gradient = gradients.get(&var).ok_or(format!("{name} has no gradient"))?;
+            let size = gradient.sqr()?.sum_all()?.to_scalar::<f32>()?;
+            assert!(size.is_finite(), "{name}: {size}");
+        }
+        let figures = task.validate()?;
+        assert_eq!(figures[0].0, "error");
+        for name in [
+            "picture_top1",
+            "sound_top1",
+            "motion_top1",
+            "contact_found",
+            "worn_picture_top1",
+            "worn_motion_top1",
+            "contact_in_still",
+        ] {
+            let value = figures
+                .iter()
+                .find(|figure| figure.0 == name)
+                .map(|figure| figure.1);
+            assert!(
+                value.is_some_and(|value| (0.0..=1.0).contains(&value)),
+                "{name}: {value:?}"
+            );
+        }
+        task.export(dir.path())?;
+        let judges = Judges::load(dir.path(), &Device::Cpu)?;
+        assert_eq!(judges.config(), &task.config);
+        Ok(())
+    }
+
+    #[test]
+    fn onsets_of_real_sounds_are_heard_where_they_are() -> TaskResult<()> {
+        let data = DataDir::from_env();
+        if !data.set("stamps").is_dir() {
+            eprintln!(
+                "skipped: {} is absent (fulgur data fetch stamps)",
+                data.set("stamps").display()
+            );
+            return Ok(());
+        }
+        let clips = Clips::open(&ClipOptions {
+            data: data.path().to_owned(),
+            pictures: 0.0,
+            ..Options::default().clips
+        })?;
+        let want = Want {
+            frames: false,
+            ..WANT
+        };
+        // As recorded, and under a hiss of -46 dB as a vocoder may leave it.
+        for hiss in [0.0, 0.005] {
+            let mut errors = Vec::new();
+            for scene in clips.composer().held_out_prompts(200) {
+                let mut noise = Philox::new(scene.noise_seed, 1);
+                let mut clip = clips.rendered(scene, want);
+                clip.samples
+                    .iter_mut()
+                    .for_each(|sample| *sample += hiss * noise.normal());
+                let heard = onset(&clip.samples).map(|onset| onset.time_s);
+                errors.push(apart_ms(heard, Some(actor_of(&clip)?.contact_s)));
+            }
+            errors.sort_by(f64::total_cmp);
+            let quantile = |share: f64| errors[(share * (errors.len() - 1) as f64) as usize];
+            let (half, most) = (quantile(0.5), quantile(0.95));
+            assert!(
+                half < 10.0 && most < 30.0,
+                "hiss {hiss}: median {half:.1}, 95 % {most:.1} ms"
+            );
+        }
+        Ok(())
+    }
+}

@@ -83,7 +83,7 @@ impl Default for TwoStreamConfig {
             dim: 320,
             heads: 5,
             head_dim: 64,
-            hidden: 576,
+            hidden: 432,
             step_s: 1.0 / 3.0,
             longest: 12,
         };
@@ -93,7 +93,7 @@ impl Default for TwoStreamConfig {
             dim: 160,
             heads: 5,
             head_dim: 64,
-            hidden: 320,
+            hidden: 240,
             step_s: 0.04,
             longest: 100,
         };
