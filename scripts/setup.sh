@@ -1,65 +1,94 @@
 #!/usr/bin/env bash
 # Installs the system packages that building Fulgur needs, and nothing that is already there.
 # With apt-get it installs them itself (through sudo for ordinary users); elsewhere it prints what to install.
+# It needs no make, curl or sudo: in a bare container run it as root, then `cargo build --release`.
 set -euo pipefail
 
 debian_packages=(
-    build-essential pkg-config clang libclang-dev
+    build-essential pkg-config clang libclang-dev ca-certificates
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libswresample-dev
 )
-ffmpeg_libraries=(libavcodec libavformat libavutil libswscale libswresample)
+# The first versions that have the interface we use: FFmpeg 5.1, in Debian 12, Ubuntu 24.04 and newer.
+ffmpeg_libraries=(libavcodec=59.37 libavformat=59.27 libavutil=57.28 libswscale=6.7 libswresample=4.7)
+rust_needed=1.88
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
 # libclang is found the way bindgen finds it: by llvm-config's folder, by the linker's cache, or by LIBCLANG_PATH.
 have_libclang() {
     [[ -n "${LIBCLANG_PATH:-}" ]] && return 0
-    ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' && return 0
+    { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' && return 0
     compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+}
+
+# cargo fetches crates over HTTPS and trusts the system's certificates, which bare containers lack.
+have_certificates() {
+    [[ -n "${SSL_CERT_FILE:-}${CARGO_HTTP_CAINFO:-}" ]] || [[ -s /etc/ssl/certs/ca-certificates.crt ]]
 }
 
 missing() {
     command -v cc >/dev/null || echo "a C compiler"
-    command -v pkg-config >/dev/null || { echo "pkg-config"; return 0; }
+    if command -v apt-get >/dev/null; then
+        have_certificates || echo "certificates"
+    fi
     command -v clang >/dev/null || echo "clang"
     have_libclang || echo "libclang"
-    local library
+    command -v pkg-config >/dev/null || { echo "pkg-config"; return 0; }
+    local library name version
     for library in "${ffmpeg_libraries[@]}"; do
-        pkg-config --exists "$library" || echo "$library (development files)"
+        name="${library%=*}" version="${library#*=}"
+        if ! pkg-config --exists "$name"; then
+            echo "$name (development files)"
+        elif ! pkg-config --atleast-version="$version" "$name"; then
+            echo "$name $version (found $(pkg-config --modversion "$name"))"
+        fi
     done
 }
 
-as_root() {
-    if [[ "$(id -u)" -eq 0 ]]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        say "no root and no sudo; as root, run: $*"
+list() { paste -sd ',' <<<"$1" | sed 's/,/, /g'; }
+
+check_rust() {
+    local found advice="install Rust $rust_needed or newer: https://rustup.rs, or apt-get install rustup where there is one"
+    if ! command -v "${CARGO:-cargo}" >/dev/null; then
+        say "cargo is missing; $advice; then open a new shell"
+        exit 1
+    fi
+    found="$("${CARGO:-cargo}" --version | sed -n 's/^cargo \([0-9]*\.[0-9]*\).*/\1/p')"
+    if [[ -n "$found" && "$(printf '%s\n' "$rust_needed" "$found" | sort -V | head -n 1)" != "$rust_needed" ]]; then
+        say "found Rust $found, expected $rust_needed or newer; $advice"
         exit 1
     fi
 }
 
-absent="$(missing)"
-if [[ -n "$absent" ]]; then
-    say "missing: $(paste -sd ',' <<<"$absent" | sed 's/,/, /g')"
-    if command -v apt-get >/dev/null; then
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            "${debian_packages[@]}"
-    else
+install_packages() {
+    if ! command -v apt-get >/dev/null; then
         say "this is not a Debian or Ubuntu system; install the equivalents of: ${debian_packages[*]}"
         say "(Fedora: gcc pkgconf clang-devel ffmpeg-devel; Arch: base-devel clang ffmpeg; macOS: brew install ffmpeg llvm pkgconf)"
         exit 1
     fi
+    local as_root=()
+    if [[ "$(id -u)" -ne 0 ]]; then
+        if ! command -v sudo >/dev/null; then
+            say "neither root nor sudo; as root, run:"
+            say "apt-get update && apt-get install -y --no-install-recommends ${debian_packages[*]}"
+            exit 1
+        fi
+        as_root=(sudo)
+    fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${debian_packages[@]}" >&2
+}
+
+check_rust
+absent="$(missing)"
+if [[ -n "$absent" ]]; then
+    say "missing: $(list "$absent")"
+    install_packages
     absent="$(missing)"
     if [[ -n "$absent" ]]; then
-        say "still missing after the installation: $(paste -sd ',' <<<"$absent" | sed 's/,/, /g')"
+        say "still missing after the installation: $(list "$absent")"
+        say "without FFmpeg the program still trains and computes: cargo build --release --no-default-features"
         exit 1
     fi
-fi
-
-if ! command -v "${CARGO:-cargo}" >/dev/null; then
-    say "cargo is missing; install Rust 1.88 or newer from https://rustup.rs, then open a new shell"
-    exit 1
 fi
