@@ -1,46 +1,21 @@
 #!/usr/bin/env bash
 # Installs the system packages that building Fulgur needs, and nothing that is already there.
-# On Debian and Ubuntu it installs them with apt-get, through sudo for ordinary users; elsewhere it prints what to
-# install. It needs bash and Rust alone: no curl, no git, and as root no sudo.
+# With apt-get it installs them itself (through sudo for ordinary users); elsewhere it prints what to install.
+# It needs no make, curl or sudo: in a bare container run it as root, then `cargo build --release`.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 debian_packages=(
-    build-essential pkg-config clang libclang-dev
+    build-essential pkg-config clang libclang-dev ca-certificates
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libswresample-dev
 )
-ffmpeg_libraries=(libavcodec libavformat libavutil libswscale libswresample)
+# The first versions that have the interface we use: FFmpeg 5.1, in Debian 12, Ubuntu 24.04 and newer.
+ffmpeg_libraries=(libavcodec=59.37 libavformat=59.27 libavutil=57.28 libswscale=6.7 libswresample=4.7)
+rust_needed=1.88
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-# The first two numbers of a version, as one that can be compared: 1.88.0 becomes 1088.
-ordinal() {
-    local major minor
-    IFS=. read -r major minor _ <<<"$1"
-    echo $((major * 1000 + minor))
-}
-
-# Rust comes first: without it, packages are of no use. An old cargo would complain about the manifest in riddles.
-check_rust() {
-    local cargo="${CARGO:-cargo}" wanted found
-    wanted="$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)"
-    if ! command -v "$cargo" >/dev/null; then
-        if [[ -x "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin/cargo" ]]; then
-            say "cargo is installed, but not on the path of this shell; run: . \"${CARGO_HOME:-${HOME:-/root}/.cargo}/env\""
-        else
-            say "cargo is missing; install Rust $wanted or newer from https://rustup.rs, then open a new shell"
-        fi
-        exit 1
-    fi
-    found="$("$cargo" --version | sed -n 's/^cargo \([0-9]*\.[0-9]*\).*/\1/p')"
-    if [[ -n "$found" && "$(ordinal "$found")" -lt "$(ordinal "$wanted")" ]]; then
-        say "found Rust $found, expected $wanted or newer; run \`rustup update\`, or install it from https://rustup.rs"
-        exit 1
-    fi
-}
-
-# libclang is found the way bindgen finds it: by LIBCLANG_PATH, by llvm's folders, or in those of the linker.
-# libclang-cpp, which comes with the compiler, is another library.
+# libclang is found the way bindgen finds it: by LIBCLANG_PATH, by llvm's folders, or in those of the linker. libclang-cpp,
+# which comes with the compiler, is another library.
 have_libclang() {
     [[ -n "${LIBCLANG_PATH:-}" ]] && return 0
     local folder
@@ -51,30 +26,48 @@ have_libclang() {
     return 1
 }
 
+# cargo fetches crates over HTTPS and trusts the system's certificates, which bare containers lack.
+have_certificates() {
+    [[ -n "${SSL_CERT_FILE:-}${CARGO_HTTP_CAINFO:-}" ]] || [[ -s /etc/ssl/certs/ca-certificates.crt ]]
+}
+
 missing() {
     command -v cc >/dev/null || echo "a C compiler"
+    if command -v apt-get >/dev/null; then
+        have_certificates || echo "certificates"
+    fi
     command -v clang >/dev/null || echo "clang"
     have_libclang || echo "libclang"
     command -v pkg-config >/dev/null || { echo "pkg-config"; return 0; }
-    local library
+    local library name version
     for library in "${ffmpeg_libraries[@]}"; do
-        pkg-config --exists "$library" || echo "$library (development files)"
+        name="${library%=*}" version="${library#*=}"
+        if ! pkg-config --exists "$name"; then
+            echo "$name (development files)"
+        elif ! pkg-config --atleast-version="$version" "$name"; then
+            echo "$name $version (found $(pkg-config --modversion "$name"))"
+        fi
     done
 }
 
-listed() { printf '%s' "$1" | tr '\n' ',' | sed 's/,/, /g'; }
+list() { paste -sd ',' <<<"$1" | sed 's/,/, /g'; }
 
-# Words before a command that runs as root; nothing for root itself.
-as_root=()
-find_root() {
-    [[ "$(id -u)" -eq 0 ]] && return 0
-    if command -v sudo >/dev/null; then
-        as_root=(sudo)
-        return 0
+check_rust() {
+    local found advice="install Rust $rust_needed or newer: https://rustup.rs, or apt-get install rustup where there is one"
+    if ! command -v "${CARGO:-cargo}" >/dev/null; then
+        local home="${CARGO_HOME:-${HOME:-/root}/.cargo}"
+        if [[ -x "$home/bin/cargo" ]]; then
+            say "cargo is installed, but not on the path of this shell; run: . \"$home/env\""
+        else
+            say "cargo is missing; $advice; then open a new shell"
+        fi
+        exit 1
     fi
-    say "no root and no sudo; as root, run:"
-    say "  apt-get update && apt-get install -y --no-install-recommends ${debian_packages[*]}"
-    exit 1
+    found="$("${CARGO:-cargo}" --version | sed -n 's/^cargo \([0-9]*\.[0-9]*\).*/\1/p')"
+    if [[ -n "$found" && "$(printf '%s\n' "$rust_needed" "$found" | sort -V | head -n 1)" != "$rust_needed" ]]; then
+        say "found Rust $found, expected $rust_needed or newer; $advice"
+        exit 1
+    fi
 }
 
 install_packages() {
@@ -83,26 +76,29 @@ install_packages() {
         say "(Fedora: gcc pkgconf clang-devel ffmpeg-devel; Arch: base-devel clang ffmpeg; macOS: brew install ffmpeg llvm pkgconf)"
         exit 1
     fi
-    find_root
-    say "installing them with apt-get"
-    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-    # One broken source must not stop an installation that the others can serve.
-    "${apt[@]}" update || say "apt-get update failed; trying with the lists that are here"
-    # The progress of dpkg goes to standard error, so that other commands may read standard output.
-    if ! "${apt[@]}" install -y --no-install-recommends "${debian_packages[@]}" >&2; then
-        say "apt-get could not install them; see its message above"
-        exit 1
+    local as_root=()
+    if [[ "$(id -u)" -ne 0 ]]; then
+        if ! command -v sudo >/dev/null; then
+            say "neither root nor sudo; as root, run:"
+            say "apt-get update && apt-get install -y --no-install-recommends ${debian_packages[*]}"
+            exit 1
+        fi
+        as_root=(sudo)
     fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${debian_packages[@]}" >&2
 }
 
 check_rust
 absent="$(missing)"
 if [[ -n "$absent" ]]; then
-    say "missing: $(listed "$absent")"
+    say "missing: $(list "$absent")"
     install_packages
     absent="$(missing)"
     if [[ -n "$absent" ]]; then
-        say "still missing after the installation: $(listed "$absent")"
+        say "still missing after the installation: $(list "$absent")"
+        say "without FFmpeg the program still trains and computes: cargo build --release --no-default-features"
         exit 1
     fi
 fi

@@ -49,6 +49,7 @@ impl Check {
         }
     }
 
+    #[cfg_attr(not(feature = "media"), allow(dead_code, reason = "for checks of media"))]
     fn required(self) -> Self {
         Self {
             required: true,

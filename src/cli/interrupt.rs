@@ -40,11 +40,19 @@ impl Interrupt {
     }
 
     /// Whether the user asked to stop.
+    #[cfg_attr(
+        not(feature = "media"),
+        allow(dead_code, reason = "for commands that need media")
+    )]
     pub(super) fn requested(&self) -> bool {
         self.flag.load(Ordering::SeqCst)
     }
 
     /// Calls `hook` when the user asks to stop, for library calls that have a way of their own to be cancelled.
+    #[cfg_attr(
+        not(feature = "media"),
+        allow(dead_code, reason = "for commands that need media")
+    )]
     pub(super) fn on_request(&self, hook: impl Fn() + Send + 'static) {
         let mut hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         if self.requested() {

@@ -27,6 +27,10 @@ pub(super) enum Unit {
     /// Things, named in the plural.
     Items(&'static str),
     /// Bytes, shown in MB.
+    #[cfg_attr(
+        not(feature = "media"),
+        allow(dead_code, reason = "for commands that need media")
+    )]
     Bytes,
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Arguments {
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.sets)?;
     let device = context.open_device()?;
-    let task = tasks::build(tasks::TASKS, &recipe, &device)?;
+    let task = tasks::build(tasks::TASKS, &recipe, &device, context.interrupt.flag())?;
     let options = Options {
         resume: arguments.resume,
         interrupt: Arc::clone(context.interrupt.flag()),

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 
 use crate::support::{names, run};
+#[cfg(all(unix, feature = "media"))]
+use crate::training;
 
 #[test]
 fn every_set_is_listed_with_its_terms() {
@@ -83,47 +85,16 @@ fn a_missing_client_is_an_error_that_says_so() {
     assert!(!data.join("stamps").exists());
 }
 
-/// The sets of this checkout, where all of `wanted` are fetched; else a line that says that the test is skipped.
-#[cfg(all(unix, feature = "media"))]
-fn fetched(wanted: &[&str]) -> Option<std::path::PathBuf> {
-    use fulgur::datasets::fetch::DataDir;
-    let data = match std::env::var_os("FULGUR_DATA") {
-        Some(_) => DataDir::from_env(),
-        None => DataDir::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data")),
-    };
-    let sets = fulgur::datasets::sets::list(&data);
-    let absent = sets
-        .iter()
-        .find(|set| wanted.contains(&set.name) && !set.prepared);
-    if let Some(set) = absent {
-        eprintln!("skipped: {} is not fetched", set.name);
-    }
-    absent.is_none().then(|| data.path().to_owned())
-}
-
 #[cfg(all(unix, feature = "media"))]
 #[test]
 fn the_text_recipe_finds_all_it_needs_in_the_fetched_sets() {
-    let Some(data) = fetched(&["stamps", "wordnet", "minilm"]) else {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(arguments) = training::real_recipe(folder.path()) else {
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/text.toml");
     let mut command = crate::support::fulgur();
-    // The recipe's own folder names, seen from a folder like a clean checkout with its data.
-    std::os::unix::fs::symlink(&data, folder.path().join("data")).unwrap();
-    command
-        .current_dir(folder.path())
-        .args(["train", recipe, "--json", "-q"]);
-    command.args(["--device", "cpu", "--set", "text.lessons='lessons'"]);
-    for set in [
-        "text.sentences=120",
-        "text.batch=4",
-        "train.max_steps=2",
-        "run_dir='run'",
-    ] {
-        command.args(["--set", set]);
-    }
+    command.current_dir(folder.path()).args(arguments);
+    command.args(["--set", "text.sentences=120", "--set", "train.max_steps=2"]);
     let ran = crate::support::Ran::of(command.output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ran.json()["finished"], true);

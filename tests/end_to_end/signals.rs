@@ -23,10 +23,12 @@ struct Running {
 impl Running {
     fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
         let mut command = fulgur();
-        command
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let stderr = BufReader::new(child.stderr.take().unwrap());
         Self {
@@ -185,9 +187,8 @@ fn a_killed_training_goes_on_to_the_same_model() {
 fn a_second_interrupt_leaves_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = training::recipe(folder.path(), 1_000_000);
-    let run_dir = folder.path().join("run");
     let mut running = Running::start(["train", recipe.to_str().unwrap(), "--device", "cpu"]);
-    running.wait_until(|| logged(&run_dir) >= 1);
+    running.wait_for_line(|line| line.starts_with("text, loss "));
     running.send("INT");
     running.send("INT");
     // Where the clean end was faster than the second signal, it is the answer.
@@ -271,5 +272,27 @@ mod media {
         let n = report["n"].as_u64().unwrap();
         assert!(n > 0 && n < total, "{n} of {total}");
         assert_eq!(report["results"].as_array().unwrap().len() as u64, n);
+    }
+
+    #[test]
+    fn an_interrupted_preparation_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(arguments) = training::real_recipe(folder.path()) else {
+            return;
+        };
+        let mut command = fulgur();
+        command.current_dir(folder.path()).args(arguments);
+        let mut running = Running::spawn(command);
+        running.wait_for_line(|line| line.starts_with("teacher: "));
+        running.send("INT");
+        let (_, ran) = running.finish();
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{}", ran.stderr);
+        let last = ran.stderr.lines().last().unwrap();
+        assert!(
+            last.ends_with("stopped while the teacher was asked; nothing was written"),
+            "{last}"
+        );
+        assert_eq!(names(&folder.path().join("lessons")), [""; 0]);
+        assert!(!folder.path().join("run").exists());
     }
 }

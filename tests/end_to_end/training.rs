@@ -40,3 +40,35 @@ pub(crate) fn recipe(folder: &Path, steps: u64) -> PathBuf {
     fs::write(&path, text).unwrap();
     path
 }
+
+/// The sets of this checkout, where all of `wanted` are fetched; else a line that says that the test is skipped.
+#[cfg(all(unix, feature = "media"))]
+fn fetched(wanted: &[&str]) -> Option<PathBuf> {
+    use fulgur::datasets::fetch::DataDir;
+    let data = match std::env::var_os("FULGUR_DATA") {
+        Some(_) => DataDir::from_env(),
+        None => DataDir::new(concat!(env!("CARGO_MANIFEST_DIR"), "/data")),
+    };
+    let sets = fulgur::datasets::sets::list(&data);
+    let absent = sets
+        .iter()
+        .find(|set| wanted.contains(&set.name) && !set.prepared);
+    if let Some(set) = absent {
+        eprintln!("skipped: {} is not fetched", set.name);
+    }
+    absent.is_none().then(|| data.path().canonicalize().unwrap())
+}
+
+/// Arguments that train the text encoder by its own recipe in `folder`, which gets the data sets of this checkout under
+/// the name that the recipe gives them; none where they are not fetched.
+#[cfg(all(unix, feature = "media"))]
+pub(crate) fn real_recipe(folder: &Path) -> Option<Vec<String>> {
+    let data = fetched(&["stamps", "wordnet", "minilm"])?;
+    std::os::unix::fs::symlink(&data, folder.join("data")).unwrap();
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/text.toml");
+    let mut arguments = vec!["train", recipe, "--json", "--device", "cpu"];
+    for set in ["text.lessons='lessons'", "text.batch=4", "run_dir='run'"] {
+        arguments.extend(["--set", set]);
+    }
+    Some(arguments.into_iter().map(str::to_owned).collect())
+}

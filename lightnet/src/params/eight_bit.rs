@@ -62,7 +62,7 @@ pub(super) fn narrow(path: &Path, name: &str, tensor: &Tensor) -> Result<(Tensor
     let mut codes = Vec::with_capacity(values.len());
     let mut scales = Vec::with_capacity(rows * count);
     for group in values.chunks(columns).flat_map(|row| row.chunks(length)) {
-        let scale = scale_of(group);
+        let scale = scale_of_stored(group).unwrap_or_else(|| scale_of(group));
         // A group of zeros has no step; any other one gives it the code of zero.
         let step = if scale.to_f32() > 0.0 { scale.to_f32() } else { 1.0 };
         let code = |value: &f32| ((value / step).round().clamp(-STEPS, STEPS) + ZERO_POINT) as u8;
@@ -84,6 +84,20 @@ fn scale_of(group: &[f32]) -> bf16 {
     } else {
         near
     }
+}
+
+/// The scale of a group that was in 8 bits before, so that storing it again changes nothing: a bf16 number of which all
+/// values are whole multiples.
+fn scale_of_stored(group: &[f32]) -> Option<bf16> {
+    let largest = group.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    // Rounding a scale up costs the largest code at most one step.
+    [STEPS, STEPS - 1.0].into_iter().find_map(|code| {
+        let scale = bf16::from_f32(largest / code);
+        let step = scale.to_f32();
+        let whole =
+            step > 0.0 && step * code == largest && group.iter().all(|value| (value / step).fract() == 0.0);
+        whole.then_some(scale)
+    })
 }
 
 /// Replaces every 8-bit tensor and its scales by f32 values; other tensors pass.
@@ -159,6 +173,18 @@ mod tests {
 
     fn read(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn storing_again_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.safetensors");
+        let params = model(6);
+        params.save(&path, &BTreeMap::new(), Precision::EightBit).unwrap();
+        let first = std::fs::read(&path).unwrap();
+        params.load(&path).unwrap();
+        params.save(&path, &BTreeMap::new(), Precision::EightBit).unwrap();
+        assert!(first == std::fs::read(&path).unwrap());
     }
 
     #[test]

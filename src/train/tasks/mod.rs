@@ -11,43 +11,51 @@ mod text;
 mod video_codec;
 mod vocoder;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::Device;
 
 use super::error::{TaskResult, TrainError};
 use super::recipe::Recipe;
 use super::task::Task;
 
-/// Builds a task from its recipe, with all its parameters on the device.
-pub type Build = fn(&Recipe, &Device) -> TaskResult<Box<dyn Task>>;
+/// Builds a task from its recipe, with all its parameters on the device. What takes long looks at the flag now and then
+/// and gives up where it is set.
+pub type Build = fn(&Recipe, &Device, &AtomicBool) -> TaskResult<Box<dyn Task>>;
 
 /// All tasks: the name that recipes use, and how to build it.
 pub const TASKS: &[(&str, Build)] = &[
     ("text", text::build),
-    ("video-codec", |r, d| {
+    ("video-codec", |r, d, _| {
         Ok(Box::new(video_codec::VideoCodecTask::open(r.own()?, r.seed, d)?))
     }),
-    ("mel-codec", |r, d| {
+    ("mel-codec", |r, d, _| {
         Ok(Box::new(mel_codec::MelCodecTask::open(r.own()?, r.seed, d)?))
     }),
-    ("vocoder", |r, d| {
+    ("vocoder", |r, d, _| {
         Ok(Box::new(vocoder::VocoderTask::open(r.own()?, r.seed, d)?))
     }),
-    ("encoder", |r, d| {
+    ("encoder", |r, d, _| {
         Ok(Box::new(encoder::EncoderTask::open(r.own()?, r.seed, d)?))
     }),
-    ("judge", |r, d| {
+    ("judge", |r, d, _| {
         Ok(Box::new(judge::JudgeTask::open(r.own()?, r.seed, d)?))
     }),
-    ("tav", |r, d| {
-        Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d)?))
+    ("tav", |r, d, stop| {
+        Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))
     }),
 ];
 
-/// Builds the task that `recipe` names, from a table of tasks.
+/// Builds the task that `recipe` names, from a table of tasks; `stop` is set from elsewhere to give up.
 ///
 /// # Errors
-/// The table has no such task, or the task refuses its part of the recipe.
-pub fn build(tasks: &[(&str, Build)], recipe: &Recipe, device: &Device) -> Result<Box<dyn Task>, TrainError> {
+/// The table has no such task, the task refuses its part of the recipe, or `stop` was set before it was ready.
+pub fn build(
+    tasks: &[(&str, Build)],
+    recipe: &Recipe,
+    device: &Device,
+    stop: &AtomicBool,
+) -> Result<Box<dyn Task>, TrainError> {
     let Some((name, build)) = tasks.iter().find(|(name, _)| *name == recipe.task) else {
         let known: Vec<_> = tasks.iter().map(|(name, _)| *name).collect();
         let reason = format!(
@@ -60,5 +68,13 @@ pub fn build(tasks: &[(&str, Build)], recipe: &Recipe, device: &Device) -> Resul
             reason,
         });
     };
-    build(recipe, device).map_err(TrainError::task(format!("{}: task {name}", recipe.origin)))
+    build(recipe, device, stop).map_err(TrainError::task(format!("{}: task {name}", recipe.origin)))
+}
+
+/// An error once `stop` is set, about the work that it ends.
+fn check_stop(stop: &AtomicBool, work: &str) -> TaskResult<()> {
+    if stop.load(Ordering::SeqCst) {
+        return Err(format!("stopped while {work}; nothing was written").into());
+    }
+    Ok(())
 }

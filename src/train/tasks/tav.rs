@@ -4,6 +4,7 @@
 //! function of the recipe, so that a resumed run sees the same data.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
 use fulgur_datasets::media::{Picture, write_png};
@@ -20,6 +21,7 @@ use fulgur_tavdiffusion::streams::{TwoStream, TwoStreamConfig};
 use fulgur_tavdiffusion::text::{TextBatch, TextModel};
 use serde::Deserialize;
 
+use super::check_stop;
 use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, render, samples_tensor, to_unit};
 use super::export::{compute_dtype, write_part};
 use super::mel_codec::spectrograms;
@@ -116,14 +118,15 @@ struct Encoders<'a> {
     mel: LogMel,
     compute: DType,
     device: &'a Device,
+    stop: &'a AtomicBool,
 }
 
 impl TavTask {
     /// Builds the network, loads what is frozen and fills the pool.
     ///
     /// # Errors
-    /// Data or models that are missing, a pool that does not fit the device.
-    pub(super) fn open(options: Options, seed: u64, device: &Device) -> TaskResult<Self> {
+    /// Data or models that are missing, a pool that does not fit the device, `stop` set while it fills.
+    pub(super) fn open(options: Options, seed: u64, device: &Device, stop: &AtomicBool) -> TaskResult<Self> {
         if options.pool == 0 || options.validation == 0 || options.batch == 0 {
             return Err("pool, validation and batch: found 0, expected 1 or more".into());
         }
@@ -153,6 +156,7 @@ impl TavTask {
             mel,
             compute,
             device,
+            stop,
         };
         let pool = encoders.pool(Split::Train, options.pool, DType::BF16)?;
         let held_out = encoders.pool(Split::HeldOutCombination, options.validation, DType::F32)?;
@@ -244,6 +248,7 @@ impl Encoders<'_> {
     fn pool(&self, split: Split, n: usize, dtype: DType) -> TaskResult<Pool> {
         let (mut video, mut audio, mut captions) = (Vec::new(), Vec::new(), Vec::with_capacity(n));
         for start in (0..n).step_by(CHUNK) {
+            check_stop(self.stop, "the pool of latents was filled")?;
             let count = CHUNK.min(n - start);
             let clips = render(count, |i| self.clips.scene(split, (start + i) as u64, WANT));
             let latents = self.encode(&clips)?;

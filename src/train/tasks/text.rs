@@ -9,6 +9,7 @@ mod prepare;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
 use fulgur_datasets::atomic::write_atomic;
@@ -93,13 +94,13 @@ struct Text {
 /// Builds the task, preparing the lessons when they are missing.
 ///
 /// # Errors
-/// The recipe's table, a source of the lessons, or the lessons themselves.
-pub(super) fn build(recipe: &Recipe, device: &Device) -> TaskResult<Box<dyn Task>> {
+/// The recipe's table, a source of the lessons, the lessons themselves, or `stop` set while they are prepared.
+pub(super) fn build(recipe: &Recipe, device: &Device, stop: &AtomicBool) -> TaskResult<Box<dyn Task>> {
     let settings: Settings = recipe.own()?;
     check(&settings, recipe)?;
     let (lessons_path, tokenizer_path) = paths(&settings.lessons);
     if !lessons_path.exists() || !tokenizer_path.exists() {
-        prepare::prepare(&settings, recipe.seed)?;
+        prepare::prepare(&settings, recipe.seed, stop)?;
     }
     let lessons = Lessons::load(&lessons_path)?;
     let tokenizer = TextTokenizer::load(&tokenizer_path)?;
@@ -326,6 +327,9 @@ mod tests {
 
     use super::*;
 
+    /// Nobody asks to stop.
+    static ON: AtomicBool = AtomicBool::new(false);
+
     /// Four sentences, each with a direction of its own, and the folder that they are in.
     fn lessons() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -364,7 +368,7 @@ mod tests {
     #[test]
     fn a_small_encoder_learns_and_its_export_loads() -> TaskResult<()> {
         let folder = lessons();
-        let task = build(&recipe(folder.path(), ""), &Device::Cpu)?;
+        let task = build(&recipe(folder.path(), ""), &Device::Cpu, &ON)?;
         let loss = |index| -> TaskResult<(f32, candle_core::backprop::GradStore)> {
             let cursor = Cursor { seed: 1, index };
             let step = Step {
@@ -400,7 +404,7 @@ mod tests {
     #[test]
     fn batches_depend_on_the_cursor_alone_and_bad_tables_are_named() -> TaskResult<()> {
         let folder = lessons();
-        let task = build(&recipe(folder.path(), "hidden = 0.5"), &Device::Cpu)?;
+        let task = build(&recipe(folder.path(), "hidden = 0.5"), &Device::Cpu, &ON)?;
         let ids = |index| -> TaskResult<Vec<Vec<u32>>> {
             Ok(task.batch(&Cursor { seed: 1, index })?.get("ids")?.to_vec2()?)
         };
@@ -411,7 +415,7 @@ mod tests {
             ("recall = -1.0", "text.recall"),
             ("odd = 1", "odd"),
         ] {
-            let message = build(&recipe(folder.path(), more), &Device::Cpu)
+            let message = build(&recipe(folder.path(), more), &Device::Cpu, &ON)
                 .err()
                 .map(|e| e.to_string());
             assert!(
@@ -421,7 +425,7 @@ mod tests {
         }
         // Whatever data sets this checkout has: these are none.
         let absent = "things = '/nonexistent/things'";
-        let message = build(&recipe(Path::new("/nonexistent"), absent), &Device::Cpu)
+        let message = build(&recipe(Path::new("/nonexistent"), absent), &Device::Cpu, &ON)
             .err()
             .map(|e| e.to_string());
         assert!(message.is_some_and(|message| message.contains("fulgur data fetch")));

@@ -61,7 +61,7 @@ impl Default for Options {
                 ..ClipOptions::default()
             },
             batch: 32,
-            pool: 8192,
+            pool: 0,
             cutout_weight: 3.0,
             gradient_weight: 0.5,
             motion_weight: 0.25,

@@ -1,5 +1,6 @@
 //! Writes what the text task learns from: the corpus, the vocabulary, and the teacher's vectors.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -14,6 +15,7 @@ use fulgur_tavdiffusion::text::wordnet::WordNet;
 use super::judge::{Candidate, PROMPTS};
 use super::{Settings, paths, write_text};
 use crate::train::TaskResult;
+use crate::train::tasks::check_stop;
 
 /// Sentences of the corpus that the vocabulary is learnt from, for each that the teacher reads.
 const VOCABULARY_FACTOR: usize = 4;
@@ -29,8 +31,8 @@ pub(super) const THINGS_NOTE: &str = "things";
 /// Writes `lessons.safetensors` and `tokenizer.json` into `settings.lessons`.
 ///
 /// # Errors
-/// A source is missing; the folder cannot be written.
-pub(super) fn prepare(settings: &Settings, seed: u64) -> TaskResult<()> {
+/// A source is missing; the folder cannot be written; `stop` is set, and then nothing is written.
+pub(super) fn prepare(settings: &Settings, seed: u64, stop: &AtomicBool) -> TaskResult<()> {
     let things = Things::load(&settings.things).map_err(fetch("stamps"))?;
     let wordnet = WordNet::load(&settings.wordnet).map_err(fetch("wordnet"))?;
     let teacher = SentenceEncoder::load(&settings.teacher, &Device::Cpu).map_err(fetch("minilm"))?;
@@ -39,7 +41,7 @@ pub(super) fn prepare(settings: &Settings, seed: u64) -> TaskResult<()> {
 
     let (sentences, vocabulary, notes) = write_corpus(things, &wordnet, settings, seed)?;
     let tokenizer = TextTokenizer::train(&vocabulary, settings.model.vocab_size)?;
-    let mut lessons = ask(&teacher, &sentences)?;
+    let mut lessons = ask(&teacher, &sentences, stop)?;
     lessons.notes.insert("seed".into(), seed.to_string());
     lessons
         .notes
@@ -135,13 +137,15 @@ pub(super) fn candidates(lessons: &Lessons) -> TaskResult<Vec<Candidate>> {
 }
 
 /// The teacher's vectors of `sentences`, in their order.
-fn ask(teacher: &SentenceEncoder, sentences: &[String]) -> TaskResult<Lessons> {
+fn ask(teacher: &SentenceEncoder, sentences: &[String], stop: &AtomicBool) -> TaskResult<Lessons> {
     // Sentences of like length share a batch, so that little padding is computed.
     let mut order: Vec<usize> = (0..sentences.len()).collect();
     order.sort_by_key(|&i| sentences[i].len());
     let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); sentences.len()];
-    let (start, mut reported) = (Instant::now(), 0.0);
+    // The first line comes at once: the work takes minutes.
+    let (start, mut reported) = (Instant::now(), f64::NEG_INFINITY);
     for (number, batch) in order.chunks(BATCH).enumerate() {
+        check_stop(stop, "the teacher was asked")?;
         let texts: Vec<&str> = batch.iter().map(|&i| sentences[i].as_str()).collect();
         let rows = teacher.encode(&texts)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         for (&index, row) in batch.iter().zip(rows) {
