@@ -1,12 +1,13 @@
-# The three things that people do with a checkout. `make help` lists them.
+# What people do with a checkout. `make help` lists it.
 #
 # Everything goes through cargo; this file only adds what cargo cannot install (scripts/setup.sh). Tests and
 # lints share one profile, the optimised dev profile, so that the dependencies are compiled once.
 
 CARGO ?= cargo
 FLAGS ?= --locked
+PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build test
+.PHONY: help setup build demo test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +17,18 @@ setup: ## install missing system packages (FFmpeg libraries, clang, pkg-config)
 
 build: setup ## build the program: target/release/fulgur
 	$(CARGO) build $(FLAGS) --release
+
+demo: build ## make a clip from a sentence: demo.mp4, with demo.png and demo.json
+	$(PROGRAM) generate "a dog barks as it drops in from the left" -o demo.mp4 --report demo.png
+	@echo
+	@echo "demo.mp4   the clip; any player plays it. A dog falls in from the upper left, and its bark should begin as it"
+	@echo "           lands."
+	@echo "demo.png   the clip on one page: frames above the waveform and the spectrogram, on one axis of time. Look for"
+	@echo "           the frame in which the dog first stands on the ground: the sound should begin under it."
+	@echo "demo.json  everything that made the clip: the same prompt, seed and settings make it again."
+	@echo
+	@echo "Your own: $(PROGRAM) generate \"a bell rings as it bounces on the floor\" --seed 7 -o bell.mp4"
+	@echo "docs/vocabulary.md lists the things, motions, places and times that the model knows."
 
 test: setup ## format check, lints, and every test
 	$(CARGO) fmt --all --check

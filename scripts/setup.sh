@@ -14,11 +14,16 @@ rust_needed=1.88
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-# libclang is found the way bindgen finds it: by llvm-config's folder, by the linker's cache, or by LIBCLANG_PATH.
+# libclang is found the way bindgen finds it: by LIBCLANG_PATH, by llvm's folders, or in those of the linker.
+# libclang-cpp, which comes with the compiler, is another library.
 have_libclang() {
     [[ -n "${LIBCLANG_PATH:-}" ]] && return 0
-    { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' && return 0
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+    local folder
+    for folder in /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu* /usr/lib64 /usr/lib /usr/local/lib; do
+        compgen -G "$folder/libclang.so*" >/dev/null && return 0
+        compgen -G "$folder/libclang-[0-9]*.so*" >/dev/null && return 0
+    done
+    return 1
 }
 
 # cargo fetches crates over HTTPS and trusts the system's certificates, which bare containers lack.

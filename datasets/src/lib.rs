@@ -31,3 +31,5 @@ pub mod scenes;
 pub mod sets;
 pub mod store;
 pub mod things;
+#[cfg(feature = "media")]
+pub mod vocabulary;

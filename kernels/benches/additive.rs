@@ -4,8 +4,8 @@
 //! cargo bench -p fulgur-kernels --bench additive -- [REPEATS]
 //! ```
 //!
-//! Each row is the fastest of so many repeats (50 unless told) through the public entry. The last column is the backward
-//! pass of three elementwise products over the same inputs, the least that any backward pass costs here.
+//! Each row is the fastest of so many repeats (50 unless told) through the public entry. The last column is there for
+//! scale: the backward pass of three elementwise products over the same inputs, done by candle.
 
 #![allow(clippy::print_stdout)]
 

@@ -22,6 +22,8 @@ use super::progress::Unit;
 use super::size::Size;
 use crate::forward;
 
+/// The card of a model, which may be there before the model.
+const CARD: &str = "README.md";
 /// Files of a network's folder.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
@@ -98,7 +100,8 @@ pub(super) struct Arguments {
     /// Refuse to write a folder of more bytes
     #[arg(long, value_name = "N")]
     max_bytes: Option<u64>,
-    /// Replace an older folder of the same kind; files in it that pack does not write are kept
+    /// Replace an older folder of the same kind; files in it that pack does not write are kept. A folder with nothing but
+    /// a README.md is filled without asking
     #[arg(long)]
     force: bool,
 }
@@ -319,6 +322,11 @@ fn check_target(dir: &Path, kind: Kind, force: bool) -> anyhow::Result<Vec<PathB
     let entries = list(dir)?;
     if entries.is_empty() {
         return Ok(Vec::new());
+    }
+    if let [(path, name, true)] = entries.as_slice()
+        && name == CARD
+    {
+        return Ok(vec![path.clone()]);
     }
     let words = kind.words();
     if !kind.is(dir) {

@@ -7,18 +7,28 @@ use crate::support::run;
 /// Set to write the generated pages instead of comparing them.
 const WRITE: &str = "FULGUR_WRITE_DOCS";
 
-#[test]
-fn the_command_reference_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
-    let generated = run(["commands"]).stdout;
+/// Compares a page of docs/ with what it is made from, or writes it where that is asked for.
+fn check(name: &str, generated: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     if std::env::var_os(WRITE).is_some() {
-        std::fs::write(&path, &generated).unwrap();
+        std::fs::write(&path, generated).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == generated,
-        "docs/commands.md is stale: {WRITE}=1 cargo test -p fulgur --test end_to_end"
+        "docs/{name} is stale: {WRITE}=1 cargo test -p fulgur --test end_to_end documentation"
     );
+}
+
+#[test]
+fn the_command_reference_is_up_to_date() {
+    check("commands.md", &run(["commands"]).stdout);
+}
+
+#[cfg(feature = "media")]
+#[test]
+fn the_vocabulary_is_up_to_date() {
+    check("vocabulary.md", &fulgur::datasets::vocabulary::page().unwrap());
 }
 
 #[test]

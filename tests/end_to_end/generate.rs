@@ -236,3 +236,48 @@ fn clips_are_scored_in_order_and_what_cannot_be_is_told() {
     }
     assert_eq!(report["results"].as_array().unwrap().len(), 2);
 }
+
+/// Words of a line of a Makefile, as a shell takes them that knows no more than double quotes.
+fn words(line: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for (number, piece) in line.split('"').enumerate() {
+        if number % 2 == 1 {
+            words.push(piece);
+        } else {
+            words.extend(piece.split_whitespace());
+        }
+    }
+    words
+}
+
+#[test]
+fn the_demo_of_the_makefile_makes_what_it_promises() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let makefile = fs::read_to_string(root.join("Makefile")).unwrap();
+    let recipe = makefile
+        .lines()
+        .find_map(|line| line.strip_prefix("\t$(PROGRAM) "));
+    let recipe = recipe.expect("a line that runs the program");
+    let folder = tempfile::tempdir().unwrap();
+    let models = tempfile::tempdir().unwrap();
+    tiny::generator(models.path());
+    tiny::encoder(models.path());
+    let output = support::fulgur()
+        .args(words(recipe))
+        .args(["--device", "cpu"])
+        .env("FULGUR_MODELS", models.path())
+        .current_dir(folder.path())
+        .output();
+    let ran = Ran::of(output.unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(names(folder.path()), ["demo.json", "demo.mp4", "demo.png"]);
+    for name in names(folder.path()) {
+        let explained = makefile
+            .lines()
+            .any(|line| line.contains("@echo") && line.contains(&name));
+        assert!(explained, "{name} is not explained");
+    }
+    assert!(ran.stdout.contains("AVHScore"), "{}", ran.stdout);
+    let ignored = fs::read_to_string(root.join(".gitignore")).unwrap();
+    assert!(ignored.lines().any(|line| line == "/demo.*"));
+}

@@ -235,11 +235,16 @@ fn a_folder_is_replaced_only_where_that_loses_nothing() {
         names(&dir).is_empty(),
         "an empty folder may be filled, but not beyond the limit"
     );
-    assert_eq!(pack(&runs, &dir, &[]).code, 0);
+    fs::write(dir.join("README.md"), "a model card").unwrap();
+    assert_eq!(
+        pack(&runs, &dir, &[]).code,
+        0,
+        "a card may be there before the model"
+    );
+    assert_eq!(fs::read(dir.join("README.md")).unwrap(), b"a model card");
     refused(&[], "--force replaces it");
     let before = fs::read(dir.join("denoiser/model.safetensors")).unwrap();
 
-    fs::write(dir.join("README.md"), "a model card").unwrap();
     fs::create_dir(dir.join("samples")).unwrap();
     refused(&["--force"], "samples: found in the generator to replace");
     fs::remove_dir(dir.join("samples")).unwrap();

@@ -36,7 +36,7 @@ mod splits;
 mod sprite;
 #[cfg(test)]
 mod tests;
-mod wording;
+pub(crate) mod wording;
 
 use serde::Serialize;
 use thiserror::Error;

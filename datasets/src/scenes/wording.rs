@@ -135,8 +135,18 @@ pub(super) fn motion_phrases(motion: Motion) -> &'static [MotionPhrase] {
     }
 }
 
+/// How `motion` can be said after "it", the reserved phrase last: "slides in from the left".
+#[cfg(feature = "media")]
+pub(crate) fn spoken(motion: Motion) -> Vec<String> {
+    let whole = |phrase: &MotionPhrase| {
+        let rest = phrase.rest(motion.side());
+        format!("{} {rest}", phrase.finite(false)).trim_end().to_owned()
+    };
+    motion_phrases(motion).iter().map(whole).collect()
+}
+
 /// How `place` can be said, the reserved phrase last.
-pub(super) fn place_phrases(place: Place) -> &'static [&'static str] {
+pub(crate) fn place_phrases(place: Place) -> &'static [&'static str] {
     match place {
         Place::Left => &[
             "on the left",
@@ -160,7 +170,7 @@ pub(super) fn place_phrases(place: Place) -> &'static [&'static str] {
 }
 
 /// How `timing` can be said, the reserved phrase last; empty for unsaid.
-pub(super) fn time_phrases(timing: Timing) -> &'static [&'static str] {
+pub(crate) fn time_phrases(timing: Timing) -> &'static [&'static str] {
     match timing {
         Timing::Unsaid => &[],
         Timing::Start => &[

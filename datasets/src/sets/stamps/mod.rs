@@ -16,7 +16,7 @@ use crate::fetch::copyright::Copyrights;
 use crate::fetch::packages::{EMOJI, GCOMPRIS, Package, SONIC_PI, TUXPAINT};
 use crate::fetch::rcc::Resources;
 use crate::fetch::unpack::Entries;
-use crate::things::{self, Origin, Source, Thing, Things};
+use crate::things::{self, Origin, Source, Thing, Things, Words};
 use table::{File, Row};
 
 pub(super) const SET: Set = Set {
@@ -26,6 +26,14 @@ pub(super) const SET: Set = Set {
     packages: &[&TUXPAINT, &GCOMPRIS, &EMOJI, &SONIC_PI],
     prepare,
 };
+
+/// Names of all things of the table and the words for them, in the order of the names.
+pub(crate) fn words() -> Result<BTreeMap<String, Words>, FetchError> {
+    Ok(table::rows()?
+        .into_iter()
+        .map(|row| (row.id, row.words))
+        .collect())
+}
 
 const STAMPS_FOLDER: &str = "usr/share/tuxpaint/stamps/";
 const RCC_FOLDER: &str = "usr/share/gcompris-qt/rcc/";
