@@ -14,8 +14,8 @@ rust_needed=1.88
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-# libclang is found the way bindgen finds it: by LIBCLANG_PATH, by llvm's folders, or in those of the linker. libclang-cpp,
-# which comes with the compiler, is another library.
+# libclang is found the way bindgen finds it: by LIBCLANG_PATH, by llvm's folders, or in those of the linker.
+# libclang-cpp, which comes with the compiler, is another library.
 have_libclang() {
     [[ -n "${LIBCLANG_PATH:-}" ]] && return 0
     local folder
