@@ -116,10 +116,10 @@ fn add_on_cpu(y: &mut CpuStorage, bias: &Tensor) -> Result<()> {
     let (first, width) = (layout.start_offset(), bias.elem_count());
     match (y, &*storage) {
         (CpuStorage::F32(y), Storage::Cpu(CpuStorage::F32(bias))) => {
-            add_to_rows(y, &bias[first..first + width])
+            add_to_rows(y, &bias[first..first + width]);
         }
         (CpuStorage::F64(y), Storage::Cpu(CpuStorage::F64(bias))) => {
-            add_to_rows(y, &bias[first..first + width])
+            add_to_rows(y, &bias[first..first + width]);
         }
         (y, _) => bail!("{OP}: {:?} on the CPU, supported: f32, f64", y.dtype()),
     }
