@@ -69,3 +69,34 @@ impl MdLrpe {
         Ok(steps)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::Params;
+    use candle_core::Device;
+    use fulgur_kernels::lrpe::phases;
+
+    /// The grid that was seen last is kept; another one must not get its phases.
+    #[test]
+    fn every_grid_gets_its_own_phases() -> Result<()> {
+        let params = Params::random(1, &Device::Cpu);
+        let lrpe = MdLrpe::new(7, 2, 9, &params.builder())?;
+        let grids = [
+            Grid::new(&[2, 3]),
+            Grid::new(&[3, 2]),
+            Grid {
+                condition: 1,
+                axes: vec![2, 3],
+            },
+        ];
+        for grid in grids.iter().chain(&grids).chain([&grids[2]]) {
+            let expected = phases(&grid.positions(&Device::Cpu)?, &lrpe.base, 7)?;
+            let found = lrpe.phases(grid)?;
+            assert_eq!(found.dims(), [grid.tokens(), 7]);
+            let far = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(far < 1e-6, "{grid:?}: {far}");
+        }
+        Ok(())
+    }
+}
