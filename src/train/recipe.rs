@@ -30,6 +30,8 @@ const LARGEST: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
+    /// A file of weights to start from, such as the `model.safetensors` of a finished run, instead of random ones.
+    pub start: Option<PathBuf>,
     /// Steps of the run; 0 leaves it to `max_seconds`.
     pub max_steps: u64,
     /// Seconds of training over all sessions; 0 leaves it to `max_steps`. With both the first one reached ends the run,
@@ -60,6 +62,7 @@ pub struct Train {
 impl Default for Train {
     fn default() -> Self {
         Self {
+            start: None,
             max_steps: 0,
             max_seconds: 0.0,
             accumulate: 1,

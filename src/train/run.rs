@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use fulgur_lightnet::params::Precision;
+use fulgur_lightnet::params::{Frozen, Precision};
 use fulgur_lightnet::params::file::write_atomically;
 
 use super::checkpoint::{self, Checkpoint, State};
@@ -156,6 +156,10 @@ impl<'a> Session<'a> {
                 path: folder.clone(),
                 reason,
             });
+        }
+        if let (None, Some(start)) = (&found, &recipe.train.start) {
+            let weights = Frozen::open(start, &Device::Cpu)?;
+            task.params().assign(start, weights.tensors())?;
         }
         let mut session = Self {
             task,

@@ -60,7 +60,7 @@ fn candidates(package: &Package, cached: &Path, from: Option<&Path>) -> Vec<Path
 }
 
 fn bring(package: &Package, part: &Path, options: &FetchOptions<'_>) -> Result<PathBuf, FetchError> {
-    let (program, arguments, install) = command_line(package, part);
+    let (program, arguments, install) = command_line(package);
     let command = std::iter::once(program.to_owned())
         .chain(arguments.iter().map(|a| a.to_string_lossy().into_owned()))
         .collect::<Vec<_>>()
@@ -120,8 +120,8 @@ fn bring(package: &Package, part: &Path, options: &FetchOptions<'_>) -> Result<P
     Err(failed(format!("it wrote {found}, expected {}", package.file)))
 }
 
-/// Program, arguments and how to install the program.
-fn command_line(package: &Package, part: &Path) -> (&'static str, Vec<OsString>, &'static str) {
+/// Program, arguments and how to install the program, which is to run in the folder that takes its files.
+fn command_line(package: &Package) -> (&'static str, Vec<OsString>, &'static str) {
     let pinned = |separator: &str| OsString::from(format!("{}{separator}{}", package.name, package.version));
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let pip = "Debian, Ubuntu: apt-get install python3-pip";
@@ -133,7 +133,7 @@ fn command_line(package: &Package, part: &Path) -> (&'static str, Vec<OsString>,
         }
         Client::Wheel => {
             let mut arguments = words(&["download", "--no-deps", "--disable-pip-version-check", "-d"]);
-            arguments.extend([part.as_os_str().to_owned(), pinned("==")]);
+            arguments.extend([".".into(), pinned("==")]);
             ("pip", arguments, pip)
         }
         Client::Sdist => {
@@ -143,12 +143,7 @@ fn command_line(package: &Package, part: &Path) -> (&'static str, Vec<OsString>,
                 "--disable-pip-version-check",
                 "--no-binary",
             ]);
-            arguments.extend([
-                package.name.into(),
-                "-d".into(),
-                part.as_os_str().to_owned(),
-                pinned("=="),
-            ]);
+            arguments.extend([package.name.into(), "-d".into(), ".".into(), pinned("==")]);
             ("pip", arguments, pip)
         }
         Client::Npm => {

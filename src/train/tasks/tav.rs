@@ -33,8 +33,10 @@ const WANT: Want = Want {
     mask: false,
     samples: true,
 };
+/// Clips that are drawn at a time, enough to keep many cores busy.
+const RENDERED: usize = 128;
 /// Clips that are encoded at a time.
-const CHUNK: usize = 32;
+const ENCODED: usize = 32;
 /// Clips of a sheet of samples.
 const SAMPLES: usize = 6;
 
@@ -245,22 +247,39 @@ impl TavTask {
 }
 
 impl Encoders<'_> {
+    /// Latents of the first `n` scenes of `split`; the next clips are drawn while the last ones are encoded.
     fn pool(&self, split: Split, n: usize, dtype: DType) -> TaskResult<Pool> {
         let (mut video, mut audio, mut captions) = (Vec::new(), Vec::new(), Vec::with_capacity(n));
-        for start in (0..n).step_by(CHUNK) {
-            check_stop(self.stop, "the pool of latents was filled")?;
-            let count = CHUNK.min(n - start);
-            let clips = render(count, |i| self.clips.scene(split, (start + i) as u64, WANT));
-            let latents = self.encode(&clips)?;
-            video.push(latents.video.to_dtype(dtype)?);
-            audio.push(latents.audio.to_dtype(dtype)?);
-            captions.extend(
-                clips
-                    .iter()
-                    .filter_map(|clip| clip.scene.as_ref())
-                    .map(|scene| [scene.caption.text.clone(), scene.caption.canonical.clone()]),
-            );
-        }
+        let clips = self.clips;
+        std::thread::scope(|scope| {
+            let (sender, rendered) = std::sync::mpsc::sync_channel(1);
+            scope.spawn(move || {
+                for start in (0..n).step_by(RENDERED) {
+                    let chunk = render(RENDERED.min(n - start), |i| {
+                        clips.scene(split, (start + i) as u64, WANT)
+                    });
+                    // The receiver leaves early on an error or a stop.
+                    if sender.send(chunk).is_err() {
+                        return;
+                    }
+                }
+            });
+            for chunk in rendered {
+                for clips in chunk.chunks(ENCODED) {
+                    check_stop(self.stop, "the pool of latents was filled")?;
+                    let latents = self.encode(clips)?;
+                    video.push(latents.video.to_dtype(dtype)?);
+                    audio.push(latents.audio.to_dtype(dtype)?);
+                    captions.extend(
+                        clips
+                            .iter()
+                            .filter_map(|clip| clip.scene.as_ref())
+                            .map(|scene| [scene.caption.text.clone(), scene.caption.canonical.clone()]),
+                    );
+                }
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        })?;
         let latents = Latents {
             video: Tensor::cat(&video, 0)?,
             audio: Tensor::cat(&audio, 0)?,

@@ -83,7 +83,10 @@ impl Sampler {
         let guided = Guided::new(prompts, guidance)?;
         let mut x = noise.clone();
         for k in 0..self.steps {
-            let prediction = guided.predict(denoiser, &x, times[k])?;
+            // Detached: under training weights the graph of every step would be kept to the last one.
+            let prediction = guided
+                .predict(denoiser, &x, times[k])?
+                .map(|prediction| Ok(prediction.detach()))?;
             x = match self.objective {
                 Objective::Flow => {
                     let h = times[k + 1] - times[k];
