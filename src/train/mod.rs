@@ -11,6 +11,7 @@ pub mod checkpoint;
 mod ema;
 mod error;
 pub mod log;
+mod muon;
 mod optimiser;
 mod prefetch;
 pub mod recipe;
@@ -24,7 +25,7 @@ mod tests;
 
 pub use ema::Ema;
 pub use error::{TaskResult, TrainError};
-pub use optimiser::{AdamW, AdamWConfig, Gradients};
+pub use optimiser::{Gradients, Optimiser, OptimiserConfig};
 pub use prefetch::Prefetch;
 pub use recipe::Recipe;
 pub use run::{Options, Outcome, Report, run};

@@ -1,11 +1,12 @@
-//! AdamW (Loshchilov and Hutter, 2019) over the parameters of a model, with moments that can be saved.
+//! AdamW (Loshchilov and Hutter, 2019) over the parameters of a model, or Muon for those of its matrices that the recipe
+//! names, with moments that can be saved.
 //!
 //! ```text
 //! m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
 //! w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 //! ```
 //!
-//! `g` is the gradient scaled so that the norm over all parameters is at most `clip`; vectors (biases, gains) do not
+//! The update of Muon is in `muon.rs`. `g` is the gradient scaled so that the norm over all parameters is at most `clip`; vectors (biases, gains) do not
 //! decay.
 
 use std::collections::BTreeMap;
@@ -13,17 +14,20 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{self as fused, GradientScale, squared_norm, zero_moments};
+use fulgur_kernels::average::move_average;
 use fulgur_lightnet::params::Params;
 use serde::{Deserialize, Serialize};
+
+use super::muon;
 
 /// Guards the division by the norm.
 const TINY: f64 = 1e-6;
 const MOMENTS: &str = "moments.";
 
-/// The constants of AdamW.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+/// The constants of the optimiser.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AdamWConfig {
+pub struct OptimiserConfig {
     /// The full learning rate.
     pub lr: f64,
     /// Memory of the first moment.
@@ -36,9 +40,13 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 does not limit it.
     pub clip: f64,
+    /// Muon instead of AdamW for matrices whose name contains one of these, such as `blocks.`; both sides are 32 or more.
+    pub muon: Vec<String>,
+    /// Root mean square of Muon's updates over the learning rate.
+    pub muon_size: f64,
 }
 
-impl Default for AdamWConfig {
+impl Default for OptimiserConfig {
     fn default() -> Self {
         Self {
             lr: 1e-3,
@@ -47,46 +55,78 @@ impl Default for AdamWConfig {
             eps: 1e-8,
             weight_decay: 0.01,
             clip: 1.0,
+            muon: Vec::new(),
+            muon_size: 1.0,
         }
     }
 }
 
 /// The optimiser of a run.
-pub struct AdamW {
-    config: AdamWConfig,
+pub struct Optimiser {
+    config: OptimiserConfig,
     slots: Vec<Slot>,
+    /// Slots of matrices that Muon updates together, by their shorter and longer side.
+    groups: BTreeMap<(usize, usize), Vec<usize>>,
     updates: u64,
 }
 
 struct Slot {
     name: String,
     weight: Var,
-    /// Both moments, `[2, ..shape of the weight]`.
+    /// Both moments of AdamW, `[2, ..shape of the weight]`; the momentum of Muon, `[1, rows, columns]`.
     moments: Tensor,
-    decays: bool,
+    rule: Rule,
+}
+
+#[derive(Clone, Copy)]
+enum Rule {
+    AdamW { decays: bool },
+    Muon,
 }
 
 /// The gradients of one step, one per parameter in the order of their names; none where the loss does not depend on it.
 pub struct Gradients(Vec<Option<Tensor>>);
 
-impl AdamW {
+impl Optimiser {
     /// An optimiser of all parameters that exist, with zero moments.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
-        let slot = |(name, weight): (String, Var)| -> Result<Slot> {
-            let moments = zero_moments(&weight)?;
-            Ok(Slot {
-                name,
-                decays: weight.rank() >= 2,
-                moments,
-                weight,
-            })
-        };
+    pub fn new(params: &Params, config: OptimiserConfig) -> Result<Self> {
+        let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        let mut slots = Vec::new();
+        for (index, (name, weight)) in params.vars().into_iter().enumerate() {
+            let slot = match *weight.dims() {
+                [rows, columns]
+                    if rows.min(columns) >= muon::SMALLEST_SIDE
+                        && config.muon.iter().any(|part| name.contains(part)) =>
+                {
+                    groups
+                        .entry((rows.min(columns), rows.max(columns)))
+                        .or_default()
+                        .push(index);
+                    Slot {
+                        moments: Tensor::zeros((1, rows, columns), DType::F32, weight.device())?,
+                        rule: Rule::Muon,
+                        name,
+                        weight,
+                    }
+                }
+                _ => Slot {
+                    moments: zero_moments(&weight)?,
+                    rule: Rule::AdamW {
+                        decays: weight.rank() >= 2,
+                    },
+                    name,
+                    weight,
+                },
+            };
+            slots.push(slot);
+        }
         Ok(Self {
             config,
-            slots: params.vars().into_iter().map(slot).collect::<Result<_>>()?,
+            slots,
+            groups,
             updates: 0,
         })
     }
@@ -113,7 +153,7 @@ impl AdamW {
     /// A tensor operation failed.
     pub fn update(&mut self, gradients: &Gradients, norm: f64, lr: f64) -> Result<()> {
         self.updates += 1;
-        let AdamWConfig {
+        let OptimiserConfig {
             beta1,
             beta2,
             eps,
@@ -127,23 +167,60 @@ impl AdamW {
             1.0
         };
         for (slot, gradient) in self.slots.iter().zip(&gradients.0) {
-            if let Some(gradient) = gradient {
-                let weight_decay = if slot.decays { weight_decay } else { 0.0 };
+            if let (Some(gradient), Rule::AdamW { decays }) = (gradient, slot.rule) {
                 let step = fused::AdamW {
                     lr,
                     beta1,
                     beta2,
                     eps,
-                    weight_decay,
+                    weight_decay: if decays { weight_decay } else { 0.0 },
                 };
                 let scale = GradientScale::Host(scale);
                 step.step(&slot.weight, &slot.moments, gradient, self.updates, scale)?;
             }
         }
+        for (&(_, longer), group) in &self.groups {
+            let length = lr * self.config.muon_size * (longer as f64).sqrt();
+            self.update_group(group, gradients, scale, length, lr)?;
+        }
         Ok(())
     }
 
-    /// The moments by name: `moments.NAME`, `[2, ..shape of the weight]`.
+    /// Muon's update, of length `length`, of matrices that have the same sides; tall ones are turned.
+    fn update_group(
+        &self,
+        group: &[usize],
+        gradients: &Gradients,
+        scale: f64,
+        length: f64,
+        lr: f64,
+    ) -> Result<()> {
+        let (mut slots, mut directions) = (Vec::new(), Vec::new());
+        for &index in group {
+            let (slot, Some(gradient)) = (&self.slots[index], &gradients.0[index]) else {
+                continue;
+            };
+            let gradient = (gradient * scale)?;
+            let momentum = slot.moments.squeeze(0)?;
+            move_average(&momentum, &gradient, 1.0 - muon::MOMENTUM)?;
+            let direction = ((momentum * muon::MOMENTUM)? + (gradient * (1.0 - muon::MOMENTUM))?)?;
+            directions.push(if slot.is_tall() { direction.t()? } else { direction });
+            slots.push(slot);
+        }
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let updates = (muon::orthogonal(&Tensor::stack(&directions, 0)?)? * length)?;
+        for (i, slot) in slots.into_iter().enumerate() {
+            let update = updates.get(i)?;
+            let update = if slot.is_tall() { update.t()? } else { update };
+            let kept = (slot.weight.as_detached_tensor() * (1.0 - lr * self.config.weight_decay))?;
+            slot.weight.set(&(kept - update)?)?;
+        }
+        Ok(())
+    }
+
+    /// The moments by name: `moments.NAME`, `[2, ..shape of the weight]` or, under Muon, `[1, rows, columns]`.
     pub fn moments(&self) -> BTreeMap<String, Tensor> {
         self.slots
             .iter()
@@ -173,6 +250,12 @@ impl AdamW {
         }
         self.updates = updates;
         Ok(())
+    }
+}
+
+impl Slot {
+    fn is_tall(&self) -> bool {
+        matches!(*self.weight.dims(), [rows, columns] if rows > columns)
     }
 }
 
@@ -229,12 +312,12 @@ mod tests {
     #[test]
     fn equals_the_formulas() {
         let params = model();
-        let config = AdamWConfig {
+        let config = OptimiserConfig {
             clip: 0.5,
             weight_decay: 0.1,
-            ..AdamWConfig::default()
+            ..OptimiserConfig::default()
         };
-        let mut optimiser = AdamW::new(&params, config).unwrap();
+        let mut optimiser = Optimiser::new(&params, config).unwrap();
         let vars = params.vars();
         let unused = values(&vars["unused"]);
         let wide = |name: &str| values(&vars[name]).into_iter().map(f64::from).collect::<Vec<_>>();
@@ -278,10 +361,84 @@ mod tests {
         assert_eq!(optimiser.updates(), 5);
     }
 
+    /// Named matrices move along the orthogonal factor of their momentum, wide and tall alike; the rest as before.
+    #[test]
+    fn muon_takes_the_matrices_that_it_is_given() {
+        let params = Params::random(6, &Device::Cpu);
+        let randn = Init::Randn {
+            mean: 0.0,
+            stdev: 1.0,
+        };
+        let shapes = [
+            ("blocks.wide", (32, 48)),
+            ("blocks.tall", (48, 32)),
+            ("blocks.thin", (6, 48)),
+            ("head", (32, 48)),
+        ];
+        for (name, shape) in shapes {
+            params.builder().get_with_hints(shape, name, randn).unwrap();
+        }
+        let vars = params.vars();
+        let loss = || {
+            let sums = shapes.map(|(name, _)| vars[name].sqr().unwrap().sum_all().unwrap());
+            (Tensor::stack(&sums, 0).unwrap().sum_all().unwrap() * 0.5).unwrap()
+        };
+        let config = OptimiserConfig {
+            muon: vec!["blocks.".into()],
+            eps: 1e-12,
+            weight_decay: 0.5,
+            clip: 0.0,
+            ..OptimiserConfig::default()
+        };
+        let (lr, mut optimiser) = (0.01, Optimiser::new(&params, config).unwrap());
+        let before = |name: &str| vars[name].as_detached_tensor().copy().unwrap();
+        let (wide, tall, thin, head) = (
+            before("blocks.wide"),
+            before("blocks.tall"),
+            before("blocks.thin"),
+            before("head"),
+        );
+        let gradients = optimiser.gradients(loss().backward().unwrap());
+        optimiser.update(&gradients, 1.0, lr).unwrap();
+        let apart = |a: &Tensor, b: &Tensor| {
+            let most = (a - b).unwrap().abs().unwrap().max_all().unwrap();
+            most.to_scalar::<f32>().unwrap()
+        };
+        let moved = |w: &Tensor| {
+            let direction = muon::orthogonal(&w.unsqueeze(0).unwrap())
+                .unwrap()
+                .squeeze(0)
+                .unwrap();
+            ((w * (1.0 - lr * 0.5)).unwrap() - (direction * (lr * 48f64.sqrt())).unwrap()).unwrap()
+        };
+        assert!(apart(&vars["blocks.wide"], &moved(&wide)) < 1e-5);
+        let turned = moved(&tall.t().unwrap().contiguous().unwrap()).t().unwrap();
+        assert!(apart(&vars["blocks.tall"], &turned) < 1e-5);
+        // AdamW's first step has the length of the learning rate.
+        for (name, w) in [("blocks.thin", thin), ("head", head)] {
+            let step = ((w * (1.0 - lr * 0.5)).unwrap() - vars[name].as_tensor()).unwrap();
+            let size = step.abs().unwrap();
+            let far = apart(&size, &(size.ones_like().unwrap() * lr).unwrap());
+            assert!(far < 1e-5, "{name}: {far}");
+        }
+        // A second optimiser goes on from the moments of the first.
+        let mut other = Optimiser::new(&params, optimiser.config.clone()).unwrap();
+        other.restore(&optimiser.moments(), 1).unwrap();
+        let found = other.moments();
+        for (name, moments) in optimiser.moments() {
+            assert_eq!(values(&moments), values(&found[&name]), "{name}");
+        }
+        let plain = Optimiser::new(&params, OptimiserConfig::default())
+            .unwrap()
+            .moments();
+        let message = other.restore(&plain, 1).unwrap_err().to_string();
+        assert!(message.contains("moments.blocks.tall"), "{message}");
+    }
+
     #[test]
     fn gradients_of_parts_add_up() {
         let params = model();
-        let optimiser = AdamW::new(&params, AdamWConfig::default()).unwrap();
+        let optimiser = Optimiser::new(&params, OptimiserConfig::default()).unwrap();
         let vars = params.vars();
         let of = |name: &str, factor: f64| {
             let loss = (vars[name].sum_all().unwrap() * factor).unwrap();

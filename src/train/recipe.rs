@@ -6,7 +6,7 @@
 //! seed = 1
 //! run_dir = "runs/codec"          # default: runs/ and the name of the recipe
 //! [train]                         # how long and what to note down: see `Train`
-//! [optimiser]                     # see `AdamWConfig`
+//! [optimiser]                     # see `OptimiserConfig`
 //! [schedule]                      # see `Schedule`
 //! [codec]                         # the task's own table, named after the task
 //! ```
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::error::TrainError;
-use super::optimiser::AdamWConfig;
+use super::optimiser::OptimiserConfig;
 use super::schedule::Schedule;
 
 /// Larger files are no recipes.
@@ -91,7 +91,7 @@ pub struct Recipe {
     /// How long, and what is noted down.
     pub train: Train,
     /// The optimiser.
-    pub optimiser: AdamWConfig,
+    pub optimiser: OptimiserConfig,
     /// The learning rate over time.
     pub schedule: Schedule,
     /// The task's own table.
@@ -113,7 +113,7 @@ struct Shared {
     #[serde(default)]
     train: Train,
     #[serde(default)]
-    optimiser: AdamWConfig,
+    optimiser: OptimiserConfig,
     #[serde(default)]
     schedule: Schedule,
 }
@@ -233,7 +233,7 @@ impl Recipe {
             }
         };
         section("train", Value::try_from(&self.train));
-        section("optimiser", Value::try_from(self.optimiser));
+        section("optimiser", Value::try_from(&self.optimiser));
         section("schedule", Value::try_from(self.schedule));
         section(&self.task, Ok(Value::Table(self.own.clone())));
         table.to_string()
@@ -320,6 +320,12 @@ impl Recipe {
                 "optimiser.weight_decay",
                 "0 or more",
                 optimiser.weight_decay.to_string(),
+            ),
+            (
+                positive(optimiser.muon_size),
+                "optimiser.muon_size",
+                "more than 0",
+                optimiser.muon_size.to_string(),
             ),
             (
                 optimiser.clip >= 0.0,

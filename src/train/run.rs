@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use fulgur_lightnet::params::{Frozen, Precision};
 use fulgur_lightnet::params::file::write_atomically;
+use fulgur_lightnet::params::{Frozen, Precision};
 
 use super::checkpoint::{self, Checkpoint, State};
 use super::ema::Ema;
 use super::error::TrainError;
 use super::log::Log;
-use super::optimiser::{AdamW, Gradients};
+use super::optimiser::{Gradients, Optimiser};
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
@@ -104,7 +104,7 @@ struct Session<'a> {
     task: &'a dyn Task,
     recipe: &'a Recipe,
     options: &'a Options,
-    optimiser: AdamW,
+    optimiser: Optimiser,
     ema: Option<Ema>,
     log: Log,
     state: State,
@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
             task,
             recipe,
             options,
-            optimiser: AdamW::new(task.params(), recipe.optimiser)?,
+            optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
             ema: (recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,

@@ -22,7 +22,9 @@ use fulgur_tavdiffusion::text::{TextBatch, TextModel};
 use serde::Deserialize;
 
 use super::check_stop;
-use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, render, samples_tensor, to_unit};
+use super::clips::{
+    ClipOptions, Clips, HostClip, Want, frames_tensor, mask_tensor, render, samples_tensor, to_unit,
+};
 use super::export::{compute_dtype, write_part};
 use super::mel_codec::spectrograms;
 use super::video_codec::filmstrips;
@@ -30,13 +32,15 @@ use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 const WANT: Want = Want {
     frames: true,
-    mask: false,
+    mask: true,
     samples: true,
 };
 /// Clips that are drawn at a time, enough to keep many cores busy.
 const RENDERED: usize = 128;
 /// Clips that are encoded at a time.
 const ENCODED: usize = 32;
+/// What makes a quarter whole.
+const QUARTER: f64 = 4.0;
 /// Clips of a sheet of samples.
 const SAMPLES: usize = 6;
 
@@ -60,6 +64,10 @@ pub(super) struct Options {
     pub text_dropout: f32,
     /// Weight of the sound's loss over the picture's.
     pub audio_weight: f64,
+    /// How much more the picture's loss weighs where things are: `1 + thing_weight (1 - t)` at diffusion time t, for
+    /// they cover a few hundredths of a clip. At the noisy end, where it is open yet what comes where, nothing is added:
+    /// a weight that follows the clip would shift what the network expects there.
+    pub thing_weight: f64,
     /// Weight of the contrastive alignment of the streams.
     pub contrast_weight: f64,
     /// Held-out scenes of a validation.
@@ -83,6 +91,7 @@ impl Default for Options {
             text_encoder: "runs/text/model".into(),
             text_dropout: 0.1,
             audio_weight: 1.0,
+            thing_weight: 3.0,
             contrast_weight: 0.1,
             validation: 128,
             sample_steps: 16,
@@ -109,6 +118,8 @@ pub(super) struct TavTask {
 /// Latents on the device and the captions that belong to them.
 struct Pool {
     latents: Latents,
+    /// Where things are, 0 to 1, for each video latent: `[B, F/4, H/8, W/8, 1]`.
+    things: Tensor,
     captions: Vec<[String; 2]>,
 }
 
@@ -189,7 +200,7 @@ impl TavTask {
         })
     }
 
-    /// Losses of picture, sound and alignment for clean latents at given times.
+    /// Losses of picture, sound and alignment for clean latents at given times; `weight` is that of the picture's latents.
     fn losses(
         &self,
         clean: &Latents,
@@ -197,20 +208,22 @@ impl TavTask {
         time: &Tensor,
         mixture: &Mixture,
         text: &TextCondition,
+        weight: Option<&Tensor>,
     ) -> TaskResult<(Tensor, Tensor, Option<Tensor>)> {
         let objective = self.objective();
         let (video, video_target) = objective.noisy(&clean.video, &noise.video, mixture)?;
         let (audio, audio_target) = objective.noisy(&clean.audio, &noise.audio, mixture)?;
         let (made, features) = self.denoiser.forward(&Latents { video, audio }, time, text)?;
-        let square = |a: &Tensor, b: &Tensor| (a - b)?.sqr()?.mean_all();
+        let square = |a: &Tensor, b: &Tensor| (a - b)?.sqr();
         let aligned = features
             .map(|(seen, heard)| contrast::pooled(&seen, &heard))
             .transpose()?;
-        Ok((
-            square(&made.video, &video_target)?,
-            square(&made.audio, &audio_target)?,
-            aligned,
-        ))
+        let mut video = square(&made.video, &video_target)?;
+        if let Some(weight) = weight {
+            video = video.broadcast_mul(weight)?;
+        }
+        let audio = square(&made.audio, &audio_target)?;
+        Ok((video.mean_all()?, audio.mean_all()?, aligned))
     }
 
     /// Clips of the first held-out captions, as latents.
@@ -249,7 +262,8 @@ impl TavTask {
 impl Encoders<'_> {
     /// Latents of the first `n` scenes of `split`; the next clips are drawn while the last ones are encoded.
     fn pool(&self, split: Split, n: usize, dtype: DType) -> TaskResult<Pool> {
-        let (mut video, mut audio, mut captions) = (Vec::new(), Vec::new(), Vec::with_capacity(n));
+        let (mut video, mut audio, mut things) = (Vec::new(), Vec::new(), Vec::new());
+        let mut captions = Vec::with_capacity(n);
         let clips = self.clips;
         std::thread::scope(|scope| {
             let (sender, rendered) = std::sync::mpsc::sync_channel(1);
@@ -270,6 +284,8 @@ impl Encoders<'_> {
                     let latents = self.encode(clips)?;
                     video.push(latents.video.to_dtype(dtype)?);
                     audio.push(latents.audio.to_dtype(dtype)?);
+                    let mask = mask_tensor(clips, &self.clips.spec())?.to_device(self.device)?;
+                    things.push(coverage(&mask, latents.video.dims5()?)?.to_dtype(dtype)?);
                     captions.extend(
                         clips
                             .iter()
@@ -284,7 +300,12 @@ impl Encoders<'_> {
             video: Tensor::cat(&video, 0)?,
             audio: Tensor::cat(&audio, 0)?,
         };
-        Ok(Pool { latents, captions })
+        let things = Tensor::cat(&things, 0)?;
+        Ok(Pool {
+            latents,
+            things,
+            captions,
+        })
     }
 
     fn encode(&self, clips: &[HostClip]) -> TaskResult<Latents> {
@@ -305,6 +326,21 @@ impl Encoders<'_> {
                 .detach(),
         })
     }
+}
+
+/// Where things are, `[B, F/4, H/8, W/8, 1]`, from how much of each pixel they cover, bytes `[B, F, H, W, 1]`, for video
+/// latents of shape `latents`: 1 from a quarter of a latent's pixels on.
+fn coverage(
+    mask: &Tensor,
+    (b, t, h, w, _): (usize, usize, usize, usize, usize),
+) -> candle_core::Result<Tensor> {
+    let (_, frames, height, width, _) = mask.dims5()?;
+    let cells = [b * t, frames / t, h, height / h, w, width / w];
+    let share = mask.to_dtype(DType::F32)?.reshape(&cells)?.mean((1, 3, 5))?;
+    share
+        .affine(QUARTER / 255.0, 0.0)?
+        .clamp(0.0, 1.0)?
+        .reshape((b, t, h, w, 1))
 }
 
 impl Task for TavTask {
@@ -370,7 +406,11 @@ impl Task for TavTask {
             signal: batch.get("signal")?.clone(),
             noise: batch.get("spread")?.clone(),
         };
-        let (video, audio, aligned) = self.losses(&clean, &noise, batch.get("time")?, &mixture, &text)?;
+        let time = batch.get("time")?;
+        let things = self.pool.things.index_select(chosen, 0)?.to_dtype(DType::F32)?;
+        let near = (time.affine(-1.0, 1.0)? * self.options.thing_weight)?.reshape(((), 1, 1, 1, 1))?;
+        let weight = (things.broadcast_mul(&near)? + 1.0)?;
+        let (video, audio, aligned) = self.losses(&clean, &noise, time, &mixture, &text, Some(&weight))?;
         let mut total = (&video + (&audio * self.options.audio_weight)?)?;
         let mut parts = vec![("video", video), ("audio", audio)];
         if let Some(aligned) = aligned {
@@ -401,7 +441,7 @@ impl Task for TavTask {
             let device = self.params.device();
             let mixture = self.objective().mixture(&time, device)?;
             let time = Tensor::from_vec(time, count, device)?;
-            let (v, a, _) = self.losses(&clean, &noise, &time, &mixture, &text)?;
+            let (v, a, _) = self.losses(&clean, &noise, &time, &mixture, &text, None)?;
             let share = count as f64 / n as f64;
             video += f64::from(v.to_scalar::<f32>()?) * share;
             audio += f64::from(a.to_scalar::<f32>()?) * share;
@@ -441,5 +481,35 @@ impl Task for TavTask {
 
     fn export(&self, folder: &Path) -> TaskResult<()> {
         write_part(folder, &self.options.model, &self.params, None, Precision::F16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coverage_follows_the_grid_of_the_latents() {
+        let mut mask = vec![0u8; 8 * 16 * 24];
+        // One eighth of the latents' first cell, and all of the last.
+        for frame in 0..8 {
+            for y in 0..16 {
+                for x in 0..24 {
+                    let first = frame < 4 && y < 8 && x < 1;
+                    let last = frame >= 4 && y >= 8 && x >= 16;
+                    mask[(frame * 16 + y) * 24 + x] = if first || last { 255 } else { 0 };
+                }
+            }
+        }
+        let mask = Tensor::from_vec(mask, (1, 8, 16, 24, 1), &Device::Cpu).unwrap();
+        let found = coverage(&mask, (1, 2, 2, 3, 20)).unwrap();
+        assert_eq!(found.dims(), [1, 2, 2, 3, 1]);
+        let mut expected = [0f32; 12];
+        (expected[0], expected[11]) = (0.5, 1.0);
+        let found: Vec<f32> = found.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(
+            found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{found:?}"
+        );
     }
 }
