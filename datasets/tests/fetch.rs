@@ -72,6 +72,26 @@ fn a_package_is_downloaded_once() {
     assert_eq!(names(&dir.join("data/downloads")), [HELLO.file]);
 }
 
+/// `data` below the working directory is the default folder, and pip is told where to write.
+#[test]
+fn a_package_comes_into_a_relative_folder() {
+    let pip = "while [ $# -gt 1 ]; do [ \"$1\" = -d ] && into=$2; shift; done\n\
+               mkdir -p \"$into\" && echo hello > \"$into/hello-2.tar.gz\"";
+    let Some(dir) = alone("a_package_comes_into_a_relative_folder", &[("pip", pip)]) else {
+        return;
+    };
+    std::env::set_current_dir(&dir).unwrap();
+    let package = Package {
+        client: Client::Sdist,
+        version: "2",
+        file: "hello-2.tar.gz",
+        ..HELLO
+    };
+    let path = download(&package, &options(Path::new(""))).unwrap();
+    assert_eq!(path, Path::new("data/downloads/hello-2.tar.gz"));
+    assert_eq!(std::fs::read(path).unwrap(), b"hello\n");
+}
+
 #[test]
 fn a_wrong_hash_is_refused_and_not_kept() {
     let script = "echo other > hello_1%3a2-3_all.deb";

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::error::TrainError;
+use super::error::{TrainError, one_line};
 use super::optimiser::OptimiserConfig;
 use super::schedule::Schedule;
 
@@ -207,18 +207,21 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The task's own table as the task's own type.
+    /// The task's own table as the task's own type. What it leaves out, at any depth, is as in the type's default.
     ///
     /// # Errors
-    /// A key is unknown or missing, or has another type.
-    pub fn own<T: DeserializeOwned>(&self) -> Result<T, TrainError> {
-        self.own
-            .clone()
+    /// A key is unknown or has another type.
+    pub fn own<T: Default + DeserializeOwned + Serialize>(&self) -> Result<T, TrainError> {
+        let refuse = |reason: String| TrainError::Recipe {
+            origin: self.origin.clone(),
+            reason,
+        };
+        let mut whole =
+            Table::try_from(T::default()).map_err(|e| refuse(one_line(&e.to_string()).to_string()))?;
+        merge(&mut whole, &self.own, &self.task).map_err(refuse)?;
+        whole
             .try_into()
-            .map_err(|e: toml::de::Error| TrainError::Recipe {
-                origin: self.origin.clone(),
-                reason: format!("[{}]: {}", self.task, explain(&e, "")),
-            })
+            .map_err(|e: toml::de::Error| refuse(format!("[{}]: {}", self.task, explain(&e, ""))))
     }
 
     /// The recipe with all its values, as TOML.
@@ -386,6 +389,24 @@ fn set(table: &mut Table, argument: &str) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Lays the values of `own` over `defaults`, table by table; `name` is that of the table, for errors.
+fn merge(defaults: &mut Table, own: &Table, name: &str) -> Result<(), String> {
+    for (key, value) in own {
+        match (defaults.get_mut(key), value) {
+            (Some(Value::Table(below)), Value::Table(own)) => merge(below, own, &format!("{name}.{key}"))?,
+            (Some(slot), value) => *slot = value.clone(),
+            (None, _) => {
+                let known: Vec<_> = defaults.keys().map(String::as_str).collect();
+                return Err(format!(
+                    "[{name}]: unknown field `{key}`, expected one of {}",
+                    known.join(", ")
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A TOML error in one line, with the line number where it is known.
 fn explain(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().replace('\n', ", ");
@@ -401,11 +422,24 @@ mod tests {
 
     const TEXT: &str = "task = \"toy\"\nseed = 4\n[train]\nmax_steps = 10\n[toy]\nwidth = 3\n";
 
-    #[derive(Debug, Deserialize, PartialEq)]
+    #[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
     #[serde(deny_unknown_fields)]
     struct Toy {
         width: usize,
-        name: Option<String>,
+        name: String,
+        model: ToyModel,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq, Serialize)]
+    struct ToyModel {
+        dim: usize,
+        depth: usize,
+    }
+
+    impl Default for ToyModel {
+        fn default() -> Self {
+            Self { dim: 8, depth: 2 }
+        }
     }
 
     fn load(text: &str, sets: &[&str]) -> Result<Recipe, String> {
@@ -424,6 +458,7 @@ mod tests {
                 "train.max_steps=20",
                 "optimiser.lr=3e-4",
                 "toy.name=a b",
+                "toy.model.depth=3",
                 "schedule.shape=\"wsd\"",
             ],
         )
@@ -437,7 +472,8 @@ mod tests {
             recipe.own::<Toy>().unwrap(),
             Toy {
                 width: 3,
-                name: Some("a b".into())
+                name: "a b".into(),
+                model: ToyModel { dim: 8, depth: 3 }
             }
         );
         let again = load(&recipe.resolved(), &[]).unwrap();
@@ -478,14 +514,20 @@ mod tests {
                 "{sets:?}: {message}"
             );
         }
-        let message = load(TEXT, &["toy.depth=3"])
-            .unwrap()
-            .own::<Toy>()
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("tiny.toml: [toy]: unknown field `depth`"),
-            "{message}"
-        );
+        for (set, words) in [
+            (
+                "toy.depth=3",
+                "tiny.toml: [toy]: unknown field `depth`, expected one of model, name, width",
+            ),
+            (
+                "toy.model.height=3",
+                "tiny.toml: [toy.model]: unknown field `height`",
+            ),
+            ("toy.model=3", "tiny.toml: [toy]: invalid type: integer"),
+            ("toy.width=wide", "tiny.toml: [toy]: invalid type: string"),
+        ] {
+            let message = load(TEXT, &[set]).unwrap().own::<Toy>().unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
+        }
     }
 }

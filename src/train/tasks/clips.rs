@@ -9,12 +9,12 @@ use fulgur_datasets::scenes::{self, ClipSpec, Composer, Scene, Split};
 use fulgur_datasets::things::Things;
 use fulgur_kernels::philox::Philox;
 use rayon::prelude::*;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::train::TaskResult;
 
 /// Part of a recipe: which clips.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipOptions {
     /// Folder of prepared data sets.

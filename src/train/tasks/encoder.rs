@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use fulgur_benchmark::encoder::{BuiltinConfig, BuiltinEncoder};
 use fulgur_datasets::scenes::Split;
 use fulgur_lightnet::params::{Params, Precision};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, render, samples_tensor, to_unit};
 use super::export::write_part;
@@ -19,7 +19,7 @@ const WANT: Want = Want {
 };
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips.

@@ -15,7 +15,7 @@ use fulgur_datasets::scenes::{Actor, Motion, Split};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::params::{Params, Precision};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, render, samples_tensor, to_unit};
 use super::export::write_part;
@@ -36,7 +36,7 @@ const NEAR_MS: f64 = 100.0;
 const VALIDATION_SEED: u64 = 77;
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips; always single things.

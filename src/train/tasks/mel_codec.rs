@@ -8,7 +8,7 @@ use fulgur_datasets::scenes::Split;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::params::{Params, Precision};
 use fulgur_tavdiffusion::codec::{LatentNorm, MelCodec, MelCodecConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, render, samples_tensor};
 use super::export::{compute_dtype, write_part};
@@ -24,7 +24,7 @@ const WANT: Want = Want {
 const MEASURED: usize = 256;
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips.

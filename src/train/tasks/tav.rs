@@ -19,7 +19,7 @@ use fulgur_tavdiffusion::denoiser::{LatentShape, Latents, TextCondition, noise};
 use fulgur_tavdiffusion::diffusion::{Guidance, Mixture, Objective, Prompts, Sampler};
 use fulgur_tavdiffusion::streams::{TwoStream, TwoStreamConfig};
 use fulgur_tavdiffusion::text::{TextBatch, TextModel};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::check_stop;
 use super::clips::{
@@ -45,7 +45,7 @@ const QUARTER: f64 = 4.0;
 const SAMPLES: usize = 6;
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips.

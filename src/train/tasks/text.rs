@@ -17,7 +17,7 @@ use fulgur_lightnet::params::{Params, Precision};
 use fulgur_tavdiffusion::text::distil::{Hidden, match_loss, recall_loss, relation_loss};
 use fulgur_tavdiffusion::text::teacher::Lessons;
 use fulgur_tavdiffusion::text::{TextBatch, TextConfig, TextEncoder, TextTokenizer, Tokens};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::train::{Batch, Cursor, Losses, Recipe, Step, Task, TaskResult, TrainError};
 use judge::Candidate;
@@ -30,7 +30,7 @@ const JUDGED: usize = 512;
 const JUDGED_AT_ONCE: usize = 64;
 
 /// The table `[text]` of a recipe.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Folder of `lessons.safetensors` and `tokenizer.json`; prepared when they are missing.

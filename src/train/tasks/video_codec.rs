@@ -7,7 +7,7 @@ use fulgur_datasets::media::{Picture, write_png};
 use fulgur_datasets::scenes::Split;
 use fulgur_lightnet::params::{Params, Precision};
 use fulgur_tavdiffusion::codec::{LatentNorm, VideoCodec, VideoCodecConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, mask_tensor, render, to_unit};
 use super::export::{compute_dtype, write_part};
@@ -27,7 +27,7 @@ const MEASURED: usize = 128;
 const POOL_CHUNK: usize = 64;
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips.

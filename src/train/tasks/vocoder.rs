@@ -9,7 +9,7 @@ use fulgur_kernels::spectrum::{LogMel, Stft};
 use fulgur_lightnet::config;
 use fulgur_lightnet::params::{Frozen, Params, Precision};
 use fulgur_tavdiffusion::codec::{MelCodec, Vocoder, VocoderConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, render, samples_tensor};
 use super::export::{compute_dtype, write_part};
@@ -26,7 +26,7 @@ const WINDOWS: [usize; 4] = [256, 512, 1024, 2048];
 const FLOOR: f64 = 3e-3;
 
 /// Recipe of the task.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Clips.
