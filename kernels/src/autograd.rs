@@ -4,13 +4,14 @@
 //! computed first, by any code, and then handed to the graph together with its [`Gradient`]. Nothing is kept
 //! when no argument is tracked.
 
-#[cfg(feature = "cuda")]
-use candle_core::CustomOp1;
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage,
+    Tensor, bail,
 };
 use std::sync::Mutex;
+
+use crate::tape;
 
 /// The backward pass of a function of `N` tensors.
 pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
@@ -101,7 +102,6 @@ impl<G> Node<G> {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl<G: Gradient<1>> CustomOp1 for Node<G> {
     fn name(&self) -> &'static str {
         self.gradient.name()
@@ -221,17 +221,16 @@ impl<G: Gradient<3>> CustomOp3 for Node<G> {
 }
 
 /// Enters `value` into the graph as a function of one tensor.
-#[cfg(feature = "cuda")]
 pub(crate) fn attach1<G: Gradient<1>>(value: Value, arg: &Tensor, gradient: G) -> Result<Tensor> {
-    arg.apply_op1(Node::new(value, gradient))
+    tape::apply1(arg, Node::new(value, gradient))
 }
 
 /// Enters `value` into the graph as a function of two tensors.
 pub(crate) fn attach2<G: Gradient<2>>(value: Value, args: [&Tensor; 2], gradient: G) -> Result<Tensor> {
-    args[0].apply_op2(args[1], Node::new(value, gradient))
+    tape::apply2(args[0], args[1], Node::new(value, gradient))
 }
 
 /// Enters `value` into the graph as a function of three tensors.
 pub(crate) fn attach3<G: Gradient<3>>(value: Value, args: [&Tensor; 3], gradient: G) -> Result<Tensor> {
-    args[0].apply_op3(args[1], args[2], Node::new(value, gradient))
+    tape::apply3(args[0], args[1], args[2], Node::new(value, gradient))
 }

@@ -30,5 +30,6 @@ pub mod shift;
 mod slice_math;
 pub mod spectrum;
 mod strided;
+pub mod tape;
 #[cfg(test)]
 mod testing;

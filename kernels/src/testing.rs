@@ -1,6 +1,8 @@
 //! What the tests of all operators share: inputs, gradient checks and the error rule.
 
 use crate::philox::Philox;
+use crate::tape;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Standard normal `f64` tensor, a function of `seed` and shape.
@@ -30,11 +32,34 @@ pub(crate) fn relative_rms(found: &[f64], wanted: &[f64]) -> f64 {
 
 /// Result of `f` and the gradient of `sum(f * weights)` for each input, all as vectors.
 fn forward_backward(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<Vec<Vec<f64>>> {
+    derive(inputs, f, |f| f().and_then(|(y, loss)| Ok((y, loss.backward()?))))
+}
+
+/// [`forward_backward`] by a tape instead of candle's graph.
+fn forward_backward_on_tape(
+    inputs: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<Vec<Vec<f64>>> {
+    derive(inputs, f, |f| {
+        let (made, tape) = tape::record(f);
+        let (y, loss) = made?;
+        Ok((y, tape.backward(&loss)?))
+    })
+}
+
+fn derive(
+    inputs: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    gradients: impl Fn(&dyn Fn() -> Result<(Tensor, Tensor)>) -> Result<(Tensor, GradStore)>,
+) -> Result<Vec<Vec<f64>>> {
     let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let y = f(&tensors)?;
-    let weights = normal(99, y.dims()).to_dtype(y.dtype())?;
-    let grads = (&y * weights)?.sum_all()?.backward()?;
+    let (y, grads) = gradients(&|| {
+        let y = f(&tensors)?;
+        let weights = normal(99, y.dims()).to_dtype(y.dtype())?;
+        let loss = (&y * weights)?.sum_all()?;
+        Ok((y, loss))
+    })?;
     let mut results = vec![values(&y)];
     for tensor in &tensors {
         results.push(values(grads.get(tensor).expect("every input has a gradient")));
@@ -42,10 +67,13 @@ fn forward_backward(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) 
     Ok(results)
 }
 
-/// Gradients of `f` in f64 against central differences.
+/// Gradients of `f` in f64 against central differences, and those of a tape against candle's.
 pub(crate) fn check_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
     const STEP: f64 = 1e-5;
     let found = forward_backward(inputs, &f)?;
+    for (found, taped) in found.iter().zip(forward_backward_on_tape(inputs, &f)?) {
+        assert!(relative_rms(&taped, found) < 1e-13, "the tape differs");
+    }
     let loss = |inputs: &[Tensor]| -> Result<f64> {
         let y = f(inputs)?;
         (&y * normal(99, y.dims()))?.sum_all()?.to_scalar()

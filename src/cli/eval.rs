@@ -19,9 +19,7 @@ use super::files::check_output;
 use super::progress::{Progress, Unit};
 use crate::eval::{self, Evaluation, Figures, Jury, Options, Parts, Stage, Training, clip_spec};
 use crate::models;
-
-/// Seed of the scenes that the builtin generator is trained on, as its recipe says.
-const TRAINING_SEED: u64 = 0;
+use crate::train::TaskResult;
 
 /// Judge a model on data that it was not trained on
 #[derive(Debug, clap::Args)]
@@ -215,12 +213,12 @@ impl Loaded {
         let device = context.open_device()?;
         let judges = Judges::load(&dir, &device)?;
         let spec = clip_spec(judges.config());
-        let open = |seed| eval::open_clips(data.path(), seed, spec).map_err(|error| anyhow!("{error}"));
-        let clips = open(arguments.seed)?;
+        let opened = |clips: TaskResult<_>| clips.map_err(|error| anyhow!("{error}"));
+        let clips = opened(eval::open_clips(data.path(), arguments.seed, spec))?;
         let training = arguments
             .neighbours
             .as_ref()
-            .map(|_| open(TRAINING_SEED))
+            .map(|_| opened(eval::open_training_clips(data.path(), spec)))
             .transpose()?;
         let jury = Jury::new(judges, clips.composer().things())
             .with_context(|| dir.join("config.json").display().to_string())?;

@@ -17,4 +17,7 @@ mod sheet;
 pub use figures::{Figures, Found, Shuffled, Truth, derangement, ratio};
 pub use jury::{ClassError, Jury, clip_spec};
 pub use neighbours::{Distances, Nearest};
-pub use run::{EvalError, Evaluation, Options, Parts, Progress, Stage, Training, evaluate, open_clips};
+pub use run::{
+    EvalError, Evaluation, Options, Parts, Progress, Stage, Training, evaluate, open_clips,
+    open_training_clips,
+};

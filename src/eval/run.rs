@@ -21,6 +21,7 @@ use crate::train::TaskResult;
 use crate::train::tasks::clips::{
     ClipOptions, Clips, HostClip, Want, frames_tensor, render, samples_tensor, to_unit,
 };
+use crate::train::tasks::tav;
 
 const WANT: Want = Want {
     frames: true,
@@ -178,6 +179,18 @@ pub fn open_clips(data: &Path, seed: u64, spec: ClipSpec) -> TaskResult<Clips> {
         data: data.to_owned(),
         seed,
         ..ClipOptions::default()
+    };
+    Clips::open_as(&options, spec)
+}
+
+/// Opens the scenes that the builtin generator learnt from, as [`open_clips`] does.
+///
+/// # Errors
+/// As for [`open_clips`].
+pub fn open_training_clips(data: &Path, spec: ClipSpec) -> TaskResult<Clips> {
+    let options = ClipOptions {
+        data: data.to_owned(),
+        ..tav::clip_options()
     };
     Clips::open_as(&options, spec)
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use fulgur_kernels::tape;
 use fulgur_lightnet::params::file::write_atomically;
 use fulgur_lightnet::params::{Frozen, Precision};
 
@@ -287,12 +288,10 @@ impl<'a> Session<'a> {
                 progress,
                 cursor,
             };
-            let losses = self
-                .task
-                .loss(&batch, &step)
-                .map_err(TrainError::task(doing("loss")))?;
+            let (losses, tape) = tape::record(|| self.task.loss(&batch, &step));
+            let losses = losses.map_err(TrainError::task(doing("loss")))?;
             let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate as f64)?;
-            let found = self.optimiser.gradients(total.backward()?);
+            let found = self.optimiser.gradients(tape.backward(&total)?);
             match &mut gradients {
                 None => gradients = Some(found),
                 Some(sum) => sum.add(found)?,

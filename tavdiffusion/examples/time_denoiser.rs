@@ -1,8 +1,10 @@
 //! Times training steps of the builtin denoiser on random latents: forward and backward, without the optimiser.
 //!
 //! ```text
-//! cargo run --release -p fulgur-tavdiffusion --features cuda --example time_denoiser -- [BATCH] [STEPS]
+//! cargo run --release -p fulgur-tavdiffusion --features cuda --example time_denoiser -- [BATCH] [STEPS] [graph]
 //! ```
+//!
+//! With `graph` the backward pass is candle's own instead of that of a tape.
 
 #![allow(clippy::print_stdout)]
 
@@ -10,6 +12,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
 use fulgur_kernels::philox::Philox;
+use fulgur_kernels::tape;
 use fulgur_lightnet::params::Params;
 use fulgur_tavdiffusion::denoiser::{LatentShape, TextCondition, noise};
 use fulgur_tavdiffusion::streams::{TwoStream, TwoStreamConfig};
@@ -19,6 +22,7 @@ const WORDS: usize = 24;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter_map(|a| a.parse::<usize>().ok());
+    let graph = std::env::args().any(|a| a == "graph");
     let (batch, steps) = (arguments.next().unwrap_or(128), arguments.next().unwrap_or(10));
     #[cfg(feature = "cuda")]
     let device = fulgur_kernels::device::open_cuda(0)?;
@@ -55,7 +59,14 @@ fn main() -> Result<()> {
     for _ in 0..steps {
         device.synchronize()?;
         let began = Instant::now();
-        let (made, features) = denoiser.forward(&latents, &time, &text)?;
+        let forward = || denoiser.forward(&latents, &time, &text);
+        let (made, tape) = if graph {
+            (forward(), None)
+        } else {
+            let (made, tape) = tape::record(forward);
+            (made, Some(tape))
+        };
+        let (made, features) = made?;
         let mut loss = ((made.video - &target.video)?.sqr()?.mean_all()?
             + (made.audio - &target.audio)?.sqr()?.mean_all()?)?;
         if let Some((seen, heard)) = features {
@@ -64,7 +75,10 @@ fn main() -> Result<()> {
         device.synchronize()?;
         forward_s.push(began.elapsed().as_secs_f64());
         let began = Instant::now();
-        let gradients = loss.backward()?;
+        let gradients = match tape {
+            Some(tape) => tape.backward(&loss)?,
+            None => loss.backward()?,
+        };
         device.synchronize()?;
         backward_s.push(began.elapsed().as_secs_f64());
         drop(gradients);

@@ -97,7 +97,7 @@ fn figures_sheets_and_neighbours_of_a_generator() {
     );
     assert_eq!(
         (&report["guidance_video"], &report["guidance_audio"]),
-        (&2.5.into(), &4.0.into())
+        (&2.5.into(), &5.0.into())
     );
     for clips in ["generated", "real", "decoded"] {
         let figures = &report[clips];

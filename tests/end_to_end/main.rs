@@ -2,6 +2,8 @@
 
 #[cfg(feature = "media")]
 mod bad_input;
+#[cfg(feature = "media")]
+mod builtin;
 mod data;
 mod documentation;
 mod eval;

@@ -135,7 +135,7 @@ fn five_runs_become_a_folder_in_each_precision() {
         ("size_multiple", 16.into()),
         ("steps", 2.into()),
         ("shift", 2.5.into()),
-        ("guidance_video", 4.0.into()),
+        ("guidance_video", 5.0.into()),
         ("guidance_audio", 3.0.into()),
     ] {
         assert_eq!(index[key], value, "{key}");

@@ -12,6 +12,7 @@ mod cuda;
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
+use crate::tape;
 use candle_core::{CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// Forward of [`swiglu`]; `half` is the width of the result.
@@ -45,7 +46,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     match x.dims().last() {
         Some(&width) if width % 2 == 0 => {
             same_kind(OP, &[("x", x)])?;
-            x.contiguous()?.apply_op1(SwiGlu { half: width / 2 })
+            tape::apply1(&x.contiguous()?, SwiGlu { half: width / 2 })
         }
         _ => Err(OpError::shape(OP, "x", x, "[.., 2 m]").into()),
     }
@@ -63,7 +64,7 @@ pub fn gated(x: &Tensor, gate: &Tensor) -> Result<Tensor> {
         return Err(OpError::shape(OP, "gate", gate, format!("{:?} like x", x.dims())).into());
     }
     same_kind(OP, &[("x", x), ("gate", gate)])?;
-    x.contiguous()?.apply_op2(&gate.contiguous()?, Gated)
+    tape::apply2(&x.contiguous()?, &gate.contiguous()?, Gated)
 }
 
 impl SwiGlu {

@@ -25,6 +25,7 @@ mod reference;
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
+use crate::tape;
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 /// Tokens that share one scale and one shift, and what is added to the scale. A token holds `heads` rows of `width`
@@ -85,7 +86,7 @@ pub fn rms_norm_to(
     };
     let x = x.contiguous()?;
     let Some(gain) = gain else {
-        return x.apply_op1(norm)?.to_dtype(dtype);
+        return tape::apply1(&x, norm)?.to_dtype(dtype);
     };
     if gain.dims() != [columns] {
         return Err(OpError::shape(OP, "gain", gain, format!("[{columns}]")).into());
@@ -96,7 +97,7 @@ pub fn rms_norm_to(
     if mixed::applies(&x, dtype) {
         return mixed::gained(norm, &x, &gain);
     }
-    x.apply_op2(&gain, norm)?.to_dtype(dtype)
+    tape::apply2(&x, &gain, norm)?.to_dtype(dtype)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * (1 + scale) + shift` over the last axis of `x` [B, N, D]; `scale` and `shift` [B, D].
@@ -147,7 +148,7 @@ pub fn rms_norm_modulated_to(
     if mixed::applies(&x, dtype) {
         return mixed::modulated(norm, &x, &scale, &shift);
     }
-    x.apply_op3(&scale, &shift, norm)?.to_dtype(dtype)
+    tape::apply3(&x, &scale, &shift, norm)?.to_dtype(dtype)
 }
 
 fn check_eps(op: &'static str, eps: f64) -> Result<()> {

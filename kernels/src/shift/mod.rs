@@ -10,6 +10,7 @@ mod cuda;
 
 use crate::error::OpError;
 use crate::pass::{forward, same_kind};
+use crate::tape;
 use candle_core::{CustomOp1, Layout, Result, Shape, Tensor};
 
 /// Largest number of axes.
@@ -43,12 +44,13 @@ pub fn token_shift(x: &Tensor) -> Result<Tensor> {
     same_kind(OP, &[("x", x)])?;
     let mut padded = [1; AXES];
     padded[AXES - axes..].copy_from_slice(grid);
-    x.contiguous()?.apply_op1(TokenShift {
+    let shift = TokenShift {
         grid: padded,
         axes,
         channels,
         reverse: false,
-    })
+    };
+    tape::apply1(&x.contiguous()?, shift)
 }
 
 impl TokenShift {

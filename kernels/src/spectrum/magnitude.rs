@@ -8,6 +8,7 @@
 
 use crate::pass::{self, Pass, forward};
 use crate::scalar::{Real, rows_per_task, wide};
+use crate::tape;
 use candle_core::{CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -26,7 +27,7 @@ struct MagnitudeBackward {
 
 /// `packed` [.., 2 bins], real parts first, to magnitudes [.., bins].
 pub(super) fn magnitude(packed: &Tensor, bins: usize) -> Result<Tensor> {
-    packed.contiguous()?.apply_op1(Magnitude { bins })
+    tape::apply1(&packed.contiguous()?, Magnitude { bins })
 }
 
 impl Magnitude {

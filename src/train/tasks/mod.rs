@@ -6,7 +6,7 @@ mod export;
 mod judge;
 mod mean;
 mod mel_codec;
-mod tav;
+pub(crate) mod tav;
 mod text;
 mod video_codec;
 mod vocoder;

@@ -83,9 +83,9 @@ pub(super) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            clips: ClipOptions::default(),
+            clips: clip_options(),
             batch: 128,
-            pool: 40_000,
+            pool: 16_000,
             video_codec: "runs/video-codec/model".into(),
             mel_codec: "runs/mel-codec/model".into(),
             text_encoder: "runs/text/model".into(),
@@ -95,9 +95,19 @@ impl Default for Options {
             contrast_weight: 0.1,
             validation: 128,
             sample_steps: 16,
-            sample_guidance: 4.0,
+            sample_guidance: 5.0,
             model: TwoStreamConfig::default(),
         }
+    }
+}
+
+/// The scenes that generators learn from unless a recipe says otherwise: fewer of them before photographs, whose grain
+/// costs more learning than it shows, and fewer of two things than other tasks see.
+pub(crate) fn clip_options() -> ClipOptions {
+    ClipOptions {
+        pictures: 0.1,
+        two_things: 0.15,
+        ..ClipOptions::default()
     }
 }
 

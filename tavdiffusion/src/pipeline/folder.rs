@@ -102,8 +102,8 @@ impl Default for ModelIndex {
             mel_frames_multiple: 4,
             steps: 16,
             shift: 1.5,
-            guidance_video: 4.0,
-            guidance_audio: 4.0,
+            guidance_video: 5.0,
+            guidance_audio: 5.0,
         }
     }
 }

@@ -565,4 +565,37 @@ mod tests {
             "{message}"
         );
     }
+
+    #[test]
+    fn gradients_of_a_tape_are_those_of_the_graph() -> Result<()> {
+        let params = Params::random(6, &Device::Cpu);
+        let network = TwoStream::new(&small(), true, DType::F32, &params.builder())?;
+        perturb(&params, WAKE)?;
+        let loss = || {
+            let (made, features) = network.forward(&latents(&[1, 2])?, &times(2, 0.4)?, &text("a", 2, 3)?)?;
+            let mut loss = (made.video.sqr()?.mean_all()? + made.audio.sqr()?.mean_all()?)?;
+            if let Some((seen, heard)) = features {
+                loss = (loss + crate::contrast::pooled(&seen, &heard)?)?;
+            }
+            Ok::<_, candle_core::Error>(loss)
+        };
+        let expected = loss()?.backward()?;
+        let (recorded, tape) = fulgur_kernels::tape::record(loss);
+        let found = tape.backward(&recorded?)?;
+        let mut compared = 0;
+        for (name, var) in params.vars() {
+            let (Some(found), Some(expected)) = (found.get(&var), expected.get(&var)) else {
+                assert!(
+                    found.get(&var).is_none() && expected.get(&var).is_none(),
+                    "{name}"
+                );
+                continue;
+            };
+            let size = expected.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(apart(found, expected)? <= 1e-5 * size.max(1e-3), "{name}");
+            compared += 1;
+        }
+        assert!(compared > 100, "{compared}");
+        Ok(())
+    }
 }
