@@ -7,10 +7,10 @@ CARGO ?= cargo
 FLAGS ?= --locked
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test
+.PHONY: help setup build demo test check-cuda
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install missing system packages (FFmpeg libraries, clang, pkg-config)
 	@./scripts/setup.sh
@@ -34,3 +34,6 @@ test: setup ## format check, lints, and every test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) test $(FLAGS) --workspace
+
+check-cuda: ## compile everything for GPUs, without one; fetches a CUDA toolkit where there is none
+	@./scripts/check-cuda.sh

@@ -1,5 +1,7 @@
 //! Fetching through package clients: fake clients in PATH, wrong hashes, interruption, own files, and what is there.
 
+#![cfg(feature = "media")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;

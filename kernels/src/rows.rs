@@ -214,7 +214,7 @@ pub(crate) mod cuda {
         let suffix = suffix(OP, x)?;
         let operand = Locked::new(OP, x);
         let (address, aligned) = operand.address()?;
-        let v = if aligned && width % 4 == 0 { 4 } else { 1 };
+        let v = if aligned && width.is_multiple_of(4) { 4 } else { 1 };
         let runs = Runs::new(groups, rows, width, v);
         let partials = room::<f32>(device, groups * runs.runs * width)?;
         launch!(device, ROWS, format!("sum_rows_{suffix}_v{v}"), runs.config;
@@ -268,8 +268,8 @@ pub(crate) mod cuda {
         (row, width): (u64, usize),
         y: &Slice<T>,
     ) -> Result<()> {
-        let aligned = x % (4 * size_of::<T>() as u64) == 0 && row % 16 == 0;
-        let v = if aligned && width % 4 == 0 { 4 } else { 1 };
+        let aligned = x.is_multiple_of(4 * size_of::<T>() as u64) && row.is_multiple_of(16);
+        let v = if aligned && width.is_multiple_of(4) { 4 } else { 1 };
         let rows = count / width;
         let runs = Runs::new(1, rows, width, v);
         launch!(device, ROWS, format!("add_row_{}_v{v}", T::SUFFIX), runs.config;

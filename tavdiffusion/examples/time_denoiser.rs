@@ -10,7 +10,9 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Result, Tensor};
+#[cfg(not(feature = "cuda"))]
+use candle_core::Device;
+use candle_core::{DType, Result, Tensor};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 use fulgur_lightnet::params::Params;

@@ -117,7 +117,7 @@ fn targets_of_make_in_the_pages_exist() {
     let targets: BTreeSet<&str> = makefile
         .lines()
         .filter_map(|line| Some(line.split_once(":")?.0))
-        .filter(|name| !name.is_empty() && name.bytes().all(|c| c.is_ascii_lowercase()))
+        .filter(|name| !name.is_empty() && name.bytes().all(|c| c.is_ascii_lowercase() || c == b'-'))
         .collect();
     let readme = text("README.md");
     for target in ["build", "demo", "test"] {
