@@ -13,6 +13,7 @@
 //! to the first.
 
 use super::chunk::{Borders, Chunk, Inputs, Slots, add, scale, scale_rows};
+use super::triangle;
 use crate::scalar::{sum_of, wide};
 use crate::slice_math::SliceMath;
 use crate::strided::{Into, Mat, matmul};
@@ -45,6 +46,8 @@ pub(super) struct Scratch<T> {
     d_scores: Vec<T>,
     /// `Y`: adjoints of keys, decayed to the end of their block.
     d_keys: Vec<T>,
+    /// Transposes.
+    turned: Vec<T>,
 }
 
 impl<T> Default for Scratch<T> {
@@ -64,6 +67,7 @@ impl<T> Default for Scratch<T> {
             scores: Vec::new(),
             d_scores: Vec::new(),
             d_keys: Vec::new(),
+            turned: Vec::new(),
         }
     }
 }
@@ -169,7 +173,7 @@ impl<T: SliceMath> Scratch<T> {
         }
         let v = inputs.v.tokens(chunk.batch, &chunk.tokens, head);
         matmul(o, stride, Mat::packed(&self.queries, rows, d), state, Into::Set);
-        matmul(o, stride, Mat::packed(&self.scores, rows, rows), v, Into::Add);
+        triangle::add_times((o, stride), &self.scores, rows, v, inputs.v.channels());
     }
 
     pub(super) fn adjoints(
@@ -185,26 +189,33 @@ impl<T: SliceMath> Scratch<T> {
         self.d_scores.resize(rows * rows, T::zero());
         self.d_keys.resize(rows * d, T::zero());
         let v = inputs.v.tokens(chunk.batch, &chunk.tokens, head);
-        matmul(&mut self.d_scores, rows, d_o, v.t(), Into::Set);
-        matmul(slots.dq, key_stride, d_o, state.t(), Into::Set);
+        let e = inputs.v.channels();
+        triangle::product(&mut self.d_scores, rows, d_o, v.turned(&mut self.turned), e);
+        matmul(
+            slots.dq,
+            key_stride,
+            d_o,
+            state.turned(&mut self.turned),
+            Into::Set,
+        );
         for block in blocks(rows) {
             self.score(&block);
             self.query_adjoints(&block, &mut slots.dq[block.start * key_stride..], key_stride);
             self.advance(&block);
         }
-        matmul(&mut self.d_keys, d, v, adjoint.t(), Into::Set);
+        matmul(
+            &mut self.d_keys,
+            d,
+            v,
+            adjoint.turned(&mut self.turned),
+            Into::Set,
+        );
         for block in blocks(rows).rev() {
             self.key_adjoints(&block, &mut slots.dk[block.start * key_stride..], key_stride);
         }
-        let scores = Mat::packed(&self.scores, rows, rows);
-        matmul(slots.dv, value_stride, scores.t(), d_o, Into::Set);
-        matmul(
-            slots.dv,
-            value_stride,
-            Mat::packed(&self.keys, rows, d),
-            adjoint,
-            Into::Add,
-        );
+        let keys = Mat::packed(&self.keys, rows, d);
+        matmul(slots.dv, value_stride, keys, adjoint, Into::Set);
+        triangle::add_transposed_times((slots.dv, value_stride), &self.scores, rows, d_o, e);
     }
 
     /// Adjoints of the queries of a block, on top of `dO S^T`.

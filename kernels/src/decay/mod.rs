@@ -14,7 +14,7 @@
 //! | form | file | runs |
 //! |---|---|---|
 //! | reference | `reference.rs` | literal recurrence and adjoint in `f64`, for tests |
-//! | chunked | `chunk.rs`, `uniform.rs`, `channel.rs` | CPU, multi-threaded, `f32` and `f64` |
+//! | chunked | `chunk.rs`, `uniform.rs`, `channel.rs`, `triangle.rs` | CPU, multi-threaded, `f32` and `f64` |
 //! | one token | `step.rs` | CPU, for decoding |
 //!
 //! The output is one node of the graph, over all inputs. The final state is a node behind it, so that adjoints of both
@@ -41,6 +41,7 @@ pub mod reference;
 mod step;
 #[cfg(test)]
 mod tests;
+mod triangle;
 mod uniform;
 
 pub use step::step;
@@ -121,7 +122,11 @@ pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Resul
         q: q.to_dtype(dtype)?,
         k: k.to_dtype(dtype)?,
         v: v.to_dtype(dtype)?,
-        decay: decay.map(|log| log.to_dtype(dtype)).transpose()?,
+        decay: match options.decay {
+            LogDecay::None => None,
+            LogDecay::Head(log) => Some(log.to_dtype(dtype)?.contiguous()?),
+            LogDecay::Token(log) | LogDecay::Channel(log) => Some(log.to_dtype(dtype)?),
+        },
         initial: match options.initial {
             Some(state) => Some(state.to_dtype(dtype)?.contiguous()?),
             None => None,
@@ -259,7 +264,7 @@ impl Kind {
     }
 }
 
-/// All inputs in the type of the computation; the initial state is contiguous.
+/// All inputs in the type of the computation; decays of heads and the initial state are contiguous.
 struct Operands {
     q: Tensor,
     k: Tensor,

@@ -4,7 +4,7 @@ use super::reference::{self, Sizes};
 use super::{Causal, LogDecay, causal, step};
 use crate::exchange::{StateExchange, threads};
 use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,12 +384,16 @@ fn views_of_a_fused_projection() -> Result<()> {
         let turned = normal(7, &[4, b, h, d, n]);
         let strided = |i: usize| turned.get(i)?.permute((0, 3, 1, 2));
         let (q, k, v) = (strided(0)?, strided(1)?, strided(2)?);
-        let log = (strided(3)?.sqr()? * -0.1)?;
+        let log = (strided(3)?.sqr()? * -0.1)?
+            .transpose(1, 3)?
+            .contiguous()?
+            .transpose(1, 3)?;
         let log = match kind {
-            Kind::None | Kind::Head => log.get(0)?.get(0)?.transpose(0, 1)?.get(0)?,
-            Kind::Token => log.transpose(2, 3)?.narrow(2, 1, 1)?.squeeze(2)?,
+            Kind::None | Kind::Head => log.i((0, 0, .., 1))?,
+            Kind::Token => log.i((.., .., .., 1))?,
             Kind::Channel => log,
         };
+        assert!([&q, &k, &v, &log].iter().all(|view| !view.is_contiguous()));
         let initial = normal(8, &[b, h, d, d]).transpose(2, 3)?;
         let run = |q: &Tensor, k: &Tensor, v: &Tensor, log: &Tensor, initial: &Tensor| {
             let options = Causal {

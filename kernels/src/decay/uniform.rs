@@ -13,6 +13,7 @@
 //! `start` decays from the start of the chunk to each token, `end` from each token to the end.
 
 use super::chunk::{Borders, Chunk, Decay, Inputs, Slots, multiple, scale, scale_rows};
+use super::triangle;
 use crate::slice_math::SliceMath;
 use crate::strided::{Into, Mat, matmul};
 
@@ -26,6 +27,8 @@ pub(super) struct Scratch<T> {
     powers: Vec<T>,
     scores: Vec<T>,
     d_scores: Vec<T>,
+    /// Transposes.
+    turned: Vec<T>,
 }
 
 impl<T: SliceMath> Scratch<T> {
@@ -38,6 +41,7 @@ impl<T: SliceMath> Scratch<T> {
             powers: Vec::new(),
             scores: Vec::new(),
             d_scores: Vec::new(),
+            turned: Vec::new(),
         }
     }
 
@@ -87,12 +91,12 @@ impl<T: SliceMath> Scratch<T> {
     ) {
         self.prepare(&inputs.decay, (chunk, head));
         let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|x| x.tokens(chunk.batch, &chunk.tokens, head));
-        let rows = self.rows;
+        let (rows, d, e) = (self.rows, inputs.q.channels(), inputs.v.channels());
         matmul(o, stride, q, state, Into::Set);
-        scale_rows(o, stride, inputs.v.channels(), &self.start, 1);
-        matmul(&mut self.scores, rows, q, k.t(), Into::Set);
+        scale_rows(o, stride, e, &self.start, 1);
+        triangle::product(&mut self.scores, rows, q, k.turned(&mut self.turned), d);
         mask(&mut self.scores, &self.powers, rows);
-        matmul(o, stride, Mat::packed(&self.scores, rows, rows), v, Into::Add);
+        triangle::add_times((o, stride), &self.scores, rows, v, e);
     }
 
     pub(super) fn adjoints(
@@ -107,21 +111,20 @@ impl<T: SliceMath> Scratch<T> {
         let (rows, d, e) = (self.rows, inputs.q.channels(), inputs.v.channels());
         let (key_stride, value_stride) = (slots.key_stride, slots.value_stride);
         self.d_scores.resize(rows * rows, T::zero());
-        matmul(&mut self.scores, rows, q, k.t(), Into::Set);
+        let turned = &mut self.turned;
+        triangle::product(&mut self.scores, rows, q, k.turned(turned), d);
         mask(&mut self.scores, &self.powers, rows);
-        matmul(&mut self.d_scores, rows, d_o, v.t(), Into::Set);
+        triangle::product(&mut self.d_scores, rows, d_o, v.turned(turned), e);
         mask(&mut self.d_scores, &self.powers, rows);
-        let scores = Mat::packed(&self.scores, rows, rows);
-        let d_scores = Mat::packed(&self.d_scores, rows, rows);
-        matmul(slots.dq, key_stride, d_o, state.t(), Into::Set);
+        matmul(slots.dq, key_stride, d_o, state.turned(turned), Into::Set);
         scale_rows(slots.dq, key_stride, d, &self.start, 1);
-        matmul(slots.dq, key_stride, d_scores, k, Into::Add);
-        matmul(slots.dk, key_stride, v, adjoint.t(), Into::Set);
+        triangle::add_times((slots.dq, key_stride), &self.d_scores, rows, k, d);
+        matmul(slots.dk, key_stride, v, adjoint.turned(turned), Into::Set);
         scale_rows(slots.dk, key_stride, d, &self.end, 1);
-        matmul(slots.dk, key_stride, d_scores.t(), q, Into::Add);
+        triangle::add_transposed_times((slots.dk, key_stride), &self.d_scores, rows, q, d);
         matmul(slots.dv, value_stride, k, adjoint, Into::Set);
         scale_rows(slots.dv, value_stride, e, &self.end, 1);
-        matmul(slots.dv, value_stride, scores.t(), d_o, Into::Add);
+        triangle::add_transposed_times((slots.dv, value_stride), &self.scores, rows, d_o, e);
     }
 }
 
