@@ -37,6 +37,7 @@
 
 mod channel;
 mod chunk;
+mod forward;
 pub mod reference;
 mod step;
 #[cfg(test)]
@@ -44,6 +45,7 @@ mod tests;
 mod triangle;
 mod uniform;
 
+pub use forward::forward_op;
 pub use step::step;
 
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     None,
     Head,
     Token,
@@ -59,7 +59,7 @@ impl Kind {
 const NAMES: [&str; 7] = ["o", "state", "dq", "dk", "dv", "dinitial", "dlog"];
 
 /// One set of inputs in f64 and of adjoints of the results.
-struct Case {
+pub(super) struct Case {
     sizes: Sizes,
     kind: Kind,
     q: Tensor,
@@ -67,12 +67,12 @@ struct Case {
     v: Tensor,
     initial: Tensor,
     log: Tensor,
-    d_o: Tensor,
-    d_state: Tensor,
+    pub(super) d_o: Tensor,
+    pub(super) d_state: Tensor,
 }
 
 impl Case {
-    fn new(sizes: Sizes, kind: Kind) -> Self {
+    pub(super) fn new(sizes: Sizes, kind: Kind) -> Self {
         let Sizes { b, n, h, d, e } = sizes;
         Self {
             sizes,
@@ -89,7 +89,7 @@ impl Case {
     }
 
     /// Results and gradients in the order of `NAMES`, without the last where there is no decay.
-    fn expected(&self) -> Result<Vec<Vec<f64>>> {
+    pub(super) fn expected(&self) -> Result<Vec<Vec<f64>>> {
         let log = self.kind.spread(&self.log, self.sizes)?;
         let [q, k, v, initial, log] = [&self.q, &self.k, &self.v, &self.initial, &log].map(values);
         let inputs = reference::Inputs {
@@ -110,7 +110,7 @@ impl Case {
     }
 
     /// The inputs in the order of the gradients.
-    fn inputs(&self) -> Vec<Tensor> {
+    pub(super) fn inputs(&self) -> Vec<Tensor> {
         let mut all = vec![
             self.q.clone(),
             self.k.clone(),
