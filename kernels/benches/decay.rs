@@ -1,5 +1,5 @@
-//! Times the causal recurrence with decay on the CPU, forward and with its backward pass, against the same operator out
-//! of candle's own.
+//! Times the causal recurrence with decay on the CPU, forward and with its backward pass (by candle's graph and by a
+//! tape), against the same operator out of candle's own.
 //!
 //! ```text
 //! cargo bench -p fulgur-kernels --bench decay -- [REPEATS]
@@ -15,6 +15,7 @@ use std::time::Instant;
 use candle_core::{Device, Result, Tensor, Var};
 use fulgur_kernels::decay::{Causal, LogDecay, causal};
 use fulgur_kernels::philox::Philox;
+use fulgur_kernels::tape;
 
 /// Repeats of every measurement.
 const REPEATS: usize = 10;
@@ -31,22 +32,22 @@ fn main() -> Result<()> {
         .find_map(|argument| argument.parse().ok());
     let repeats: usize = repeats.unwrap_or(REPEATS).max(1);
     println!(
-        "{:>3} {:>6} {:>3} {:>4} {:<9} {:>11} {:>12}",
-        "B", "N", "H", "D", "decay", "forward ms", "and back ms"
+        "{:>3} {:>6} {:>3} {:>4} {:<9} {:>11} {:>12} {:>12}",
+        "B", "N", "H", "D", "decay", "forward ms", "and back ms", "on a tape ms"
     );
     for shape in SHAPES {
         for kind in KINDS {
             let [b, n, h, d] = shape;
-            let (forward, both) = time(shape, kind, repeats)?;
-            let (forward, both) = (forward * 1e3, both * 1e3);
-            println!("{b:>3} {n:>6} {h:>3} {d:>4} {kind:<9} {forward:>11.2} {both:>12.2}");
+            let times = time(shape, kind, repeats)?;
+            let [forward, both, taped] = times.map(|seconds| seconds * 1e3);
+            println!("{b:>3} {n:>6} {h:>3} {d:>4} {kind:<9} {forward:>11.2} {both:>12.2} {taped:>12.2}");
         }
     }
     Ok(())
 }
 
-/// Shortest times in seconds: without gradients, and forward and backward.
-fn time([b, n, h, d]: [usize; 4], kind: &str, repeats: usize) -> Result<(f64, f64)> {
+/// Shortest times in seconds: without gradients, forward and backward by candle's graph, and by a tape.
+fn time([b, n, h, d]: [usize; 4], kind: &str, repeats: usize) -> Result<[f64; 3]> {
     let normal = |name: &str, shape: &[usize]| {
         let count = shape.iter().product();
         Tensor::from_vec(Philox::named(1, name).normals(count), shape, &Device::Cpu)
@@ -79,31 +80,45 @@ fn time([b, n, h, d]: [usize; 4], kind: &str, repeats: usize) -> Result<(f64, f6
         Ok(causal(q, k, v, &options)?.0)
     };
     if kind == "composed" {
-        let options = Causal {
-            decay: LogDecay::Head(&log),
-            ..Default::default()
-        };
-        let (o, _) = causal(&inputs[0], &inputs[1], &inputs[2], &options)?;
-        let other = run(&inputs[0], &inputs[1], &inputs[2], &log)?;
-        let error =
-            (&o - other)?.sqr()?.sum_all()?.to_scalar::<f32>()? / o.sqr()?.sum_all()?.to_scalar::<f32>()?;
-        assert!(error < 1e-10, "the forms differ: {error}");
+        check(&inputs, &log)?;
     }
     let [q, k, v] = &inputs;
     let vars = [q, k, v, &log].map(Var::from_tensor);
     let [q_var, k_var, v_var, log_var] = vars;
     let (q_var, k_var, v_var, log_var) = (q_var?, k_var?, v_var?, log_var?);
-    let (mut forward, mut both) = (f64::INFINITY, f64::INFINITY);
+    let loss = || {
+        let o = run(&q_var, &k_var, &v_var, &log_var)?;
+        (o * &weights)?.sum_all()
+    };
+    let mut times = [f64::INFINITY; 3];
+    let mut take =
+        |index: usize, began: Instant| times[index] = times[index].min(began.elapsed().as_secs_f64());
     for _ in 0..repeats {
         let began = Instant::now();
         run(q, k, v, &log)?;
-        forward = forward.min(began.elapsed().as_secs_f64());
+        take(0, began);
         let began = Instant::now();
-        let o = run(&q_var, &k_var, &v_var, &log_var)?;
-        (o * &weights)?.sum_all()?.backward()?;
-        both = both.min(began.elapsed().as_secs_f64());
+        loss()?.backward()?;
+        take(1, began);
+        let began = Instant::now();
+        let (loss, tape) = tape::record(loss);
+        tape.backward(&loss?)?;
+        take(2, began);
     }
-    Ok((forward, both))
+    Ok(times)
+}
+
+/// Panics unless both forms give the same.
+fn check([q, k, v]: &[Tensor; 3], log: &Tensor) -> Result<()> {
+    let options = Causal {
+        decay: LogDecay::Head(log),
+        ..Default::default()
+    };
+    let (o, _) = causal(q, k, v, &options)?;
+    let square = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
+    let error = square(&(&o - composed(q, k, v, log)?)?)? / square(&o)?;
+    assert!(error < 1e-10, "the forms differ: {error}");
+    Ok(())
 }
 
 /// The recurrence with one decay a head out of candle's operators.

@@ -12,7 +12,8 @@
 //! of at most 15 decays. Backward takes the same way: `Y` below carries the adjoints of the keys from the last block
 //! to the first.
 
-use super::chunk::{Borders, Chunk, Inputs, Slots, add, scale, scale_rows};
+use super::chunk::{Borders, Inputs, Slots, add, scale, scale_rows};
+use super::plan::Chunk;
 use super::triangle;
 use crate::scalar::{sum_of, wide};
 use crate::slice_math::SliceMath;

@@ -14,7 +14,7 @@
 //! | form | file | runs |
 //! |---|---|---|
 //! | reference | `reference.rs` | literal recurrence and adjoint in `f64`, for tests |
-//! | chunked | `chunk.rs`, `uniform.rs`, `channel.rs`, `triangle.rs` | CPU, multi-threaded, `f32` and `f64` |
+//! | chunked | `chunk.rs` and the files it names | CPU, multi-threaded, `f32` and `f64` |
 //! | one token | `step.rs` | CPU, for decoding |
 //!
 //! The output is one node of the graph, over all inputs. The final state is a node behind it, so that adjoints of both
@@ -38,6 +38,8 @@
 mod channel;
 mod chunk;
 mod forward;
+mod gate;
+mod plan;
 pub mod reference;
 mod step;
 #[cfg(test)]
@@ -54,7 +56,8 @@ use crate::exchange::{Direction, StateExchange};
 use crate::slice_math::SliceMath;
 use crate::strided::{View, contiguous};
 use candle_core::{DType, Device, Result, StorageRef, Tensor, bail};
-use chunk::{Decay, Dims, Inputs, Plan};
+use chunk::{Decay, Inputs};
+use plan::{Dims, Plan};
 use std::sync::{Arc, Mutex};
 
 const NAME: &str = "decay::causal";

@@ -12,7 +12,8 @@
 //!
 //! `start` decays from the start of the chunk to each token, `end` from each token to the end.
 
-use super::chunk::{Borders, Chunk, Decay, Inputs, Slots, multiple, scale, scale_rows};
+use super::chunk::{Borders, Decay, Inputs, Slots, multiple, scale, scale_rows};
+use super::plan::Chunk;
 use super::triangle;
 use crate::slice_math::SliceMath;
 use crate::strided::{Into, Mat, matmul};
