@@ -102,7 +102,7 @@ pub struct Causal<'a> {
     /// State before the first token, `[B, H, D, E]`; zeros if absent. Differentiable.
     pub initial: Option<&'a Tensor>,
     /// Joins the parts of a sequence; `None` for a sequence in one part. An initial state then adds to what enters
-    /// this part: only the first part has one.
+    /// this part: only the first part has one. Backward exchanges too: every part must take its gradients.
     pub exchange: Option<Arc<dyn StateExchange>>,
     /// Borders of packed sequences in a batch of one: starts with 0, ends with N, never falls. The initial and final
     /// states are then `[S, H, D, E]` for S sequences.
