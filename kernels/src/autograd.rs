@@ -6,10 +6,10 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape,
+    Storage, Tensor, bail,
 };
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::tape;
 
@@ -233,4 +233,151 @@ pub(crate) fn attach2<G: Gradient<2>>(value: Value, args: [&Tensor; 2], gradient
 /// Enters `value` into the graph as a function of three tensors.
 pub(crate) fn attach3<G: Gradient<3>>(value: Value, args: [&Tensor; 3], gradient: G) -> Result<Tensor> {
     tape::apply3(args[0], args[1], args[2], Node::new(value, gradient))
+}
+
+/// The backward pass of a function of up to five tensors.
+pub(crate) trait GradientOfMany: Send + Sync + 'static {
+    /// Name for error messages.
+    fn name(&self) -> &'static str;
+
+    /// Adjoints of all arguments in order, given the value `res` and its adjoint `grad`; `None` where none is due.
+    fn backward(&self, args: &[Tensor], res: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
+}
+
+/// Enters `value` into the graph as a function of one to five tensors.
+///
+/// Candle's nodes have three arguments at most. Of more, the first three get a node of their own, a scalar, which is
+/// an argument of the value's node. The value's node comes first in backward: it computes all adjoints, leaves those
+/// of the first three for their node, and gives the scalar a zero so that its node runs.
+pub(crate) fn attach_many<G: GradientOfMany>(value: Value, args: &[&Tensor], gradient: G) -> Result<Tensor> {
+    let left = Arc::new(Mutex::new(Vec::new()));
+    let node = Last {
+        args: args.iter().map(|&arg| arg.clone()).collect(),
+        left: left.clone(),
+        gradient,
+    };
+    if let &[a, b, c, ref rest @ ..] = args
+        && !rest.is_empty()
+    {
+        let name = node.gradient.name();
+        let scalar = Value::Tensor(Tensor::zeros((), DType::F32, a.device())?);
+        let first = attach3(scalar, [a, b, c], First { left, name })?;
+        return match *rest {
+            [d] => attach2(value, [&first, d], node),
+            [d, e] => attach3(value, [&first, d, e], node),
+            _ => bail!("{name}: {} arguments, expected at most 5", args.len()),
+        };
+    }
+    match *args {
+        [a] => attach1(value, a, node),
+        [a, b] => attach2(value, [a, b], node),
+        [a, b, c] => attach3(value, [a, b, c], node),
+        _ => bail!("{}: no arguments", node.gradient.name()),
+    }
+}
+
+/// Adjoints on their way from the node of the value to that of the first three arguments.
+type Left = Arc<Mutex<Vec<Option<Tensor>>>>;
+
+/// The node that holds the value.
+struct Last<G> {
+    args: Vec<Tensor>,
+    left: Left,
+    gradient: G,
+}
+
+impl<G: GradientOfMany, const N: usize> Gradient<N> for Last<G> {
+    fn name(&self) -> &'static str {
+        self.gradient.name()
+    }
+
+    fn backward(&self, args: [&Tensor; N], res: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]> {
+        let mut adjoints = self.gradient.backward(&self.args, res, grad)?;
+        if self.args.len() > N {
+            let mut own = adjoints.split_off(3);
+            let zero = args[0].track_op().then(|| args[0].zeros_like()).transpose()?;
+            own.insert(0, zero);
+            match self.left.lock() {
+                Ok(mut left) => *left = adjoints,
+                Err(_) => bail!("{}: adjoints were lost in a panic", self.gradient.name()),
+            }
+            adjoints = own;
+        }
+        fixed(self.gradient.name(), adjoints)
+    }
+}
+
+/// The node of the first three arguments.
+struct First {
+    left: Left,
+    name: &'static str,
+}
+
+impl Gradient<3> for First {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn backward(&self, _: [&Tensor; 3], _: &Tensor, _: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        match self.left.lock() {
+            Ok(mut left) => fixed(self.name, std::mem::take(&mut *left)),
+            Err(_) => bail!("{}: adjoints were lost in a panic", self.name),
+        }
+    }
+}
+
+fn fixed<const N: usize>(name: &str, adjoints: Vec<Option<Tensor>>) -> Result<[Option<Tensor>; N]> {
+    match <[_; N]>::try_from(adjoints) {
+        Ok(adjoints) => Ok(adjoints),
+        Err(found) => bail!("{name}: {} adjoints, expected {N}", found.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, normal};
+
+    /// `sum_i i x_i`, with i from 1.
+    struct Weighted;
+
+    impl GradientOfMany for Weighted {
+        fn name(&self) -> &'static str {
+            "weighted"
+        }
+
+        fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+            (1..=args.len()).map(|i| Ok(Some((grad * i as f64)?))).collect()
+        }
+    }
+
+    fn weighted(args: &[&Tensor]) -> Result<Tensor> {
+        let mut sum = args[0].detach();
+        for (i, arg) in args.iter().enumerate().skip(1) {
+            sum = (sum + (arg.detach() * (i + 1) as f64)?)?;
+        }
+        attach_many(Value::Tensor(sum), args, Weighted)
+    }
+
+    #[test]
+    fn one_to_five_arguments() -> Result<()> {
+        for count in 1..=5 {
+            let inputs: Vec<Tensor> = (0..count).map(|i| normal(i, &[2, 3])).collect();
+            check_gradients(&inputs, |t| weighted(&t.iter().collect::<Vec<_>>()))?;
+        }
+        let x = normal(1, &[2]);
+        let refused = weighted(&[&x; 6]).unwrap_err().to_string();
+        assert!(refused.contains("6 arguments"), "{refused}");
+        Ok(())
+    }
+
+    /// An argument that is used twice, by two nodes, of which some arguments are constants.
+    #[test]
+    fn shared_arguments_and_constants() -> Result<()> {
+        let constant = normal(7, &[2, 3]);
+        check_gradients(&[normal(1, &[2, 3]), normal(2, &[2, 3])], |t| {
+            let first = weighted(&[&t[0], &t[0], &constant, &t[1]])?;
+            weighted(&[&constant, &constant, &constant, &first, &t[0]])
+        })
+    }
 }

@@ -10,6 +10,7 @@ mod autograd;
 pub mod average;
 #[cfg(feature = "cuda")]
 mod cuda_module;
+pub mod decay;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod ema;

@@ -1,0 +1,503 @@
+//! The causal recurrence with decay of lightning attention (arXiv 2401.04658) and its relatives: linear attention,
+//! TransNormerLLM, HGRN2.
+//!
+//! ```text
+//!   S_t = diag(a_t) S_{t-1} + k_t v_t^T,     o_t = S_t^T q_t,     a_t = exp(log-decay) in [0, 1]
+//!   R_t = q_t do_t^T + diag(a_{t+1}) R_{t+1}
+//!   dq_t = S_t do_t;   dk_t = R_t v_t;   dv_t = R_t^T k_t;   dS_init = diag(a_0) R_0
+//!   dlog a_t = rowsum((diag(a_t) S_{t-1}) (*) R_t)
+//! ```
+//!
+//! The decay is absent, constant for a head, or given for every token, for all channels of a head or for each. States
+//! are true ones: what enters a token or a part of a sequence is exactly S_{t-1}.
+//!
+//! | form | file | runs |
+//! |---|---|---|
+//! | reference | `reference.rs` | literal recurrence and adjoint in `f64`, for tests |
+//! | chunked | `chunk.rs` and the files it names | CPU, multi-threaded, `f32` and `f64` |
+//! | one token | `step.rs` | CPU, for decoding |
+//!
+//! The output is one node of the graph, over all inputs. The final state is a node behind it, so that adjoints of both
+//! meet in one backward pass.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use fulgur_kernels::decay::{Causal, LogDecay, causal};
+//! let ones = Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu)?;
+//! let half = Tensor::new(&[-std::f32::consts::LN_2], &Device::Cpu)?;
+//! let options = Causal { decay: LogDecay::Head(&half), ..Default::default() };
+//! let (o, state) = causal(&ones, &ones, &ones, &options)?;
+//! let expected = [1.0, 1.5, 1.75];
+//! for (o, expected) in o.flatten_all()?.to_vec1::<f32>()?.iter().zip(expected) {
+//!     assert!((o - expected).abs() < 1e-6);
+//! }
+//! assert_eq!(state.dims(), [1, 1, 1, 1]);
+//! # candle_core::Result::Ok(())
+//! ```
+
+mod channel;
+mod chunk;
+mod forward;
+mod gate;
+mod plan;
+pub mod reference;
+mod step;
+#[cfg(test)]
+mod tests;
+mod triangle;
+mod uniform;
+
+pub use forward::forward_op;
+pub use step::step;
+
+use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
+use crate::error::OpError;
+use crate::exchange::{Direction, StateExchange};
+use crate::slice_math::SliceMath;
+use crate::strided::{View, contiguous};
+use candle_core::{DType, Device, Result, StorageRef, Tensor, bail};
+use chunk::{Decay, Inputs};
+use plan::{Dims, Plan};
+use std::sync::{Arc, Mutex};
+
+const NAME: &str = "decay::causal";
+
+/// Logarithms of decays, at most zero: zero keeps the state exactly, negative infinity forgets it. Differentiable.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum LogDecay<'a> {
+    /// No decay.
+    #[default]
+    None,
+    /// One constant for every head, `[H]`.
+    Head(&'a Tensor),
+    /// One for every token and head, `[B, N, H]`.
+    Token(&'a Tensor),
+    /// One for every token, head and key channel, `[B, N, H, D]`.
+    Channel(&'a Tensor),
+}
+
+impl<'a> LogDecay<'a> {
+    fn tensor(self) -> Option<&'a Tensor> {
+        match self {
+            Self::None => None,
+            Self::Head(log) | Self::Token(log) | Self::Channel(log) => Some(log),
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::None => Kind::None,
+            Self::Head(_) => Kind::Head,
+            Self::Token(_) => Kind::Token,
+            Self::Channel(_) => Kind::Channel,
+        }
+    }
+}
+
+/// What [`causal`] takes besides queries, keys and values.
+#[derive(Clone, Debug, Default)]
+pub struct Causal<'a> {
+    /// How the state decays.
+    pub decay: LogDecay<'a>,
+    /// State before the first token, `[B, H, D, E]`; zeros if absent. Differentiable.
+    pub initial: Option<&'a Tensor>,
+    /// Joins the parts of a sequence; `None` for a sequence in one part. An initial state then adds to what enters
+    /// this part: only the first part has one. Backward exchanges too: every part must take its gradients.
+    pub exchange: Option<Arc<dyn StateExchange>>,
+    /// Borders of packed sequences in a batch of one: starts with 0, ends with N, never falls. The initial and final
+    /// states are then `[S, H, D, E]` for S sequences.
+    pub sequences: Option<&'a [usize]>,
+}
+
+/// Causal recurrence with decay: `q`, `k` `[B, N, H, D]`, `v` `[B, N, H, E]`, of any strides, to the output
+/// `[B, N, H, E]` in the type of `v` and the final state `[B, H, D, E]`.
+///
+/// Inputs are f32, f16, bf16 or f64. The state, and all work, is in f32, or in f64 if any input is. Differentiable in
+/// `q`, `k`, `v`, the log-decays and the initial state, through the output and through the final state. Log-decays
+/// above zero are not refused: states then grow.
+///
+/// # Errors
+/// Shapes that do not fit, element types that are not floats, tensors that do not lie on the CPU, packed sequences
+/// together with an exchange, and an exchange that fails.
+pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<(Tensor, Tensor)> {
+    let dims = check(q, k, v, options)?;
+    let decay = options.decay.tensor();
+    let dtype = wide_type([Some(q), Some(k), Some(v), decay, options.initial]);
+    let operands = Operands {
+        q: q.to_dtype(dtype)?,
+        k: k.to_dtype(dtype)?,
+        v: v.to_dtype(dtype)?,
+        decay: match options.decay {
+            LogDecay::None => None,
+            LogDecay::Head(log) => Some(log.to_dtype(dtype)?.contiguous()?),
+            LogDecay::Token(log) | LogDecay::Channel(log) => Some(log.to_dtype(dtype)?),
+        },
+        initial: match options.initial {
+            Some(state) => Some(state.to_dtype(dtype)?.contiguous()?),
+            None => None,
+        },
+    };
+    let pass = CausalPass {
+        plan: Plan::new(dims, options.sequences.map(|borders| &borders[1..])),
+        kind: options.decay.kind(),
+        exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+    };
+    let (o, state) = match dtype {
+        DType::F64 => pass.attach::<f64>(&operands)?,
+        _ => pass.attach::<f32>(&operands)?,
+    };
+    Ok((o.to_dtype(v.dtype())?, state))
+}
+
+/// f64 if any tensor is, else f32.
+fn wide_type<'a>(tensors: impl IntoIterator<Item = Option<&'a Tensor>>) -> DType {
+    let mut tensors = tensors.into_iter().flatten();
+    if tensors.any(|tensor| tensor.dtype() == DType::F64) {
+        DType::F64
+    } else {
+        DType::F32
+    }
+}
+
+type Named<'a> = (&'static str, Option<&'a Tensor>);
+
+fn check_floats(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
+    for &(field, tensor) in tensors {
+        if let Some(tensor) = tensor
+            && !matches!(tensor.dtype(), DType::F16 | DType::BF16 | DType::F32 | DType::F64)
+        {
+            let found = format!("{:?}", tensor.dtype());
+            return Err(OpError::value(op, field, found, "f32, f16, bf16 or f64").into());
+        }
+    }
+    Ok(())
+}
+
+fn on_cpu(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
+    for &(field, tensor) in tensors {
+        if let Some(tensor) = tensor
+            && !tensor.device().is_cpu()
+        {
+            let found = format!("on {:?}", tensor.device().location());
+            let expected = "a tensor on the CPU: there is no kernel for GPUs yet";
+            return Err(OpError::value(op, field, found, expected).into());
+        }
+    }
+    Ok(())
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<Dims> {
+    let Ok((b, n, h, d)) = q.dims4() else {
+        return Err(OpError::shape(NAME, "q", q, "[B, N, H, D]").into());
+    };
+    let e = v.dims().last().copied().unwrap_or(0);
+    if b * n * h * d == 0 {
+        return Err(OpError::shape(NAME, "q", q, "[B, N, H, D] with at least one element").into());
+    }
+    if k.dims() != q.dims() {
+        return Err(OpError::shape(NAME, "k", k, format!("{:?} like q", q.dims())).into());
+    }
+    if v.dims() != [b, n, h, e] || e == 0 {
+        return Err(OpError::shape(NAME, "v", v, format!("[{b}, {n}, {h}, E] to go with q")).into());
+    }
+    let (kind, decay) = (options.decay.kind(), options.decay.tensor());
+    let expected = kind.shape(b, n, h, d);
+    if let Some(log) = decay
+        && log.dims() != expected
+    {
+        return Err(OpError::shape(NAME, "decay", log, format!("{expected:?}")).into());
+    }
+    let sequences = check_sequences(b, n, options)?;
+    if let Some(state) = options.initial
+        && state.dims() != [sequences, h, d, e]
+    {
+        let expected = format!("[{sequences}, {h}, {d}, {e}]");
+        return Err(OpError::shape(NAME, "initial", state, expected).into());
+    }
+    let named = [
+        ("q", Some(q)),
+        ("k", Some(k)),
+        ("v", Some(v)),
+        ("decay", decay),
+        ("initial", options.initial),
+    ];
+    check_floats(NAME, &named)?;
+    on_cpu(NAME, &named)?;
+    Ok(Dims { b, n, h, d, e })
+}
+
+/// Number of sequences.
+fn check_sequences(b: usize, n: usize, options: &Causal<'_>) -> Result<usize> {
+    let Some(borders) = options.sequences else {
+        return Ok(b);
+    };
+    let fits = borders.len() >= 2
+        && borders.first() == Some(&0)
+        && borders.last() == Some(&n)
+        && borders.is_sorted();
+    if b != 1 || !fits {
+        let expected = format!("0, .., {n} that never falls, in a batch of 1 (the batch is {b})");
+        return Err(OpError::value(NAME, "sequences", format!("{borders:?}"), expected).into());
+    }
+    if options
+        .exchange
+        .as_ref()
+        .is_some_and(|exchange| exchange.parts() > 1)
+    {
+        let expected = "no packed sequences where a sequence is split into parts";
+        return Err(OpError::value(NAME, "sequences", format!("{borders:?}"), expected).into());
+    }
+    Ok(borders.len() - 1)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    None,
+    Head,
+    Token,
+    Channel,
+}
+
+impl Kind {
+    fn shape(self, b: usize, n: usize, h: usize, d: usize) -> Vec<usize> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Head => vec![h],
+            Self::Token => vec![b, n, h],
+            Self::Channel => vec![b, n, h, d],
+        }
+    }
+}
+
+/// All inputs in the type of the computation; decays of heads and the initial state are contiguous.
+struct Operands {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Option<Tensor>,
+    initial: Option<Tensor>,
+}
+
+impl Operands {
+    /// In the order of the arguments of the node.
+    fn list(&self) -> Vec<&Tensor> {
+        let optional = [&self.decay, &self.initial];
+        let all = [&self.q, &self.k, &self.v].into_iter();
+        all.chain(optional.into_iter().flatten()).collect()
+    }
+}
+
+/// One call of the operator.
+struct CausalPass {
+    plan: Plan,
+    kind: Kind,
+    exchange: Option<Arc<dyn StateExchange>>,
+}
+
+impl CausalPass {
+    /// Computes output and final state and enters them into the graph.
+    fn attach<T: SliceMath>(self, operands: &Operands) -> Result<(Tensor, Tensor)> {
+        let Dims { b, n, h, e, .. } = self.plan.dims;
+        let Forward { o, finals, entering } = self.forward::<T>(operands)?;
+        let state_shape = self.state_shape();
+        let d_state = Arc::new(Mutex::new(None));
+        let gradient = OutputGradient {
+            pass: self,
+            entering,
+            d_state: d_state.clone(),
+        };
+        let o = Value::Cpu(T::to_cpu_storage_owned(o), (b, n, h, e).into());
+        let o = attach_many(o, &operands.list(), gradient)?;
+        let state = Value::Cpu(T::to_cpu_storage_owned(finals), state_shape.into());
+        let state = attach1(state, &o, StateGradient { d_state })?;
+        Ok((o, state))
+    }
+
+    fn state_shape(&self) -> (usize, usize, usize, usize) {
+        let Dims { h, d, e, .. } = self.plan.dims;
+        (self.plan.sequences(), h, d, e)
+    }
+
+    fn forward<T: SliceMath>(&self, operands: &Operands) -> Result<Forward<T>> {
+        let list = operands.list();
+        let guards = lock(&list);
+        let inputs = self.inputs::<T>(&list, &guards)?;
+        let totals = chunk::log_totals(&self.plan, inputs.decay);
+        let mut states = chunk::local_states(&self.plan, &inputs);
+        let initial = match (&operands.initial, guards.last()) {
+            (Some(initial), Some(guard)) => Some(contiguous::<T>(initial, guard)?),
+            _ => None,
+        };
+        let entering = self.entering(&totals, &states, initial, Direction::Forward)?;
+        let finals = chunk::scan(
+            &self.plan,
+            &totals,
+            &mut states,
+            entering.as_deref(),
+            Direction::Forward,
+        );
+        let o = chunk::outputs(&self.plan, &inputs, &states);
+        Ok(Forward { o, finals, entering })
+    }
+
+    fn inputs<'a, T: SliceMath>(
+        &self,
+        list: &[&'a Tensor],
+        guards: &'a [StorageRef<'a>],
+    ) -> Result<Inputs<'a, T>> {
+        let decay = match self.kind {
+            Kind::None => Decay::None,
+            Kind::Head => Decay::Head(contiguous(list[3], &guards[3])?),
+            Kind::Token => Decay::Token(View::of(&list[3].unsqueeze(3)?, &guards[3])?),
+            Kind::Channel => Decay::Channel(View::of(list[3], &guards[3])?),
+        };
+        Ok(Inputs {
+            q: View::of(list[0], &guards[0])?,
+            k: View::of(list[1], &guards[1])?,
+            v: View::of(list[2], &guards[2])?,
+            decay,
+        })
+    }
+
+    /// The states (or their adjoints, backward) that enter this part: its own and those from other parts.
+    fn entering<T: SliceMath>(
+        &self,
+        totals: &[T],
+        locals: &[T],
+        own: Option<&[T]>,
+        direction: Direction,
+    ) -> Result<Option<Vec<T>>> {
+        let Some(exchange) = &self.exchange else {
+            return Ok(own.map(<[T]>::to_vec));
+        };
+        let (sequences, h, d, e) = self.state_shape();
+        let leaving = chunk::leaving(&self.plan, totals, locals, own, direction);
+        let leaving = Tensor::from_vec(leaving, (sequences, h, d, e), &Device::Cpu)?;
+        let log = chunk::sequence_totals(&self.plan, totals);
+        let width = log.len() / (sequences * h);
+        let log = Tensor::from_vec(log, (sequences, h, width, 1), &Device::Cpu)?;
+        let others = match direction {
+            Direction::Forward => exchange.prefix(&leaving, &log)?,
+            Direction::Backward => exchange.suffix(&leaving, &log)?,
+        };
+        if others.shape() != leaving.shape() {
+            return Err(
+                OpError::shape(NAME, "exchanged state", &others, format!("{:?}", leaving.dims())).into(),
+            );
+        }
+        let mut entering = others.flatten_all()?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
+        if let Some(own) = own {
+            chunk::add(&mut entering, own);
+        }
+        Ok(Some(entering))
+    }
+
+    fn backward<T: SliceMath>(
+        &self,
+        args: &[Tensor],
+        entering: Option<&[T]>,
+        d_o: &Tensor,
+        d_state: Option<&Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let list: Vec<&Tensor> = args.iter().collect();
+        let guards = lock(&list);
+        let inputs = self.inputs::<T>(&list, &guards)?;
+        let d_o_guard = d_o.storage_and_layout().0;
+        let d_o = View::of(d_o, &d_o_guard)?;
+        let totals = chunk::log_totals(&self.plan, inputs.decay);
+        let mut states = chunk::local_states(&self.plan, &inputs);
+        let finals = chunk::scan(&self.plan, &totals, &mut states, entering, Direction::Forward);
+        let mut adjoints = chunk::local_adjoints(&self.plan, &inputs, d_o);
+        let own = d_state
+            .map(|d_state| d_state.flatten_all()?.to_vec1::<T>())
+            .transpose()?;
+        let arriving = self.entering(&totals, &adjoints, own.as_deref(), Direction::Backward)?;
+        let d_initial = chunk::scan(
+            &self.plan,
+            &totals,
+            &mut adjoints,
+            arriving.as_deref(),
+            Direction::Backward,
+        );
+        let has_decay = self.kind != Kind::None;
+        let want_decay = has_decay && args[3].track_op();
+        let saved = chunk::Saved {
+            states: &states,
+            finals: &finals,
+            adjoints: &adjoints,
+        };
+        let found = chunk::backward(&self.plan, &inputs, d_o, saved, want_decay);
+        let mut all = vec![found.dq, found.dk, found.dv];
+        if has_decay {
+            all.push(found.dlog);
+        }
+        if args.len() > all.len() {
+            all.push(d_initial);
+        }
+        all.into_iter()
+            .zip(args)
+            .map(|(adjoint, arg)| {
+                let wanted = arg.track_op();
+                wanted
+                    .then(|| Tensor::from_vec(adjoint, arg.shape(), arg.device()))
+                    .transpose()
+            })
+            .collect()
+    }
+}
+
+fn lock<'a>(list: &[&'a Tensor]) -> Vec<StorageRef<'a>> {
+    list.iter().map(|tensor| tensor.storage_and_layout().0).collect()
+}
+
+/// Results of the forward pass, and the states that entered, for backward.
+struct Forward<T> {
+    o: Vec<T>,
+    finals: Vec<T>,
+    entering: Option<Vec<T>>,
+}
+
+/// The adjoint of the final state on its way to the node of the output.
+type Passed = Arc<Mutex<Option<Tensor>>>;
+
+/// Backward of the output, and of the final state behind it.
+struct OutputGradient<T> {
+    pass: CausalPass,
+    entering: Option<Vec<T>>,
+    d_state: Passed,
+}
+
+impl<T: SliceMath> GradientOfMany for OutputGradient<T> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let d_state = match self.d_state.lock() {
+            Ok(mut d_state) => d_state.take(),
+            Err(_) => bail!("{NAME}: the adjoint of the state was lost in a panic"),
+        };
+        self.pass
+            .backward::<T>(args, self.entering.as_deref(), grad, d_state.as_ref())
+    }
+}
+
+/// The final state as a node behind the output: hands its adjoint over and gives the output a zero, so that the node
+/// of the output runs.
+struct StateGradient {
+    d_state: Passed,
+}
+
+impl Gradient<1> for StateGradient {
+    fn name(&self) -> &'static str {
+        "decay::causal-state"
+    }
+
+    fn backward(&self, [o]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        match self.d_state.lock() {
+            Ok(mut d_state) => *d_state = Some(grad.detach()),
+            Err(_) => bail!("{}: an adjoint was lost in a panic", Gradient::<1>::name(self)),
+        }
+        Ok([Some(o.detach().zeros_like()?)])
+    }
+}
