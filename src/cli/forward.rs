@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use candle_core::Device;
 use clap::ValueEnum;
+use fulgur_kernels::decay::Gate;
 use serde::Serialize;
 
 use super::answer::{Answer, Report};
@@ -22,8 +23,8 @@ use crate::{models, tensors};
 /// shapes of their inputs and outputs; without --model those of the builtin models and of the operators.
 ///
 /// Models are the builtin generator and the folders of its parts, the AVHScore encoder, and BERT encoders such as
-/// MiniLM. Operators take q, g (logits of the gates) and v; with do, and optionally dstate, among the inputs they also
-/// give the gradients of sum(o do) + sum(state dstate).
+/// MiniLM. Operators take q, k, v and log-decays g, or rates with the decay exp(-rate), or, for LightNet, logits g instead
+/// of k; with do, and optionally dstate, among the inputs they also give the gradients of sum(o do) + sum(state dstate).
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur forward --model models/builtin --part vocoder --inputs in.safetensors --out \
@@ -55,6 +56,10 @@ pub(super) struct Arguments {
 /// Operators that run on their own.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Operator {
+    /// The causal recurrence with one decay a head, constant (rate) or for every token (g), or none
+    ScalarDecay,
+    /// The causal recurrence with a decay for every token and key channel (g)
+    VectorDecay,
     /// LightNet's additive recurrence without causality: every token sees the sum of all
     LightnetNoncausal,
 }
@@ -62,6 +67,8 @@ enum Operator {
 impl Operator {
     fn part(self) -> Part {
         match self {
+            Self::ScalarDecay => operator::causal_decay(Gate::Scalar),
+            Self::VectorDecay => operator::causal_decay(Gate::Vector),
             Self::LightnetNoncausal => operator::lightnet_noncausal(),
         }
     }

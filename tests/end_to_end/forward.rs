@@ -11,11 +11,15 @@ use crate::support::{Ran, names, run};
 const OP: &str = "lightnet-noncausal";
 
 fn forward(inputs: &Path, out: &Path) -> Ran {
+    operate(OP, inputs, out)
+}
+
+fn operate(op: &str, inputs: &Path, out: &Path) -> Ran {
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     run([
         "forward",
         "--op",
-        OP,
+        op,
         "--inputs",
         &path(inputs),
         "--out",
@@ -126,6 +130,77 @@ fn an_operator_answers_with_outputs_and_gradients() {
         }
     }
     assert_eq!(names(folder.path()), ["in.safetensors", "out.safetensors"]);
+}
+
+/// `S_t = diag(a_t) S_{t-1} + k_t v_t^T`, `o_t = S_t^T q_t`, token after token.
+#[test]
+fn causal_operators_follow_the_recurrence() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, out) = (
+        folder.path().join("in.safetensors"),
+        folder.path().join("out.safetensors"),
+    );
+    let (n, h, d, e) = (5, 2, 3, 4);
+    let (q, k, v) = (
+        random((1, n, h, d), 0),
+        random((1, n, h, d), 1),
+        random((1, n, h, e), 2),
+    );
+    let rate = Tensor::new(&[0.1f32, 0.7], &Device::Cpu).unwrap();
+    let g = (random((1, n, h, d), 3).sqr().unwrap() * -0.3).unwrap();
+    let state_in = random((1, h, d, e), 4);
+    for (op, name, decay) in [("scalar-decay", "rate", &rate), ("vector-decay", "g", &g)] {
+        let d_o = random((1, n, h, e), 5);
+        save(
+            &inputs,
+            &[
+                ("q", q.clone()),
+                ("k", k.clone()),
+                ("v", v.clone()),
+                (name, decay.clone()),
+                ("state_in", state_in.clone()),
+                ("do", d_o),
+            ],
+        );
+        let ran = operate(op, &inputs, &out);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{op}");
+        let written = candle_core::safetensors::load(&out, &Device::Cpu).unwrap();
+        let mut given: Vec<_> = written.keys().map(String::as_str).collect();
+        given.sort_unstable();
+        let d_decay = format!("d{name}");
+        let mut expected = ["o", "state", "dq", "dk", "dv", "dstate_in", &d_decay];
+        expected.sort_unstable();
+        assert_eq!(given, expected, "{op}");
+
+        let read = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (q, k, v, decay) = (read(&q), read(&k), read(&v), read(decay));
+        let (mut state, mut o) = (read(&state_in), vec![0f32; n * h * e]);
+        for t in 0..n {
+            for head in 0..h {
+                let row = t * h + head;
+                for i in 0..d {
+                    let log = if name == "rate" {
+                        -decay[head]
+                    } else {
+                        decay[row * d + i]
+                    };
+                    for j in 0..e {
+                        let s = &mut state[(head * d + i) * e + j];
+                        *s = *s * log.exp() + k[row * d + i] * v[row * e + j];
+                        o[row * e + j] += *s * q[row * d + i];
+                    }
+                }
+            }
+        }
+        for (name, expected) in [("o", o), ("state", state)] {
+            for (found, expected) in read(&written[name]).iter().zip(expected) {
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "{op} {name}: {found} is not {expected}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

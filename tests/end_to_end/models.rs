@@ -316,7 +316,13 @@ fn the_list_names_parts_inputs_and_outputs() {
         json!([{"name": "waveform", "type": "f32", "shape": ["B", "160 T"], "optional": false}])
     );
     assert_eq!(models[1]["kind"], "fulgur-avhscore");
-    assert_eq!(all["operators"][0]["name"], "lightnet-noncausal");
+    let operators: Vec<&Value> = all["operators"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|operator| &operator["name"])
+        .collect();
+    assert_eq!(operators, ["scalar-decay", "vector-decay", "lightnet-noncausal"]);
 
     for (dir, kind, parts) in [
         (encoder, "fulgur-avhscore", vec!["encoder"]),

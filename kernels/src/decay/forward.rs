@@ -4,48 +4,52 @@ use super::{Causal, LogDecay, causal};
 use candle_core::{DType, Error, Result, Tensor, Var};
 use std::collections::HashMap;
 
-const OP: &str = "decay";
-const KNOWN: [&str; 9] = [
-    "q",
-    "k",
-    "v",
-    "g_head",
-    "g_token",
-    "g_channel",
-    "state_in",
-    "do",
-    "dstate",
-];
-/// Log-decays by kind, of which at most one is given.
-const DECAYS: [&str; 3] = ["g_head", "g_token", "g_channel"];
+const KNOWN: [&str; 8] = ["q", "k", "v", "rate", "g", "state_in", "do", "dstate"];
+
+/// What the decays belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// A head: `rate` `[H]` with the decay `exp(-rate)`, or log-decays `g` `[B, N, H]`, or neither for no decay.
+    Scalar,
+    /// A key channel: log-decays `g` `[B, N, H, D]`.
+    Vector,
+}
+
+impl Gate {
+    /// Name of the operator.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar-decay",
+            Self::Vector => "vector-decay",
+        }
+    }
+}
 
 /// Runs the causal recurrence with decay on named tensors and returns named tensors in f32.
 ///
-/// Takes `q`, `k` `[B, N, H, D]` and `v` `[B, N, H, E]` in f32, f16 or bf16, optionally log-decays as one of `g_head`
-/// `[H]`, `g_token` `[B, N, H]` and `g_channel` `[B, N, H, D]`, `state_in` `[B, H, D, E]`, `do` `[B, N, H, E]` and, with
-/// it, `dstate` `[B, H, D, E]`. Gives `o` `[B, N, H, E]` and `state` `[B, H, D, E]`; with `do` also `dq`, `dk`, `dv`
-/// and, where their inputs are, `dg_head`, `dg_token` or `dg_channel`, and `dstate_in`: the gradients of `sum(o do) +
-/// sum(state dstate)`.
+/// Takes `q`, `k` `[B, N, H, D]` and `v` `[B, N, H, E]` in f32, f16 or bf16, decays as [`Gate`] says, optionally
+/// `state_in` `[B, H, D, E]`, `do` `[B, N, H, E]` and, with it, `dstate` `[B, H, D, E]`. Gives `o` `[B, N, H, E]` and
+/// `state` `[B, H, D, E]`; with `do` also `dq`, `dk`, `dv` and, where their inputs are, `drate` or `dg`, and `dstate_in`:
+/// the gradients of `sum(o do) + sum(state dstate)`.
 ///
 /// # Errors
 /// One line that lists every missing, unknown or mis-shaped input.
-pub fn forward_op(inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    check(inputs)?;
+pub fn forward_op(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    check(gate, inputs)?;
     let variable = |name: &str| match inputs.get(name) {
         Some(tensor) => Var::from_tensor(&tensor.detach().to_dtype(DType::F32)?).map(Some),
         None => Ok(None),
     };
     let (Some(q), Some(k), Some(v)) = (variable("q")?, variable("k")?, variable("v")?) else {
-        return fault("needs inputs q, k and v");
+        return fault(gate, "needs inputs q, k and v");
     };
-    let [head, token, channel] = DECAYS.map(variable);
-    let (head, token, channel) = (head?, token?, channel?);
-    let state_in = variable("state_in")?;
-    let decay = match (&head, &token, &channel) {
-        (Some(log), _, _) => LogDecay::Head(log),
-        (_, Some(log), _) => LogDecay::Token(log),
-        (_, _, Some(log)) => LogDecay::Channel(log),
-        _ => LogDecay::None,
+    let (rate, g, state_in) = (variable("rate")?, variable("g")?, variable("state_in")?);
+    let head = rate.as_ref().map(|rate| rate.neg()).transpose()?;
+    let decay = match (gate, &head, &g) {
+        (Gate::Vector, _, Some(log)) => LogDecay::Channel(log),
+        (Gate::Scalar, _, Some(log)) => LogDecay::Token(log),
+        (_, Some(log), None) => LogDecay::Head(log),
+        (_, None, None) => LogDecay::None,
     };
     let options = Causal {
         decay,
@@ -66,9 +70,8 @@ pub fn forward_op(inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Te
         ("dq", Some(&q)),
         ("dk", Some(&k)),
         ("dv", Some(&v)),
-        ("dg_head", head.as_ref()),
-        ("dg_token", token.as_ref()),
-        ("dg_channel", channel.as_ref()),
+        ("drate", rate.as_ref()),
+        ("dg", g.as_ref()),
         ("dstate_in", state_in.as_ref()),
     ];
     for (name, var) in named {
@@ -79,8 +82,12 @@ pub fn forward_op(inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Te
     Ok(outputs)
 }
 
-fn check(inputs: &HashMap<String, Tensor>) -> Result<()> {
-    let mut faults: Vec<String> = ["q", "k", "v"]
+fn check(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<()> {
+    let needed: &[&str] = match gate {
+        Gate::Scalar => &["q", "k", "v"],
+        Gate::Vector => &["q", "k", "v", "g"],
+    };
+    let mut faults: Vec<String> = needed
         .iter()
         .filter(|name| !inputs.contains_key(**name))
         .map(|name| format!("{name} is missing"))
@@ -89,27 +96,31 @@ fn check(inputs: &HashMap<String, Tensor>) -> Result<()> {
     names.sort();
     for &name in &names {
         let dtype = inputs[name].dtype();
-        if !KNOWN.contains(&name.as_str()) {
-            faults.push(format!("{name} is unknown, known are {}", KNOWN.join(", ")));
+        if !KNOWN.contains(&name.as_str()) || gate == Gate::Vector && name == "rate" {
+            let known = KNOWN
+                .iter()
+                .filter(|&&known| gate == Gate::Scalar || known != "rate");
+            let known: Vec<_> = known.copied().collect();
+            faults.push(format!("{name} is unknown, known are {}", known.join(", ")));
         } else if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             faults.push(format!("{name} is {dtype:?}, expected f32, f16 or bf16"));
         }
     }
-    if DECAYS.iter().filter(|name| inputs.contains_key(**name)).count() > 1 {
-        faults.push(format!("more than one of {}", DECAYS.join(", ")));
+    if inputs.contains_key("rate") && inputs.contains_key("g") {
+        faults.push("both rate and g are given, expected one of them".to_owned());
     }
     if inputs.contains_key("dstate") && !inputs.contains_key("do") {
         faults.push("dstate needs do beside it".to_owned());
     }
-    faults.extend(shape_faults(inputs));
+    faults.extend(shape_faults(gate, inputs));
     if faults.is_empty() {
         Ok(())
     } else {
-        fault(&faults.join("; "))
+        fault(gate, &faults.join("; "))
     }
 }
 
-fn shape_faults(inputs: &HashMap<String, Tensor>) -> Vec<String> {
+fn shape_faults(gate: Gate, inputs: &HashMap<String, Tensor>) -> Vec<String> {
     let dims = |name: &str| inputs.get(name).map(|tensor| tensor.dims().to_vec());
     let Some(q) = dims("q") else {
         return Vec::new();
@@ -123,9 +134,8 @@ fn shape_faults(inputs: &HashMap<String, Tensor>) -> Vec<String> {
     let expected = [
         ("k", q.clone()),
         ("v", values.clone()),
-        ("g_head", vec![q[2]]),
-        ("g_token", q[..3].to_vec()),
-        ("g_channel", q),
+        ("rate", vec![q[2]]),
+        ("g", if gate == Gate::Scalar { q[..3].to_vec() } else { q }),
         ("state_in", state.clone()),
         ("do", values),
         ("dstate", state),
@@ -140,8 +150,8 @@ fn shape_faults(inputs: &HashMap<String, Tensor>) -> Vec<String> {
 }
 
 /// Not through `bail!`, which appends a backtrace to the line where the environment asks for one.
-fn fault<T>(text: &str) -> Result<T> {
-    Err(Error::Msg(format!("{OP}: {text}")))
+fn fault<T>(gate: Gate, text: &str) -> Result<T> {
+    Err(Error::Msg(format!("{}: {text}", gate.name())))
 }
 
 #[cfg(test)]
@@ -169,31 +179,41 @@ mod tests {
             e: 7,
         };
         let kinds = [
-            (Kind::Head, "head"),
-            (Kind::Token, "token"),
-            (Kind::Channel, "channel"),
+            (Kind::Head, Gate::Scalar, "rate"),
+            (Kind::Token, Gate::Scalar, "g"),
+            (Kind::Channel, Gate::Vector, "g"),
         ];
-        for (kind, suffix) in kinds {
+        for (kind, gate, decay) in kinds {
+            // A rate is the negative of a log-decay.
+            let sign = if kind == Kind::Head { -1.0 } else { 1.0 };
             let case = Case::new(sizes, kind);
             let inputs = case.inputs();
-            let gate = format!("g_{suffix}");
             let mut entries = HashMap::new();
             let tensors = inputs.iter().chain([&case.d_o, &case.d_state]);
-            for (name, tensor) in ["q", "k", "v", "state_in", &gate, "do", "dstate"]
+            for (name, tensor) in ["q", "k", "v", "state_in", decay, "do", "dstate"]
                 .iter()
                 .zip(tensors)
             {
+                let tensor = if *name == decay {
+                    (tensor * sign)?
+                } else {
+                    tensor.clone()
+                };
                 entries.insert((*name).to_owned(), tensor.to_dtype(DType::F32)?);
             }
-            let all = forward_op(&entries)?;
-            let d_gate = format!("dg_{suffix}");
-            let names = ["o", "state", "dq", "dk", "dv", "dstate_in", &d_gate];
+            let all = forward_op(gate, &entries)?;
+            let d_decay = format!("d{decay}");
+            let names = ["o", "state", "dq", "dk", "dv", "dstate_in", &d_decay];
             for (name, expected) in names.iter().zip(&case.expected()?) {
-                assert!(relative_rms(&values(&all[*name]), expected) < 1e-5, "{name}");
+                let sign = if *name == d_decay { sign } else { 1.0 };
+                let found: Vec<f64> = values(&all[*name]).into_iter().map(|x| x * sign).collect();
+                assert!(relative_rms(&found, expected) < 1e-5, "{name}");
             }
             assert_eq!(all.len(), names.len());
-            entries.retain(|name, _| ["q", "k", "v"].contains(&name.as_str()));
-            let few = forward_op(&entries)?;
+            entries.retain(|name, _| {
+                ["q", "k", "v"].contains(&name.as_str()) || gate == Gate::Vector && name == "g"
+            });
+            let few = forward_op(gate, &entries)?;
             let mut names: Vec<_> = few.keys().collect();
             names.sort();
             assert_eq!(names, ["o", "state"]);
@@ -205,30 +225,31 @@ mod tests {
     fn forward_op_lists_every_fault() {
         let q = Tensor::zeros((2, 4, 3, 5), DType::F32, &Device::Cpu).unwrap();
         let wrong = Tensor::zeros((2, 4, 3), DType::F32, &Device::Cpu).unwrap();
-        let message = |entries: &[(&str, &Tensor)]| forward_op(&named(entries)).unwrap_err().to_string();
-        let text = message(&[("q", &q), ("v", &wrong), ("g", &q), ("g_head", &wrong)]);
+        let message = |gate: Gate, entries: &[(&str, &Tensor)]| {
+            forward_op(gate, &named(entries)).unwrap_err().to_string()
+        };
+        let scalar = |entries: &[(&str, &Tensor)]| message(Gate::Scalar, entries);
+        let text = scalar(&[("q", &q), ("v", &wrong), ("h", &q), ("rate", &wrong)]);
         for part in [
-            "k is missing",
-            "g is unknown",
+            "scalar-decay: k is missing",
+            "h is unknown",
             "v is [2, 4, 3]",
-            "g_head is [2, 4, 3], expected [3]",
+            "rate is [2, 4, 3], expected [3]",
         ] {
             assert!(text.contains(part) && !text.contains('\n'), "{text}");
         }
-        let both = message(&[
-            ("q", &q),
-            ("k", &q),
-            ("v", &q),
-            ("g_token", &wrong),
-            ("g_channel", &q),
-        ]);
+        let both = scalar(&[("q", &q), ("k", &q), ("v", &q), ("rate", &wrong), ("g", &wrong)]);
+        assert!(both.contains("both rate and g are given"), "{both}");
+        let vector = message(Gate::Vector, &[("q", &q), ("k", &q), ("v", &q), ("rate", &wrong)]);
         assert!(
-            both.contains("more than one of g_head, g_token, g_channel"),
-            "{both}"
+            vector.contains("vector-decay: g is missing") && vector.contains("rate is unknown"),
+            "{vector}"
         );
-        assert!(message(&[("q", &q), ("k", &q), ("v", &q), ("dstate", &q)]).contains("dstate needs do"));
-        assert!(message(&[("q", &wrong), ("k", &q), ("v", &q)]).contains("q is [2, 4, 3]"));
+        let gate = scalar(&[("q", &q), ("k", &q), ("v", &q), ("g", &q)]);
+        assert!(gate.contains("g is [2, 4, 3, 5], expected [2, 4, 3]"), "{gate}");
+        assert!(scalar(&[("q", &q), ("k", &q), ("v", &q), ("dstate", &q)]).contains("dstate needs do"));
+        assert!(scalar(&[("q", &wrong), ("k", &q), ("v", &q)]).contains("q is [2, 4, 3]"));
         let whole = q.to_dtype(DType::I64).unwrap();
-        assert!(message(&[("q", &whole), ("k", &q), ("v", &q)]).contains("q is I64"));
+        assert!(scalar(&[("q", &whole), ("k", &q), ("v", &q)]).contains("q is I64"));
     }
 }

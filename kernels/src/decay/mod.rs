@@ -47,7 +47,7 @@ mod tests;
 mod triangle;
 mod uniform;
 
-pub use forward::forward_op;
+pub use forward::{Gate, forward_op};
 pub use step::step;
 
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
