@@ -28,6 +28,7 @@ pub mod residual;
 pub mod rows;
 mod scalar;
 pub mod shift;
+mod sizes;
 mod slice_math;
 pub mod spectrum;
 mod strided;

@@ -3,20 +3,7 @@
 //! Arrays are flat and row-major: `q`, `logits` `[B, N, H, D]`, `v`, `o` `[B, N, H, E]`, `phase` `[N, H, D]`,
 //! `keep` `[B, N]`, state `[B, H, D, E]`, or `[B, H, 2D, E]` with phases.
 
-/// Sizes of a problem.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Batch.
-    pub b: usize,
-    /// Tokens.
-    pub n: usize,
-    /// Heads.
-    pub h: usize,
-    /// Key width of a head.
-    pub d: usize,
-    /// Value width of a head.
-    pub e: usize,
-}
+pub use crate::sizes::Sizes;
 
 /// Inputs of the non-causal form.
 #[derive(Clone, Copy, Debug)]

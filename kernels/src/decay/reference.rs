@@ -5,20 +5,7 @@
 //! `[B, H, D, E]`. Decays of fewer dimensions are repeated to this shape by the caller, and sums of the gradient over
 //! what was repeated are the caller's.
 
-/// Sizes of a problem.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Batch.
-    pub b: usize,
-    /// Tokens.
-    pub n: usize,
-    /// Heads.
-    pub h: usize,
-    /// Key width of a head.
-    pub d: usize,
-    /// Value width of a head.
-    pub e: usize,
-}
+pub use crate::sizes::Sizes;
 
 /// Inputs of the recurrence.
 #[derive(Clone, Copy, Debug)]
