@@ -7,6 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Pause between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Before so much is done, as one part of so many, and time has passed, the time that is left is not guessed.
+const LEAST_SHARE: u64 = 1000;
+const LEAST_TIME: Duration = Duration::from_secs(1);
 /// Redraws of the bar in a second.
 const BAR_HZ: u8 = 10;
 
@@ -155,7 +158,7 @@ fn line(label: &str, unit: Unit, done: u64, total: Option<u64>, elapsed: Duratio
         (Some(total), Some(total_text)) if total > 0 => {
             let time = if done >= total {
                 format!("{} taken", clock(seconds))
-            } else if done > 0 {
+            } else if tells_the_rest(done, total, elapsed) {
                 format!("{} left", clock(seconds * (total - done) as f64 / done as f64))
             } else {
                 format!("{} so far", clock(seconds))
@@ -167,6 +170,11 @@ fn line(label: &str, unit: Unit, done: u64, total: Option<u64>, elapsed: Duratio
         }
         _ => format!("{label}: {done_text} {name}, {} so far", clock(seconds)),
     }
+}
+
+/// Whether what is done foretells the rest: the first moments of a work say nothing about its speed.
+fn tells_the_rest(done: u64, total: u64, elapsed: Duration) -> bool {
+    done.saturating_mul(LEAST_SHARE) >= total && elapsed >= LEAST_TIME
 }
 
 fn megabytes(bytes: u64) -> String {
@@ -202,6 +210,15 @@ mod tests {
         assert_eq!(
             line("score", clips, 0, Some(8), ten),
             "score: 0/8 clips (0 %), 10 s so far"
+        );
+        let moment = Duration::from_millis(90);
+        assert_eq!(
+            line("score", clips, 2, Some(8), moment),
+            "score: 2/8 clips (25 %), 0 s so far"
+        );
+        assert_eq!(
+            line("get", Unit::Bytes, 900, Some(58_000_000), ten),
+            "get: 0.0/58.0 MB (0 %), 10 s so far"
         );
         assert_eq!(line("score", clips, 3, None, ten), "score: 3 clips, 10 s so far");
         assert_eq!(
