@@ -418,3 +418,50 @@ fn weights_are_the_same_for_any_number_of_threads() {
     };
     assert_eq!(weights(1), weights(4));
 }
+
+/// A new run starts from the weights that the recipe names, its averages too; a resumed one from its own checkpoint.
+#[test]
+fn a_run_starts_from_given_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let taught = Toy::new();
+    run(&taught, &recipe(&at("first"), ""), &Options::default(), |_| ()).unwrap();
+    let weights = at("first").join("model/model.safetensors");
+    // A rate that moves nothing: what is exported is what the run started from.
+    let still = format!(
+        "train.start='{}' train.max_steps=3 optimiser.lr=1e-30",
+        weights.display()
+    );
+    run(
+        &Toy::new(),
+        &recipe(&at("second"), &still),
+        &Options::default(),
+        |_| (),
+    )
+    .unwrap();
+    let read = |run: &str| {
+        let file = Frozen::open(&at(run).join("model/model.safetensors"), &Device::Cpu).unwrap();
+        let weight = file.tensors()["first.weight"].flatten_all().unwrap();
+        weight.to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(read("second"), read("first"));
+
+    let longer = still
+        .replace("max_steps=3", "max_steps=5")
+        .replace("first/model", "absent");
+    let resumed = Options {
+        resume: true,
+        ..Options::default()
+    };
+    run(&Toy::new(), &recipe(&at("second"), &longer), &resumed, |_| ()).unwrap();
+    assert_eq!(read("second"), read("first"));
+
+    let error = run(
+        &Toy::new(),
+        &recipe(&at("third"), &longer),
+        &Options::default(),
+        |_| (),
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("absent/model.safetensors"), "{error}");
+}

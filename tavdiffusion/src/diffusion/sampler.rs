@@ -168,7 +168,7 @@ impl Guided {
 mod tests {
     use super::*;
     use crate::denoiser::{LatentShape, noise};
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Var};
 
     /// Knows the clean latents and answers as a perfect network would.
     struct Oracle {
@@ -206,7 +206,8 @@ mod tests {
             video: [2, 2, 2, 3],
             audio: [4, 2, 2],
         };
-        let clean = noise(&shape, &[1], &Device::Cpu)?;
+        // Variables, as the weights are while a network trains.
+        let clean = noise(&shape, &[1], &Device::Cpu)?.map(|x| Ok(Var::from_tensor(x)?.into_inner()))?;
         let start = noise(&shape, &[2], &Device::Cpu)?;
         let empty = Tensor::zeros((1, 1, 4), DType::F32, &Device::Cpu)?;
         let text = TextCondition {
@@ -239,6 +240,7 @@ mod tests {
             })?;
             let result = result.ok_or_else(|| candle_core::Error::msg("cancelled"))?;
             assert_eq!(seen, steps);
+            assert!(!result.video.track_op(), "the graph of all steps was kept");
             assert!(
                 far(&result, &clean)? < 1e-5,
                 "{objective:?}: {}",
