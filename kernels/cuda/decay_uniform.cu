@@ -21,25 +21,12 @@
 // as S^T, 16 x D floats in registers: what mma.m16n8k16 leaves there is, rounded to bf16, an operand of the next product,
 // so states never pass through shared memory and warps share only the tiles of r, w and the pairs.
 
+#include "decay.cuh"
 #include "mma.cuh"
 
 namespace fulgur {
 
 constexpr int CHUNK = 64, STAGES = 3;
-
-struct UniformJob {
-    Rows read, write, value, out;
-    // Logarithms of decays, or null for none; strides in floats, zero where all share one.
-    const float *log_decay;
-    int64_t decay_batch, decay_token, decay_head;
-    // Matrices [segment, head] of `state_size` floats, or null.
-    const float *enter;
-    float *leave;
-    int64_t state_size, state_row, state_column;
-    // Batch, first token and number of tokens of each segment.
-    const int *segments;
-    int heads, d, e;
-};
 
 // Below this power of two a decay is zero.
 __device__ constexpr float FLOOR = -150.0f, LOG2E = 1.4426950408889634f;
@@ -75,15 +62,16 @@ template <int D, int WARPS> struct UniformShared {
 };
 
 template <int D, int WARPS, bool REVERSE, bool OUTPUT>
-__device__ __forceinline__ void uniform(const UniformJob &job) {
+__device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
     using Shared = UniformShared<D, WARPS>;
     constexpr int THREADS = WARPS * 32, E = WARPS * 16, DT = D / 8;
     extern __shared__ __align__(1024) uint8_t shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int tiles = (job.e + E - 1) / E;
-    const int tile = blockIdx.x % tiles, h = blockIdx.x / tiles % job.heads, segment = blockIdx.x / tiles / job.heads;
-    const int batch = job.segments[3 * segment], start = job.segments[3 * segment + 1], n = job.segments[3 * segment + 2];
-    const int first_column = tile * E, columns = min(E, job.e - first_column);
+    const Place place(tiles, job.heads);
+    const Segment segment = job.cut.at(place.segment);
+    const int h = place.head, n = segment.count, first_column = place.tile * E;
+    const int columns = min(E, job.e - first_column);
     const int own = warp * 16; // first of the warp's columns
     const uint32_t base = shared_address(shared);
     float *sums = reinterpret_cast<float *>(shared + Shared::SUMS) + warp * CHUNK;
@@ -93,13 +81,14 @@ __device__ __forceinline__ void uniform(const UniformJob &job) {
     auto value_tile = [&](int stage) { return Tile<E>{base + stage * Shared::STAGE + 2 * Shared::READ}; };
     auto pair_tile = [&](int chunk) { return Tile<CHUNK>{base + Shared::PAIRS + (chunk & 1) * CHUNK * CHUNK * 2}; };
 
-    auto origin = [&](const Rows &rows) { return rows.data + batch * rows.batch + start * rows.token + h * rows.head; };
+    auto origin = [&](const Rows<bf16> &rows) {
+        return rows.data + segment.batch * rows.batch + segment.start * rows.token + h * rows.head;
+    };
     const bf16 *read = OUTPUT ? origin(job.read) : nullptr, *write = origin(job.write),
                *value = origin(job.value) + first_column;
     bf16 *out = OUTPUT ? origin(job.out) + first_column : nullptr;
-    const bool by_token = job.log_decay && job.decay_token;
-    const float *log_decay =
-        job.log_decay ? job.log_decay + batch * job.decay_batch + start * job.decay_token + h * job.decay_head : nullptr;
+    const float *log_decay = job.log_decay.from(segment, h);
+    const bool by_token = log_decay && job.log_decay.token;
     const float constant = log_decay && !by_token ? log2_decay(*log_decay) : 0.0f;
     const int chunks = (n + CHUNK - 1) / CHUNK;
     // The sweep's chunk number `at` begins at this token.
@@ -108,7 +97,7 @@ __device__ __forceinline__ void uniform(const UniformJob &job) {
     // The state of the warp's columns, transposed: s[j] holds rows g and g + 8 of columns 8 j + 2 t, + 1.
     float s[DT][4];
     {
-        const int64_t matrix = (int64_t)(segment * job.heads + h) * job.state_size;
+        const int64_t matrix = (int64_t)(place.segment * job.heads + h) * job.state_size;
 #pragma unroll
         for (int j = 0; j < DT; j++)
 #pragma unroll
@@ -128,7 +117,7 @@ __device__ __forceinline__ void uniform(const UniformJob &job) {
             if (by_token && threadIdx.x < CHUNK) {
                 const bool live = threadIdx.x < count;
                 const int64_t token = live ? from + threadIdx.x : from;
-                copy4(base + Shared::LOGS + (stage * CHUNK + threadIdx.x) * 4, log_decay + token * job.decay_token, live);
+                copy4(base + Shared::LOGS + (stage * CHUNK + threadIdx.x) * 4, log_decay + token * job.log_decay.token, live);
             }
         }
         end_copies();
@@ -297,7 +286,7 @@ __device__ __forceinline__ void uniform(const UniformJob &job) {
     }
 
     if (job.leave) {
-        const int64_t matrix = (int64_t)(segment * job.heads + h) * job.state_size;
+        const int64_t matrix = (int64_t)(place.segment * job.heads + h) * job.state_size;
 #pragma unroll
         for (int j = 0; j < DT; j++)
 #pragma unroll
@@ -318,7 +307,7 @@ __device__ __forceinline__ void uniform(const UniformJob &job) {
     UNIFORM_OF(D, WARPS, reverse_state, true, false)
 #define UNIFORM_OF(D, WARPS, NAME, REVERSE, OUTPUT)                                                                    \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 8 / WARPS)                                                \
-        decay_uniform_d##D##_w##WARPS##_##NAME(const __grid_constant__ fulgur::UniformJob job) {                       \
+        decay_uniform_d##D##_w##WARPS##_##NAME(const __grid_constant__ fulgur::Sweep<fulgur::bf16> job) {                       \
         fulgur::uniform<D, WARPS, REVERSE, OUTPUT>(job);                                                               \
     }
 

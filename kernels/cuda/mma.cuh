@@ -80,12 +80,6 @@ template <int WIDTH> struct Tile {
     }
 };
 
-// Rows of tokens in global memory; the last axis is dense. Strides in elements.
-struct Rows {
-    bf16 *data;
-    int64_t batch, token, head;
-};
-
 // Starts to copy `count` of ROWS rows, of `width` elements each, a multiple of 8, into a tile; the rest becomes zeros.
 template <int ROWS, int WIDTH, int THREADS>
 __device__ __forceinline__ void start_rows(Tile<WIDTH> tile, const bf16 *from, int64_t stride, int count, int width) {

@@ -34,25 +34,28 @@ impl<'a> Locked<'a> {
 
     /// Address of its first element, of whatever type, and whether a vector of four elements may start there.
     pub(crate) fn address(&self) -> Result<(u64, bool)> {
+        if !self.layout.is_contiguous() {
+            return Err(candle_core::Error::RequiresContiguous { op: self.op });
+        }
+        let address = self.start()?;
+        let vector = 4 * self.cuda()?.dtype().size_in_bytes() as u64;
+        Ok((address, address % vector == 0))
+    }
+
+    /// Address of its first element, of whatever type and strides.
+    pub(crate) fn start(&self) -> Result<u64> {
         fn of<T: CudaDType>(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
             let slice = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..);
             let stream = storage.device().cuda_stream();
             Ok(slice.device_ptr(&stream).0)
         }
         let storage = self.cuda()?;
-        if !self.layout.is_contiguous() {
-            return Err(candle_core::Error::RequiresContiguous { op: self.op });
-        }
-        let address = match storage.dtype() {
-            DType::F32 => of::<f32>(storage, self.layout)?,
-            DType::BF16 => of::<half::bf16>(storage, self.layout)?,
-            DType::U8 => of::<u8>(storage, self.layout)?,
+        match storage.dtype() {
+            DType::F32 => of::<f32>(storage, self.layout),
+            DType::BF16 => of::<half::bf16>(storage, self.layout),
+            DType::U8 => of::<u8>(storage, self.layout),
             other => bail!("{}: {other:?} on CUDA, supported: f32, bf16, u8", self.op),
-        };
-        Ok((
-            address,
-            address % (4 * storage.dtype().size_in_bytes() as u64) == 0,
-        ))
+        }
     }
 
     fn cuda(&self) -> Result<&CudaStorage> {

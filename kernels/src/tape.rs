@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 
 use candle_core::backprop::GradStore;
 use candle_core::op::BackpropOp;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Storage, Tensor, TensorId};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Storage, Tensor, TensorId, bail};
 
 use crate::autograd::{Gradient, Value, attach1, attach2};
 
@@ -175,9 +175,36 @@ impl Tape {
     ///
     /// # Errors
     /// A gradient does not exist, or a tensor operation fails.
-    pub fn backward(mut self, loss: &Tensor) -> Result<GradStore> {
-        let mut store = loss.backward()?;
+    pub fn backward(self, loss: &Tensor) -> Result<GradStore> {
+        self.walk(loss.backward()?, Pieces::default())
+    }
+
+    /// Gradients of `sum(result * adjoint)`: [`Self::backward`] from a result of an operator on, without the sum.
+    ///
+    /// # Errors
+    /// As [`Self::backward`], and an adjoint of another shape or type than the result.
+    pub fn backward_from(self, result: &Tensor, adjoint: &Tensor) -> Result<GradStore> {
+        if result.shape() != adjoint.shape() || result.dtype() != adjoint.dtype() {
+            bail!(
+                "tape: the adjoint is {:?} of {:?}, expected {:?} of {:?} like the result",
+                adjoint.dims(),
+                adjoint.dtype(),
+                result.dims(),
+                result.dtype()
+            );
+        }
+        // Candle makes gradient stores only by backward passes.
+        let mut store = Tensor::zeros((), DType::F32, result.device())?.backward()?;
         let mut pieces = Pieces::default();
+        if result.is_variable() {
+            store.insert(result, adjoint.clone());
+        } else {
+            pieces.push(result, adjoint.clone())?;
+        }
+        self.walk(store, pieces)
+    }
+
+    fn walk(mut self, mut store: GradStore, mut pieces: Pieces) -> Result<GradStore> {
         let results: HashMap<usize, usize> = self
             .entries
             .iter()
@@ -333,6 +360,29 @@ mod tests {
             normal(1, &[3, 4, 8]),
             vec![var(2, &[10, 8]), var(3, &[8, 5]), var(4, &[8]), var(5, &[3, 3])],
         )
+    }
+
+    #[test]
+    fn a_given_adjoint_is_that_of_a_weighted_sum() -> Result<()> {
+        let (x, vars) = inputs();
+        let weights = normal(9, &[3, 4, 8]);
+        for turned in [false, true] {
+            // The result of an operator, and one that candle's graph lies behind.
+            let run = || -> Result<Tensor> {
+                let y = rms_norm(&x, Some(&vars[2]), 1e-6)?;
+                if turned { y.neg() } else { Ok(y) }
+            };
+            let expected = (run()? * &weights)?.sum_all()?.backward()?;
+            let (y, tape) = record(run);
+            let y = y?;
+            let found = tape.backward_from(&y, &weights)?;
+            let [found, expected] = [&found, &expected].map(|store| values(store.get(&vars[2]).unwrap()));
+            assert!(relative_rms(&found, &expected) < 1e-13);
+            let (_, tape) = record(run);
+            let refused = tape.backward_from(&y, &x.t()?).unwrap_err().to_string();
+            assert!(refused.contains("expected [3, 4, 8]"), "{refused}");
+        }
+        Ok(())
     }
 
     #[test]

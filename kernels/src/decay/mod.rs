@@ -15,7 +15,8 @@
 //! |---|---|---|
 //! | reference | `reference.rs` | literal recurrence and adjoint in `f64`, for tests |
 //! | chunked | `chunk.rs` and the files it names | CPU, multi-threaded, `f32` and `f64` |
-//! | one token | `step.rs` | CPU, for decoding |
+//! | sweeps | `cuda/` and the kernels it names | GPU, `bf16` on tensor cores and `f32` |
+//! | one token | `step.rs` | both, for decoding |
 //!
 //! The output is one node of the graph, over all inputs. The final state is a node behind it, so that adjoints of both
 //! meet in one backward pass.
@@ -37,6 +38,8 @@
 
 mod channel;
 mod chunk;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod forward;
 mod gate;
 mod plan;
@@ -112,15 +115,24 @@ pub struct Causal<'a> {
 /// Causal recurrence with decay: `q`, `k` `[B, N, H, D]`, `v` `[B, N, H, E]`, of any strides, to the output
 /// `[B, N, H, E]` in the type of `v` and the final state `[B, H, D, E]`.
 ///
-/// Inputs are f32, f16, bf16 or f64. The state, and all work, is in f32, or in f64 if any input is. Differentiable in
-/// `q`, `k`, `v`, the log-decays and the initial state, through the output and through the final state. Log-decays
-/// above zero are not refused: states then grow.
+/// Inputs are f32, f16, bf16 or, on the CPU, f64. The state is in f32, or in f64 if any input is, and so is all work on
+/// the CPU. On a GPU bf16 and f16 are multiplied as bf16 on tensor cores and summed in f32 where the decay is the same for
+/// all channels of a head and is not learnt, and D and E are multiples of 8 up to 128; everything else is computed in f32,
+/// many times slower, for widths up to 256. The kernels say what they chose as debug events of `tracing`.
+///
+/// Differentiable in `q`, `k`, `v`, the log-decays and the initial state, through the output and through the final
+/// state. Log-decays above zero are not refused: states then grow.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that are not floats, tensors that do not lie on the CPU, packed sequences
-/// together with an exchange, and an exchange that fails.
+/// Shapes that do not fit, element types that are not floats, tensors on different devices, more than 2^31 elements on a
+/// GPU, packed sequences together with an exchange, and an exchange that fails.
 pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<(Tensor, Tensor)> {
     let dims = check(q, k, v, options)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        let (o, state) = cuda::causal(q, k, v, options, dims)?;
+        return Ok((o.to_dtype(v.dtype())?, state));
+    }
     let decay = options.decay.tensor();
     let dtype = wide_type([Some(q), Some(k), Some(v), decay, options.initial]);
     let operands = Operands {
@@ -173,13 +185,14 @@ fn check_floats(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn on_cpu(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
+fn same_device(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
+    let first = tensors[0].1.map(Tensor::device);
     for &(field, tensor) in tensors {
-        if let Some(tensor) = tensor
-            && !tensor.device().is_cpu()
+        if let (Some(tensor), Some(first)) = (tensor, first)
+            && !tensor.device().same_device(first)
         {
             let found = format!("on {:?}", tensor.device().location());
-            let expected = "a tensor on the CPU: there is no kernel for GPUs yet";
+            let expected = format!("a tensor on {:?} like {}", first.location(), tensors[0].0);
             return Err(OpError::value(op, field, found, expected).into());
         }
     }
@@ -222,7 +235,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<Dim
         ("initial", options.initial),
     ];
     check_floats(NAME, &named)?;
-    on_cpu(NAME, &named)?;
+    same_device(NAME, &named)?;
     Ok(Dims { b, n, h, d, e })
 }
 

@@ -6,7 +6,7 @@
 //!
 //! One task a batch and head; the state is read and written once.
 
-use super::{LogDecay, check_floats, on_cpu, wide_type};
+use super::{LogDecay, check_floats, same_device, wide_type};
 use crate::error::OpError;
 use crate::scalar::wide;
 use crate::slice_math::SliceMath;
@@ -14,7 +14,7 @@ use crate::strided::contiguous;
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-const NAME: &str = "decay::step";
+pub(super) const NAME: &str = "decay::step";
 
 /// One token: `q`, `k` `[B, H, D]`, `v` `[B, H, E]` and the state `[B, H, D, E]` before it, to the output `[B, H, E]` in
 /// the type of `v` and the state after it, in f32 or, if any input is, in f64.
@@ -22,7 +22,7 @@ const NAME: &str = "decay::step";
 /// Log-decays are `[H]`, `[B, H]` a token or `[B, H, D]` a channel. Not differentiable: the results are detached.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that are not floats, and tensors that do not lie on the CPU.
+/// Shapes that do not fit, element types that are not floats, and tensors on different devices.
 pub fn step(
     q: &Tensor,
     k: &Tensor,
@@ -31,6 +31,10 @@ pub fn step(
     state: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     check(q, k, v, log_decay, state)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return super::cuda::step(q, k, v, log_decay, state);
+    }
     let inputs = [Some(q), Some(k), Some(v), Some(state), log_decay.tensor()];
     let dtype = wide_type(inputs);
     let mut dense = Vec::with_capacity(inputs.len());
@@ -81,7 +85,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, log_decay: LogDecay<'_>, state: &Te
         ("log_decay", decay),
     ];
     check_floats(NAME, &named)?;
-    on_cpu(NAME, &named)
+    same_device(NAME, &named)
 }
 
 fn typed<T: SliceMath>(dense: &[Tensor], log_decay: LogDecay<'_>) -> Result<(Tensor, Tensor)> {

@@ -1,0 +1,149 @@
+//! Times the recurrences on one GPU through their public entries, and prints one line of JSON for each.
+//!
+//! ```text
+//! cargo run --release -p fulgur-kernels --features cuda --example bench_cuda -- [FILTER]
+//! ```
+//!
+//! `forward_ms` and `backward_ms` are medians over runs of calls between two looks at the clock; the backward pass is that
+//! of a tape from a given adjoint of the output. `copy_gbps` is the bandwidth of a device-to-device copy in the same run.
+
+#![allow(clippy::print_stdout)]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use fulgur_kernels::decay::{Causal, LogDecay, causal, step};
+use fulgur_kernels::{philox::Philox, tape};
+use std::time::Instant;
+
+/// Sizes B, N, H, D of one row; E is D.
+type Sizes = [usize; 4];
+
+const MAIN: Sizes = [4, 8192, 32, 128];
+
+fn main() -> Result<()> {
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let device = fulgur_kernels::device::open_cuda(0)?;
+    let copy_gbps = copy(&device)?;
+    println!("{{\"kind\":\"copy\",\"gbps\":{copy_gbps:.0}}}");
+    let long: Vec<Sizes> = (11..=18)
+        .map(|log| [(1 << 18) >> log, 1 << log, 8, 128])
+        .collect();
+    let few = [[1, 32_768, 32, 128], [1, 262_144, 16, 128]];
+    let kinds = ["none", "head", "token", "channel"];
+    for kind in kinds
+        .iter()
+        .filter(|kind| kind.contains(&filter) || filter.is_empty())
+    {
+        sweep(kind, MAIN, &device)?;
+    }
+    if filter.is_empty() || filter == "head" {
+        for sizes in few.iter().chain(&long) {
+            sweep("head", *sizes, &device)?;
+        }
+        for batch in [1, 64] {
+            decode(batch, &device)?;
+        }
+    }
+    Ok(())
+}
+
+/// Median milliseconds of a call, over runs of a few calls each.
+fn milliseconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    for _ in 0..2 {
+        call()?;
+    }
+    device.synchronize()?;
+    let start = Instant::now();
+    call()?;
+    device.synchronize()?;
+    // Runs of 20 ms, so that a look at the clock costs nothing.
+    let calls = (0.02 / start.elapsed().as_secs_f64()).clamp(1.0, 50.0) as usize;
+    let mut times = Vec::new();
+    for _ in 0..9 {
+        let start = Instant::now();
+        for _ in 0..calls {
+            call()?;
+        }
+        device.synchronize()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3 / calls as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+fn random(name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+    // A few thousand draws repeated: products do not care, and the host draws no gigabytes.
+    let count: usize = shape.iter().product();
+    let draws = Philox::named(1, name).normals(count.min(65_521));
+    let draws = Tensor::from_vec(draws, count.min(65_521), device)?;
+    let repeats = count.div_ceil(draws.elem_count());
+    draws.repeat(repeats)?.narrow(0, 0, count)?.reshape(shape)
+}
+
+/// Bandwidth of a copy of one tensor of the main shape, counted read and written.
+fn copy(device: &Device) -> Result<f64> {
+    let x = random("copy", &MAIN, device)?.to_dtype(DType::BF16)?;
+    let ms = milliseconds(device, || x.copy().map(drop))?;
+    Ok(2.0 * 2.0 * x.elem_count() as f64 / ms / 1e6)
+}
+
+fn sweep(kind: &str, sizes: Sizes, device: &Device) -> Result<()> {
+    let [b, n, h, d] = sizes;
+    let row = |name: &str| {
+        random(name, &sizes, device)?
+            .affine(0.3, 0.0)?
+            .to_dtype(DType::BF16)
+    };
+    let vars = [
+        Var::from_tensor(&row("q")?)?,
+        Var::from_tensor(&row("k")?)?,
+        Var::from_tensor(&row("v")?)?,
+    ];
+    let d_o = row("do")?;
+    let log = match kind {
+        "head" => Some(random("log", &[h], device)?),
+        "token" => Some(random("log", &[b, n, h], device)?),
+        "channel" => Some(random("log", &sizes, device)?),
+        _ => None,
+    };
+    let log = log.map(|log| log.sqr()? * -0.1).transpose()?;
+    // Gates of channels are learnt, as HGRN2 does.
+    let log = match log {
+        Some(log) if kind == "channel" => Some(Var::from_tensor(&log)?.into_inner()),
+        other => other,
+    };
+    let decay = match (kind, &log) {
+        ("head", Some(log)) => LogDecay::Head(log),
+        ("token", Some(log)) => LogDecay::Token(log),
+        ("channel", Some(log)) => LogDecay::Channel(log),
+        _ => LogDecay::None,
+    };
+    let options = Causal {
+        decay,
+        ..Default::default()
+    };
+    let [q, k, v] = vars.each_ref().map(|var| var.as_tensor().clone());
+    let run = || causal(&q, &k, &v, &options);
+    let forward = milliseconds(device, || run().map(drop))?;
+    let both = milliseconds(device, || {
+        let (result, tape) = tape::record(run);
+        tape.backward_from(&result?.0, &d_o).map(drop)
+    })?;
+    println!(
+        "{{\"kind\":\"{kind}\",\"shape\":[{b},{n},{h},{d}],\"forward_ms\":{forward:.4},\"backward_ms\":{:.4}}}",
+        both - forward
+    );
+    Ok(())
+}
+
+fn decode(batch: usize, device: &Device) -> Result<()> {
+    let (h, d) = (32, 128);
+    let row = |name: &str| random(name, &[batch, h, d], device)?.to_dtype(DType::BF16);
+    let (q, k, v) = (row("q")?, row("k")?, row("v")?);
+    let state = random("state", &[batch, h, d, d], device)?;
+    let log = (random("log", &[h], device)?.sqr()? * -0.1)?;
+    let ms = milliseconds(device, || {
+        step(&q, &k, &v, LogDecay::Head(&log), &state).map(drop)
+    })?;
+    println!("{{\"kind\":\"step\",\"shape\":[{batch},1,{h},{d}],\"forward_ms\":{ms:.4}}}");
+    Ok(())
+}

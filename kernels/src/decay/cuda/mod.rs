@@ -1,0 +1,416 @@
+//! The recurrence on a GPU: sweeps over all tokens, with a scan over segments where a sequence is cut into several.
+//!
+//! | sweep | reads, writes, values | from the |
+//! |---|---|---|
+//! | output | q, k, v | first token |
+//! | dq | do, v, k | first token |
+//! | dk | v, do, q | last token |
+//! | dv | k, q, do | last token |
+//!
+//! | form | takes |
+//! |---|---|
+//! | tensor cores, `cuda/decay_uniform.cu` | bf16 and f16, one decay for all channels of a head, which is not learnt, widths of 8, 16 .. 128 |
+//! | plain, `cuda/decay_plain.cu` | everything else with widths up to 256, in f32 |
+//!
+//! Kept for the backward pass: the inputs, and the states that enter segments, one f32 state for each segment where there
+//! are several.
+
+mod cut;
+mod step;
+pub(super) mod sweep;
+
+pub(super) use step::step;
+
+use super::{Causal, Dims, Kind, LogDecay, NAME, Passed, StateGradient};
+use crate::autograd::{GradientOfMany, Value, attach_many, attach1};
+use crate::cuda_module::{THREADS, launch, room};
+use crate::error::OpError;
+use crate::exchange::{Direction, StateExchange};
+use crate::gpu::{self, Locked};
+use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::{DType, Result, Tensor, bail};
+use cut::Cut;
+use std::sync::{Arc, Mutex};
+use sweep::{Form, LogDecays, Made, PLAIN, Side, Sweep, Sweeper};
+
+/// Rows of terms that a block of `decay_terms` takes, and columns of one of `decay_sums`.
+const TERM_ROWS: usize = THREADS as usize / 32;
+const SUM_COLUMNS: usize = 32;
+
+/// [`super::causal`] for checked inputs on a GPU.
+pub(super) fn causal(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    options: &Causal<'_>,
+    dims: Dims,
+) -> Result<(Tensor, Tensor)> {
+    let form = form([q, k, v], options, dims)?;
+    let device = q.device().as_cuda_device()?;
+    let [q, k, v] = [
+        q.to_dtype(form.dtype())?,
+        k.to_dtype(form.dtype())?,
+        v.to_dtype(form.dtype())?,
+    ];
+    let decay = options
+        .decay
+        .tensor()
+        .map(|log| log.to_dtype(DType::F32))
+        .transpose()?;
+    let initial = options
+        .initial
+        .map(|state| state.to_dtype(DType::F32)?.contiguous())
+        .transpose()?;
+    let blocks = form.tiles(dims.e) * dims.h;
+    let recurrence = Recurrence {
+        sweeper: Sweeper {
+            form,
+            cut: Cut::new(device, (dims.b, dims.n), options.sequences, blocks)?,
+            decays: LogDecays {
+                kind: options.decay.kind(),
+                tensor: decay.as_ref().map(Tensor::detach),
+            },
+            device: device.clone(),
+        },
+        dims,
+        exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+    };
+    let (enter, finals, o) = recurrence.forward(&q.detach(), &k.detach(), &v.detach(), initial.as_ref())?;
+    let mut args = vec![&q, &k, &v];
+    args.extend(decay.as_ref());
+    args.extend(initial.as_ref());
+    let d_state: Passed = Arc::new(Mutex::new(None));
+    let gradient = OutputGradient {
+        finals: decay
+            .as_ref()
+            .is_some_and(Tensor::track_op)
+            .then(|| finals.clone()),
+        recurrence,
+        enter,
+        d_state: d_state.clone(),
+    };
+    let o = attach_many(o, &args, gradient)?;
+    let state = attach1(Value::Tensor(finals), &o, StateGradient { d_state })?;
+    Ok((o, state))
+}
+
+/// Which kernels take such a call.
+fn form(rows: [&Tensor; 3], options: &Causal<'_>, Dims { b, n, h, d, e }: Dims) -> Result<Form> {
+    let wide = [
+        Some(rows[0]),
+        Some(rows[1]),
+        Some(rows[2]),
+        options.decay.tensor(),
+        options.initial,
+    ];
+    if super::wide_type(wide) == DType::F64 {
+        let expected = "f32, f16 or bf16 on a GPU".to_owned();
+        return Err(OpError::value(NAME, "an operand", "f64".to_owned(), expected).into());
+    }
+    let halves = rows.iter().all(|t| matches!(t.dtype(), DType::BF16 | DType::F16));
+    let learnt = options.decay.tensor().is_some_and(Tensor::track_op);
+    let uniform = !matches!(options.decay, LogDecay::Channel(_));
+    let fits = |form: Form| d.max(e) <= form.widest();
+    let form = if halves && uniform && !learnt && d % 8 == 0 && e % 8 == 0 && fits(Form::Uniform) {
+        Form::Uniform
+    } else {
+        Form::Plain
+    };
+    if !fits(form) {
+        let (found, expected) = (
+            format!("D {d}, E {e}"),
+            "widths of heads up to 256 on a GPU".to_owned(),
+        );
+        return Err(OpError::value(NAME, "width", found, expected).into());
+    }
+    let elements = b * n * h * d.max(e);
+    if elements > i32::MAX as usize {
+        let expected = format!("at most {} elements of a tensor on a GPU", i32::MAX);
+        return Err(OpError::value(NAME, "size", elements.to_string(), expected).into());
+    }
+    tracing::debug!(?form, b, n, h, d, e, decay = ?options.decay.kind(), learnt, "decay::causal");
+    Ok(form)
+}
+
+/// One call of the operator.
+struct Recurrence {
+    sweeper: Sweeper,
+    dims: Dims,
+    exchange: Option<Arc<dyn StateExchange>>,
+}
+
+impl Recurrence {
+    /// The states that enter segments, if not all are zero, the final states, and the output.
+    fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        initial: Option<&Tensor>,
+    ) -> Result<(Option<Tensor>, Tensor, Value)> {
+        let sweep = |read, enter, leave| Sweep {
+            read,
+            write: k,
+            value: v,
+            side: Side::Keys,
+            direction: Direction::Forward,
+            enter,
+            leave,
+        };
+        let whole = self.sweeper.cut.parts() == 1 && self.exchange.is_none();
+        let (enter, finals) = if whole {
+            (initial.cloned(), None)
+        } else {
+            let (_, locals) = self.sweeper.run(&sweep(None, None, true))?;
+            let (enter, finals) = self.scan(made(locals)?.tensor(), initial, Direction::Forward)?;
+            (Some(enter), Some(finals))
+        };
+        let (o, left) = self.sweeper.run(&sweep(Some(q), enter.as_ref(), whole))?;
+        let finals = match finals {
+            Some(finals) => finals,
+            None => made(left)?.tensor(),
+        };
+        Ok((enter, finals, made(o)?.value()))
+    }
+
+    /// From what segments add to the state to what enters them and what leaves each sequence.
+    fn scan(&self, locals: Tensor, own: Option<&Tensor>, direction: Direction) -> Result<(Tensor, Tensor)> {
+        let totals = self.totals()?;
+        let Some(exchange) = &self.exchange else {
+            return self.scan_segments(locals, totals.as_ref(), own, direction);
+        };
+        let (_, leaving) = self.scan_segments(locals.copy()?, totals.as_ref(), own, direction)?;
+        let (sequences, width) = (self.sweeper.cut.sequences(), self.sweeper.decays.width());
+        let shape = (sequences, self.sweeper.cut.parts(), self.dims.h, width);
+        let log = match &totals {
+            Some(totals) => totals.reshape(shape)?.sum(1)?.unsqueeze(3)?,
+            None => Tensor::zeros((sequences, self.dims.h, 1, 1), DType::F32, leaving.device())?,
+        };
+        let others = match direction {
+            Direction::Forward => exchange.prefix(&leaving, &log)?,
+            Direction::Backward => exchange.suffix(&leaving, &log)?,
+        };
+        if others.shape() != leaving.shape() {
+            let expected = format!("{:?}", leaving.dims());
+            return Err(OpError::shape(NAME, "exchanged state", &others, expected).into());
+        }
+        let others = others.to_device(leaving.device())?.to_dtype(DType::F32)?;
+        let entering = match own {
+            Some(own) => (others + own)?,
+            None => others,
+        };
+        self.scan_segments(locals, totals.as_ref(), Some(&entering.contiguous()?), direction)
+    }
+
+    /// Sums of log-decays of each segment, head and channel; none without decay.
+    fn totals(&self) -> Result<Option<Tensor>> {
+        let Sweeper {
+            cut, decays, device, ..
+        } = &self.sweeper;
+        if decays.tensor.is_none() {
+            return Ok(None);
+        }
+        let (rows, width) = (cut.segments() * self.dims.h, decays.width());
+        let totals = room::<f32>(device, rows * width)?;
+        launch!(device, PLAIN, "decay_totals", blocks(rows, 1);
+            decays.argument()?, cut.argument()?, totals.as_view(), self.dims.h as i32, width as i32);
+        Ok(Some(gpu::tensor(totals, device, &(rows, width).into())))
+    }
+
+    /// [`Self::scan`] within this part; works in the memory of `locals`.
+    fn scan_segments(
+        &self,
+        locals: Tensor,
+        totals: Option<&Tensor>,
+        own: Option<&Tensor>,
+        direction: Direction,
+    ) -> Result<(Tensor, Tensor)> {
+        let Sweeper {
+            cut, decays, device, ..
+        } = &self.sweeper;
+        let Dims { h, d, e, .. } = self.dims;
+        let last = room::<f32>(device, cut.sequences() * h * d * e)?;
+        {
+            let locked = [Some(&locals), totals, own].map(|t| t.map(|t| Locked::new(NAME, t)));
+            let mut address = [0; 3];
+            for (address, locked) in address.iter_mut().zip(&locked) {
+                *address = locked.as_ref().map_or(Ok(0), Locked::start)?;
+            }
+            let [states, totals, initial] = address;
+            launch!(device, PLAIN, "decay_scan", blocks((d * e).div_ceil(THREADS as usize), cut.sequences() * h);
+                states, totals, initial, last.as_view(), cut.parts() as i32, h as i32, d as i32, e as i32,
+                decays.width() as i32, i32::from(direction == Direction::Backward));
+        }
+        let last = gpu::tensor(last, device, &(cut.sequences(), h, d, e).into());
+        Ok((locals, last))
+    }
+
+    /// Adjoints of q, k, v and of the initial state.
+    fn backward(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        enter: Option<&Tensor>,
+        d_o: &Tensor,
+        d_state: Option<&Tensor>,
+    ) -> Result<[Tensor; 4]> {
+        let forward = Sweep {
+            read: Some(d_o),
+            write: v,
+            value: k,
+            side: Side::Values,
+            direction: Direction::Forward,
+            enter,
+            leave: false,
+        };
+        let (dq, _) = self.sweeper.run(&forward)?;
+        let adjoint = |read, enter, leave| Sweep {
+            read,
+            write: q,
+            value: d_o,
+            side: Side::Keys,
+            direction: Direction::Backward,
+            enter,
+            leave,
+        };
+        let whole = self.sweeper.cut.parts() == 1 && self.exchange.is_none();
+        let (enter, d_initial) = if whole {
+            (d_state.cloned(), None)
+        } else {
+            let (_, locals) = self.sweeper.run(&adjoint(None, None, true))?;
+            let (enter, first) = self.scan(made(locals)?.tensor(), d_state, Direction::Backward)?;
+            (Some(enter), Some(first))
+        };
+        let (dv, left) = self.sweeper.run(&adjoint(Some(k), enter.as_ref(), whole))?;
+        let reverse = Sweep {
+            read: Some(v),
+            write: d_o,
+            value: q,
+            side: Side::Values,
+            direction: Direction::Backward,
+            enter: enter.as_ref(),
+            leave: false,
+        };
+        let (dk, _) = self.sweeper.run(&reverse)?;
+        let d_initial = match d_initial {
+            Some(d_initial) => d_initial,
+            None => made(left)?.tensor(),
+        };
+        Ok([
+            made(dq)?.tensor(),
+            made(dk)?.tensor(),
+            made(dv)?.tensor(),
+            d_initial,
+        ])
+    }
+
+    /// The adjoint of the log-decays from those of q and k, all in f32:
+    /// `d log a_t = sum_{s >= t} (q dq - k dk)_s + rowsum(S_N (*) dS_N)`.
+    fn decay_adjoint(
+        &self,
+        [q, dq, k, dk]: [&Tensor; 4],
+        finals: &Tensor,
+        d_state: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let Sweeper {
+            cut, decays, device, ..
+        } = &self.sweeper;
+        let Dims { b, n, h, d, .. } = self.dims;
+        let (width, rows) = (decays.width(), b * n * h);
+        let last = match d_state {
+            Some(d_state) => {
+                let channels = (finals * d_state)?.sum(3)?;
+                Some(if width == 1 { channels.sum(2)? } else { channels }.contiguous()?)
+            }
+            None => None,
+        };
+        let terms = room::<f32>(device, rows * width)?;
+        {
+            let dense = [
+                q.contiguous()?,
+                dq.contiguous()?,
+                k.contiguous()?,
+                dk.contiguous()?,
+            ];
+            let locked = dense.each_ref().map(|t| Locked::new(NAME, t));
+            launch!(device, PLAIN, "decay_terms", blocks(rows.div_ceil(TERM_ROWS), 1);
+                locked[0].view::<f32>()?, locked[1].view::<f32>()?, locked[2].view::<f32>()?, locked[3].view::<f32>()?,
+                terms.as_view(), rows as i64, d as i32, width as i32);
+            let last = last.as_ref().map(|t| Locked::new(NAME, t));
+            let last = last.as_ref().map_or(Ok(0), Locked::start)?;
+            let columns = h * width;
+            launch!(device, PLAIN, "decay_sums", blocks(columns.div_ceil(SUM_COLUMNS), cut.sequences());
+                terms.as_view(), last, cut.borders(), n as i32, columns as i32);
+        }
+        let terms = |shape: candle_core::Shape| gpu::tensor(terms, device, &shape);
+        match decays.kind {
+            Kind::Channel => Ok(terms((b, n, h, d).into())),
+            Kind::Token => Ok(terms((b, n, h).into())),
+            Kind::Head | Kind::None => terms((b * n, h).into()).sum(0),
+        }
+    }
+}
+
+fn blocks(x: usize, y: usize) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (x as u32, y as u32, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// What a sweep was asked for.
+fn made(made: Option<Made>) -> Result<Made> {
+    match made {
+        Some(made) => Ok(made),
+        None => bail!("{NAME}: a sweep did not make what it was asked for"),
+    }
+}
+
+/// Backward of the output, and of the final state behind it.
+struct OutputGradient {
+    recurrence: Recurrence,
+    enter: Option<Tensor>,
+    /// Only where the decays are learnt.
+    finals: Option<Tensor>,
+    d_state: Passed,
+}
+
+impl GradientOfMany for OutputGradient {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let d_state = match self.d_state.lock() {
+            Ok(mut d_state) => d_state.take(),
+            Err(_) => bail!("{NAME}: the adjoint of the state was lost in a panic"),
+        };
+        let d_state = d_state.map(|d_state| d_state.contiguous()).transpose()?;
+        let [q, k, v] = [args[0].detach(), args[1].detach(), args[2].detach()];
+        let grad = grad.detach();
+        let [dq, dk, dv, d_initial] =
+            self.recurrence
+                .backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref())?;
+        let has_decay = self.recurrence.sweeper.decays.tensor.is_some();
+        let d_log = match &self.finals {
+            Some(finals) => {
+                let around = [&q, &dq, &k, &dk];
+                Some(self.recurrence.decay_adjoint(around, finals, d_state.as_ref())?)
+            }
+            None => None,
+        };
+        let mut all = vec![Some(dq), Some(dk), Some(dv)];
+        if has_decay {
+            all.push(d_log);
+        }
+        if args.len() > all.len() {
+            all.push(Some(d_initial));
+        }
+        for (adjoint, arg) in all.iter_mut().zip(args) {
+            if !arg.track_op() {
+                *adjoint = None;
+            }
+        }
+        Ok(all)
+    }
+}

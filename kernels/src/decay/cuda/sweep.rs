@@ -1,0 +1,354 @@
+//! One pass over all tokens on a GPU, `out = S^T read`, `S <- decay S + write value^T`: which kernel runs it, and how.
+
+use super::cut::Cut;
+use crate::autograd::Value;
+use crate::cuda_module::{Module, THREADS, launch, module, room};
+use crate::decay::{Kind, NAME};
+use crate::exchange::Direction;
+use crate::gpu::Locked;
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaStorage;
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor};
+use half::bf16;
+
+const UNIFORM: Module = module!("decay_uniform");
+pub(super) const PLAIN: Module = module!("decay_plain");
+
+/// Tokens of a chunk, chunks on their way, and columns of a state that a warp holds: as in `decay_uniform.cu`.
+const CHUNK: usize = 64;
+const STAGES: usize = 3;
+const WARP_COLUMNS: usize = 16;
+/// Columns of a state that a block of `decay_plain.cu` holds.
+const PLAIN_COLUMNS: usize = 32;
+
+/// Which kernels run a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Products of bf16 on tensor cores, in chunks; one decay for all channels of a head.
+    Uniform,
+    /// f32, token by token.
+    Plain,
+}
+
+impl Form {
+    /// Widest keys and values of a head.
+    pub(super) fn widest(self) -> usize {
+        match self {
+            Self::Uniform => 128,
+            Self::Plain => 256,
+        }
+    }
+
+    /// Type of queries, keys, values and outputs.
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::Uniform => DType::BF16,
+            Self::Plain => DType::F32,
+        }
+    }
+
+    /// Blocks that share a state of `e` columns.
+    pub(super) fn tiles(self, e: usize) -> usize {
+        match self {
+            Self::Uniform => e.div_ceil(WARP_COLUMNS * warps(e)),
+            Self::Plain => e.div_ceil(PLAIN_COLUMNS),
+        }
+    }
+}
+
+/// Warps of a block of `decay_uniform.cu` for values of width `e`.
+fn warps(e: usize) -> usize {
+    if e <= 64 { 4 } else { 8 }
+}
+
+/// Which side of the state `[D, E]` of the recurrence is read: its keys' or its values'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Keys,
+    Values,
+}
+
+/// What a sweep takes; see the table in `cuda/decay_uniform.cu`.
+pub(super) struct Sweep<'a> {
+    /// `[B, N, H, D]` of the sweep; nothing is read where no output is wanted.
+    pub(super) read: Option<&'a Tensor>,
+    pub(super) write: &'a Tensor,
+    pub(super) value: &'a Tensor,
+    pub(super) side: Side,
+    pub(super) direction: Direction,
+    /// States that enter the segments, `[segments, H, D, E]` of the recurrence; zeros if absent.
+    pub(super) enter: Option<&'a Tensor>,
+    /// Whether the states that leave are wanted.
+    pub(super) leave: bool,
+}
+
+/// Log-decays as the kernels take them.
+#[derive(Clone, Debug)]
+pub(super) struct LogDecays {
+    pub(super) kind: Kind,
+    /// f32, of the shape of its kind; absent without decay.
+    pub(super) tensor: Option<Tensor>,
+}
+
+impl LogDecays {
+    /// Decays of a token and head.
+    pub(super) fn width(&self) -> usize {
+        match (self.kind, &self.tensor) {
+            (Kind::Channel, Some(log)) => log.dims()[3],
+            _ => 1,
+        }
+    }
+
+    pub(super) fn argument(&self) -> Result<LogDecayArg> {
+        let Some(log) = &self.tensor else {
+            return Ok(LogDecayArg::default());
+        };
+        let stride: Vec<i64> = log.stride().iter().map(|&stride| stride as i64).collect();
+        let (batch, token, head, channel) = match (self.kind, stride.as_slice()) {
+            (Kind::Token, &[batch, token, head]) => (batch, token, head, 0),
+            (Kind::Channel, &[batch, token, head, channel]) => (batch, token, head, channel),
+            (_, stride) => (0, 0, stride.first().copied().unwrap_or(0), 0),
+        };
+        Ok(LogDecayArg {
+            data: Locked::new(NAME, log).start()?,
+            batch,
+            token,
+            head,
+            channel,
+        })
+    }
+}
+
+/// `LogDecay` of `cuda/decay.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(in crate::decay) struct LogDecayArg {
+    pub(in crate::decay) data: u64,
+    pub(in crate::decay) batch: i64,
+    pub(in crate::decay) token: i64,
+    pub(in crate::decay) head: i64,
+    pub(in crate::decay) channel: i64,
+}
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for LogDecayArg {}
+
+/// `Rows` of `cuda/decay.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RowsArg {
+    data: u64,
+    batch: i64,
+    token: i64,
+    head: i64,
+}
+
+/// `Cut` of `cuda/decay.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct CutArg {
+    pub(super) table: u64,
+    pub(super) parts: i32,
+    pub(super) length: i32,
+    pub(super) tokens: i32,
+}
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for CutArg {}
+
+/// `Sweep` of `cuda/decay.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SweepArg {
+    read: RowsArg,
+    write: RowsArg,
+    value: RowsArg,
+    out: RowsArg,
+    log_decay: LogDecayArg,
+    enter: u64,
+    leave: u64,
+    state_size: i64,
+    state_row: i64,
+    state_column: i64,
+    cut: CutArg,
+    heads: i32,
+    d: i32,
+    e: i32,
+}
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for SweepArg {}
+
+/// Rows whose last axis is dense and, for the copies of 16 bytes of the tensor-core form, aligned: itself or a copy.
+fn aligned_rows(tensor: &Tensor, form: Form) -> Result<Tensor> {
+    let stride = tensor.stride();
+    let dense = stride[3] == 1 || tensor.dims()[3] == 1;
+    let aligned = form == Form::Plain
+        || (stride[..3].iter().all(|stride| stride % 8 == 0) && Locked::new(NAME, tensor).start()? % 16 == 0);
+    if dense && aligned {
+        Ok(tensor.clone())
+    } else {
+        tensor.force_contiguous()
+    }
+}
+
+fn rows(tensor: &Tensor) -> Result<RowsArg> {
+    let stride: Vec<i64> = tensor.stride().iter().map(|&stride| stride as i64).collect();
+    Ok(RowsArg {
+        data: Locked::new(NAME, tensor).start()?,
+        batch: stride[0],
+        token: stride[1],
+        head: stride[2],
+    })
+}
+
+/// Memory that a kernel writes, on its way to a tensor or to a node of the graph.
+pub(super) struct Made {
+    storage: CudaStorage,
+    shape: Shape,
+}
+
+impl Made {
+    fn new(device: &CudaDevice, dtype: DType, shape: Shape) -> Result<Self> {
+        let count = shape.elem_count();
+        let storage = match dtype {
+            DType::BF16 => CudaStorage::wrap_cuda_slice(room::<bf16>(device, count)?, device.clone()),
+            _ => CudaStorage::wrap_cuda_slice(room::<f32>(device, count)?, device.clone()),
+        };
+        Ok(Self { storage, shape })
+    }
+
+    fn start(&self) -> Result<u64> {
+        let stream = self.storage.device().cuda_stream();
+        Ok(match self.storage.dtype() {
+            DType::BF16 => self.storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+            _ => self.storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+        })
+    }
+
+    /// As a tensor without a graph.
+    pub(super) fn tensor(self) -> Tensor {
+        Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
+    }
+
+    /// As the value of a node.
+    pub(super) fn value(self) -> Value {
+        Value::Cuda(self.storage, self.shape)
+    }
+}
+
+/// What stays the same over the sweeps of a call.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    pub(super) form: Form,
+    pub(super) cut: Cut,
+    pub(super) decays: LogDecays,
+    pub(super) device: CudaDevice,
+}
+
+impl Sweeper {
+    /// The output `[B, N, H, E]` of the sweep, if it reads, and the states that leave it, if wanted.
+    pub(super) fn run(&self, sweep: &Sweep<'_>) -> Result<(Option<Made>, Option<Made>)> {
+        let read = sweep.read.map(|read| aligned_rows(read, self.form)).transpose()?;
+        let write = aligned_rows(sweep.write, self.form)?;
+        let value = aligned_rows(sweep.value, self.form)?;
+        let (b, n, h, d) = write.dims4()?;
+        let e = value.dim(3)?;
+        let out = read
+            .as_ref()
+            .map(|_| Made::new(&self.device, self.form.dtype(), (b, n, h, e).into()))
+            .transpose()?;
+        // The state of the recurrence is [D, E]: a sweep that reads its values' side meets it transposed.
+        let (state_row, state_column, key_width, value_width) = match sweep.side {
+            Side::Keys => (e, 1, d, e),
+            Side::Values => (1, d, e, d),
+        };
+        let states = self.cut.segments();
+        let leave = sweep
+            .leave
+            .then(|| {
+                Made::new(
+                    &self.device,
+                    DType::F32,
+                    (states, h, key_width, value_width).into(),
+                )
+            })
+            .transpose()?;
+        let start = |tensor: Option<&Tensor>| match tensor {
+            Some(tensor) => Locked::new(NAME, tensor).start(),
+            None => Ok(0),
+        };
+        let argument = SweepArg {
+            read: read.as_ref().map(rows).transpose()?.unwrap_or_default(),
+            write: rows(&write)?,
+            value: rows(&value)?,
+            out: RowsArg {
+                data: out.as_ref().map_or(Ok(0), Made::start)?,
+                batch: (n * h * e) as i64,
+                token: (h * e) as i64,
+                head: e as i64,
+            },
+            log_decay: self.decays.argument()?,
+            enter: start(sweep.enter)?,
+            leave: leave.as_ref().map_or(Ok(0), Made::start)?,
+            state_size: (d * e) as i64,
+            state_row: state_row as i64,
+            state_column: state_column as i64,
+            cut: self.cut.argument()?,
+            heads: h as i32,
+            d: d as i32,
+            e: e as i32,
+        };
+        let blocks = self.form.tiles(e) * h * states;
+        if blocks > 0 {
+            match self.form {
+                Form::Uniform => self.uniform(sweep, argument, blocks)?,
+                Form::Plain => self.plain(sweep, argument, blocks)?,
+            }
+        }
+        Ok((out, leave))
+    }
+
+    fn uniform(&self, sweep: &Sweep<'_>, argument: SweepArg, blocks: usize) -> Result<()> {
+        let width = if argument.d <= 64 { 64 } else { 128 };
+        let warps = warps(argument.e as usize);
+        let direction = direction(sweep.direction);
+        let state = if sweep.read.is_none() { "_state" } else { "" };
+        let stage = 2 * CHUNK * (2 * width + WARP_COLUMNS * warps);
+        let (pairs, logs, sums) = (2 * 2 * CHUNK * CHUNK, STAGES * CHUNK * 4, 2 * warps * CHUNK * 4);
+        let config = LaunchConfig {
+            grid_dim: (blocks as u32, 1, 1),
+            block_dim: (32 * warps as u32, 1, 1),
+            shared_mem_bytes: (STAGES * stage + pairs + logs + sums) as u32,
+        };
+        let name = format!("decay_uniform_d{width}_w{warps}_{direction}{state}");
+        launch!(self.device, UNIFORM, name, config; argument);
+        Ok(())
+    }
+
+    fn plain(&self, sweep: &Sweep<'_>, argument: SweepArg, blocks: usize) -> Result<()> {
+        let rows = (argument.d as usize).next_power_of_two().max(32);
+        let decay = match (self.decays.kind, sweep.side) {
+            (Kind::Channel, Side::Keys) => "rows",
+            (Kind::Channel, Side::Values) => "columns",
+            _ => "uniform",
+        };
+        let config = LaunchConfig {
+            grid_dim: (blocks as u32, 1, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let name = format!("decay_plain_{rows}_{decay}_{}", direction(sweep.direction));
+        launch!(self.device, PLAIN, name, config; argument);
+        Ok(())
+    }
+}
+
+fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "forward",
+        Direction::Backward => "reverse",
+    }
+}
