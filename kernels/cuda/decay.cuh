@@ -40,6 +40,8 @@ struct LogDecay {
 template <typename T> struct Sweep {
     Rows<T> read, write, value, out;
     LogDecay log_decay;
+    // Gates of the additive recurrence before each sequence and head, `[sequences, H, D]`, or null.
+    const float *before;
     // States before and after each segment and head, `state_size` floats each, or null for zeros and for unwanted ones.
     // Strides along the rows' and along the values' width.
     const float *enter;

@@ -66,29 +66,60 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// Rows of WIDTH bf16. The 16-byte pieces of eight rows are permuted so that ldmatrix meets no bank twice.
+// Rows of WIDTH bf16 at a multiple of 128 bytes. The 16-byte pieces of eight rows are permuted so that ldmatrix meets no bank
+// twice: piece p of row r lies where piece p ^ (r & 7) would. What depends on the lane is computed once, since rows and
+// columns are multiples of 8 and known to the compiler: then only bits of the column meet those of the lane.
 template <int WIDTH> struct Tile {
     static_assert(WIDTH % 64 == 0, "eight pieces or a multiple");
+    static constexpr int ROW = WIDTH * 2;
     uint32_t base;
-    __device__ __forceinline__ uint32_t at(int row, int piece) const {
-        return base + row * (WIDTH * 2) + (((piece & ~7) | ((piece ^ row) & 7)) << 4);
+
+    __device__ __forceinline__ uint32_t place(int row, int column, uint32_t of_lane) const {
+        return base + (of_lane ^ (column * 2 & 127)) + (column * 2 & ~127) + row * ROW;
     }
-    // What a lane gives to ldmatrix for the 16x16 block at (row, column): the matrices are those of rows 0-7 and 8-15 at
-    // columns 0-7, then at 8-15.
+    // What a lane gives to ldmatrix for the 16x16 block at (row, column), a multiple of 16: the matrices are those of rows
+    // 0-7 and 8-15 at columns 0-7, then at 8-15.
     __device__ __forceinline__ uint32_t block(int row, int column, int lane) const {
-        return at(row + (lane & 15), (column >> 3) + (lane >> 4));
+        return place(row, column, (lane & 15) * ROW + ((lane & 7 ^ lane >> 4) << 4));
     }
+    // The same for 8 rows of 32 columns: the matrices are those of columns 0-7, 8-15, 16-23, 24-31.
+    __device__ __forceinline__ uint32_t strip(int row, int column, int lane) const {
+        return place(row, column, (lane & 7) * ROW + ((lane & 7 ^ lane >> 3) << 4));
+    }
+    // The two elements of an 8x8 matrix at (row, column) that a lane holds.
+    __device__ __forceinline__ uint32_t pair(int row, int column, int lane) const {
+        return place(row, column, (lane >> 2) * (ROW + 16) + (lane & 3) * 4);
+    }
+    // Sixteen bytes of a 16x16 block for each lane.
+    __device__ __forceinline__ uint32_t piece(int row, int column, int lane) const {
+        return place(row, column, piece_row(lane) * ROW + ((lane & 7 ^ (lane >> 3 & 1)) << 4));
+    }
+    static __device__ __forceinline__ int piece_row(int lane) { return (lane & 7) + (lane >> 4) * 8; }
+    static __device__ __forceinline__ int piece_column(int lane) { return lane & 8; }
+    // Elements 2 i and 2 i + 1 of a row that is known to the compiler.
+    __device__ __forceinline__ uint32_t couple(int row, int i) const { return base + (i * 4 ^ (row & 7) << 4) + row * ROW; }
 };
+
+__device__ __forceinline__ uint32_t load4(uint32_t from) {
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return value;
+}
 
 // Starts to copy `count` of ROWS rows, of `width` elements each, a multiple of 8, into a tile; the rest becomes zeros.
 template <int ROWS, int WIDTH, int THREADS>
 __device__ __forceinline__ void start_rows(Tile<WIDTH> tile, const bf16 *from, int64_t stride, int count, int width) {
-    constexpr int PIECES = WIDTH / 8;
+    constexpr int PIECES = WIDTH / 8, STEP = THREADS / PIECES;
+    static_assert(STEP % 8 == 0, "a thread meets rows that are permuted alike");
+    const int first = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    const bool inside = piece * 8 < width;
+    const uint32_t to = tile.base + first * (WIDTH * 2) + ((piece ^ (first & 7)) << 4);
+    from += first * stride + piece * 8;
 #pragma unroll
-    for (int item = threadIdx.x; item < ROWS * PIECES; item += THREADS) {
-        const int row = item / PIECES, piece = item % PIECES;
-        const bool live = row < count && piece * 8 < width;
-        copy16(tile.at(row, piece), live ? from + (int64_t)row * stride + piece * 8 : from, live);
+    for (int row = 0; row < ROWS; row += STEP) {
+        // Nothing is read through addresses of rows that are not live.
+        if (ROWS % STEP == 0 || row + first < ROWS) copy16(to + row * WIDTH * 2, from, inside && row + first < count);
+        from += STEP * stride;
     }
 }
 

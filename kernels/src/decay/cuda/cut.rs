@@ -23,6 +23,7 @@ pub(super) struct Cut {
     parts: usize,
     length: usize,
     tokens: usize,
+    longest: usize,
     /// Of packed sequences, of which each is one segment: segments as the kernels take them, and the borders.
     packed: Option<(Slice<i32>, Slice<i32>)>,
 }
@@ -41,6 +42,7 @@ impl Cut {
             parts: 1,
             length: tokens,
             tokens,
+            longest: tokens,
             packed: None,
         };
         if let Some(borders) = borders {
@@ -50,6 +52,12 @@ impl Cut {
                 .flat_map(|pair| [0, pair[0], pair[1] - pair[0]])
                 .collect();
             cut.sequences = borders.len() - 1;
+            cut.longest = table
+                .iter()
+                .skip(2)
+                .step_by(3)
+                .max()
+                .map_or(0, |&count| count as usize);
             cut.packed = Some((device.clone_htod(&table)?, device.clone_htod(&borders)?));
         } else {
             let multiprocessors = device
@@ -63,6 +71,7 @@ impl Cut {
             if cut.parts == 1 {
                 cut.length = tokens;
             }
+            cut.longest = cut.length;
         }
         Ok(cut)
     }
@@ -74,6 +83,11 @@ impl Cut {
 
     pub(super) fn sequences(&self) -> usize {
         self.sequences
+    }
+
+    /// Most tokens of a segment.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
     }
 
     pub(super) fn segments(&self) -> usize {
@@ -110,7 +124,13 @@ fn parts(blocks: usize, tokens: usize, multiprocessors: usize) -> usize {
         let length = tokens as f64 / parts as f64 + BORDER;
         waves * length * if parts == 1 { 1.0 } else { SEGMENTED }
     };
-    let better = |best: usize, parts: usize| if time(parts) < 0.97 * time(best) { parts } else { best };
+    let better = |best: usize, parts: usize| {
+        if time(parts) < 0.97 * time(best) {
+            parts
+        } else {
+            best
+        }
+    };
     (2..=most).fold(1, better)
 }
 

@@ -10,10 +10,11 @@
 //! | form | takes |
 //! |---|---|
 //! | tensor cores, `cuda/decay_uniform.cu` | bf16 and f16, one decay for all channels of a head, which is not learnt, widths of 8, 16 .. 128 |
+//! | tensor cores, `cuda/decay_channel_*.cu` | bf16 and f16, a decay for each channel, learnt or not, widths of 8, 16 .. 128 |
 //! | plain, `cuda/decay_plain.cu` | everything else with widths up to 256, in f32 |
 //!
 //! Kept for the backward pass: the inputs, and the states that enter segments, one f32 state for each segment where there
-//! are several.
+//! are several. During the backward pass of learnt decays of channels, one bf16 state for 64 tokens and head as well.
 
 mod cut;
 mod step;
@@ -31,7 +32,7 @@ use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
 use candle_core::{DType, Result, Tensor, bail};
 use cut::Cut;
 use std::sync::{Arc, Mutex};
-use sweep::{Form, LogDecays, Made, PLAIN, Side, Sweep, Sweeper};
+use sweep::{Form, Gate, GateWork, LogDecays, Made, PLAIN, Side, Sweep, Sweeper};
 
 /// Rows of terms that a block of `decay_terms` takes, and columns of one of `decay_sums`.
 const TERM_ROWS: usize = THREADS as usize / 32;
@@ -66,10 +67,7 @@ pub(super) fn causal(
         sweeper: Sweeper {
             form,
             cut: Cut::new(device, (dims.b, dims.n), options.sequences, blocks)?,
-            decays: LogDecays {
-                kind: options.decay.kind(),
-                tensor: decay.as_ref().map(Tensor::detach),
-            },
+            decays: LogDecays::new(options.decay.kind(), decay.as_ref().map(Tensor::detach), form)?,
             device: device.clone(),
         },
         dims,
@@ -80,11 +78,10 @@ pub(super) fn causal(
     args.extend(decay.as_ref());
     args.extend(initial.as_ref());
     let d_state: Passed = Arc::new(Mutex::new(None));
+    let learnt = decay.as_ref().is_some_and(Tensor::track_op);
     let gradient = OutputGradient {
-        finals: decay
-            .as_ref()
-            .is_some_and(Tensor::track_op)
-            .then(|| finals.clone()),
+        learnt,
+        finals: (learnt && form == Form::Plain).then(|| finals.clone()),
         recurrence,
         enter,
         d_state: d_state.clone(),
@@ -111,10 +108,14 @@ fn form(rows: [&Tensor; 3], options: &Causal<'_>, Dims { b, n, h, d, e }: Dims) 
     let learnt = options.decay.tensor().is_some_and(Tensor::track_op);
     let uniform = !matches!(options.decay, LogDecay::Channel(_));
     let fits = |form: Form| d.max(e) <= form.widest();
-    let form = if halves && uniform && !learnt && d % 8 == 0 && e % 8 == 0 && fits(Form::Uniform) {
-        Form::Uniform
-    } else {
+    let form = if !halves || d % 8 != 0 || e % 8 != 0 || !fits(Form::Uniform) {
         Form::Plain
+    } else if !uniform {
+        Form::Channel(Gate::Decay)
+    } else if learnt {
+        Form::Plain
+    } else {
+        Form::Uniform
     };
     if !fits(form) {
         let (found, expected) = (
@@ -156,21 +157,22 @@ impl Recurrence {
             direction: Direction::Forward,
             enter,
             leave,
+            gates: GateWork::None,
         };
         let whole = self.sweeper.cut.parts() == 1 && self.exchange.is_none();
         let (enter, finals) = if whole {
             (initial.cloned(), None)
         } else {
-            let (_, locals) = self.sweeper.run(&sweep(None, None, true))?;
-            let (enter, finals) = self.scan(made(locals)?.tensor(), initial, Direction::Forward)?;
+            let locals = made(self.sweeper.run(&sweep(None, None, true))?.leave)?;
+            let (enter, finals) = self.scan(locals.tensor(), initial, Direction::Forward)?;
             (Some(enter), Some(finals))
         };
-        let (o, left) = self.sweeper.run(&sweep(Some(q), enter.as_ref(), whole))?;
+        let swept = self.sweeper.run(&sweep(Some(q), enter.as_ref(), whole))?;
         let finals = match finals {
             Some(finals) => finals,
-            None => made(left)?.tensor(),
+            None => made(swept.leave)?.tensor(),
         };
-        Ok((enter, finals, made(o)?.value()))
+        Ok((enter, finals, made(swept.out)?.value()))
     }
 
     /// From what segments add to the state to what enters them and what leaves each sequence.
@@ -245,15 +247,17 @@ impl Recurrence {
         Ok((locals, last))
     }
 
-    /// Adjoints of q, k, v and of the initial state.
+    /// Adjoints of q, k, v and of the initial state, and of learnt decays of channels where the sweeps make it.
     fn backward(
         &self,
         [q, k, v]: [&Tensor; 3],
         enter: Option<&Tensor>,
         d_o: &Tensor,
         d_state: Option<&Tensor>,
-    ) -> Result<[Tensor; 4]> {
-        let forward = Sweep {
+        learnt: bool,
+    ) -> Result<([Tensor; 4], Option<Tensor>)> {
+        let gates = learnt && self.sweeper.form != Form::Plain;
+        let forward = self.sweeper.run(&Sweep {
             read: Some(d_o),
             write: v,
             value: k,
@@ -261,8 +265,10 @@ impl Recurrence {
             direction: Direction::Forward,
             enter,
             leave: false,
-        };
-        let (dq, _) = self.sweeper.run(&forward)?;
+            gates: if gates { GateWork::States } else { GateWork::None },
+        })?;
+        let dq = made(forward.out)?.tensor();
+        let states = forward.gates.map(Made::tensor);
         let adjoint = |read, enter, leave| Sweep {
             read,
             write: q,
@@ -271,17 +277,23 @@ impl Recurrence {
             direction: Direction::Backward,
             enter,
             leave,
+            gates: GateWork::None,
         };
         let whole = self.sweeper.cut.parts() == 1 && self.exchange.is_none();
         let (enter, d_initial) = if whole {
             (d_state.cloned(), None)
         } else {
-            let (_, locals) = self.sweeper.run(&adjoint(None, None, true))?;
-            let (enter, first) = self.scan(made(locals)?.tensor(), d_state, Direction::Backward)?;
+            let locals = made(self.sweeper.run(&adjoint(None, None, true))?.leave)?;
+            let (enter, first) = self.scan(locals.tensor(), d_state, Direction::Backward)?;
             (Some(enter), Some(first))
         };
-        let (dv, left) = self.sweeper.run(&adjoint(Some(k), enter.as_ref(), whole))?;
-        let reverse = Sweep {
+        let swept = self.sweeper.run(&adjoint(Some(k), enter.as_ref(), whole))?;
+        let dv = made(swept.out)?.tensor();
+        let d_initial = match d_initial {
+            Some(d_initial) => d_initial,
+            None => made(swept.leave)?.tensor(),
+        };
+        let reverse = self.sweeper.run(&Sweep {
             read: Some(v),
             write: d_o,
             value: q,
@@ -289,18 +301,17 @@ impl Recurrence {
             direction: Direction::Backward,
             enter: enter.as_ref(),
             leave: false,
-        };
-        let (dk, _) = self.sweeper.run(&reverse)?;
-        let d_initial = match d_initial {
-            Some(d_initial) => d_initial,
-            None => made(left)?.tensor(),
-        };
-        Ok([
-            made(dq)?.tensor(),
-            made(dk)?.tensor(),
-            made(dv)?.tensor(),
-            d_initial,
-        ])
+            gates: match &states {
+                Some(states) => GateWork::Decays {
+                    key: k,
+                    d_query: &dq,
+                    states,
+                },
+                None => GateWork::None,
+            },
+        })?;
+        let dk = made(reverse.out)?.tensor();
+        Ok(([dq, dk, dv, d_initial], reverse.gates.map(Made::tensor)))
     }
 
     /// The adjoint of the log-decays from those of q and k, all in f32:
@@ -370,7 +381,9 @@ fn made(made: Option<Made>) -> Result<Made> {
 struct OutputGradient {
     recurrence: Recurrence,
     enter: Option<Tensor>,
-    /// Only where the decays are learnt.
+    /// Whether the decays are.
+    learnt: bool,
+    /// Only where their adjoint is made outside of sweeps.
     finals: Option<Tensor>,
     d_state: Passed,
 }
@@ -388,16 +401,20 @@ impl GradientOfMany for OutputGradient {
         let d_state = d_state.map(|d_state| d_state.contiguous()).transpose()?;
         let [q, k, v] = [args[0].detach(), args[1].detach(), args[2].detach()];
         let grad = grad.detach();
-        let [dq, dk, dv, d_initial] =
-            self.recurrence
-                .backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref())?;
+        let ([dq, dk, dv, d_initial], d_log) = self.recurrence.backward(
+            [&q, &k, &v],
+            self.enter.as_ref(),
+            &grad,
+            d_state.as_ref(),
+            self.learnt,
+        )?;
         let has_decay = self.recurrence.sweeper.decays.tensor.is_some();
         let d_log = match &self.finals {
             Some(finals) => {
                 let around = [&q, &dq, &k, &dk];
                 Some(self.recurrence.decay_adjoint(around, finals, d_state.as_ref())?)
             }
-            None => None,
+            None => d_log,
         };
         let mut all = vec![Some(dq), Some(dk), Some(dv)];
         if has_decay {

@@ -14,12 +14,22 @@ use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor};
 use half::bf16;
 
 const UNIFORM: Module = module!("decay_uniform");
+const KEYS: Module = module!("decay_channel_keys");
+const VALUES: Module = module!("decay_channel_values");
 pub(super) const PLAIN: Module = module!("decay_plain");
 
 /// Tokens of a chunk, chunks on their way, and columns of a state that a warp holds: as in `decay_uniform.cu`.
 const CHUNK: usize = 64;
 const STAGES: usize = 3;
 const WARP_COLUMNS: usize = 16;
+/// Tokens of a chunk, its levels, bytes of a small tile, chunks on their way for either side, and tokens between borders:
+/// as in `decay_channel_keys.cu` and `decay_channel_values.cu`.
+const FEW: usize = 16;
+const LEVELS: usize = 4;
+const SMALL_TILE: usize = FEW * 48;
+const RAW: usize = 5;
+const RING: usize = 4;
+const BORDER: usize = 64;
 /// Columns of a state that a block of `decay_plain.cu` holds.
 const PLAIN_COLUMNS: usize = 32;
 
@@ -28,15 +38,35 @@ const PLAIN_COLUMNS: usize = 32;
 pub(super) enum Form {
     /// Products of bf16 on tensor cores, in chunks; one decay for all channels of a head.
     Uniform,
+    /// The same with a decay for each key channel.
+    Channel(Gate),
     /// f32, token by token.
     Plain,
+}
+
+/// What the gates of channels are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// Logarithms of decays.
+    Decay,
+    /// Logarithms of sums of exponentials of logits, which stand in the place of keys.
+    Additive,
+}
+
+impl Gate {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Decay => "decay",
+            Self::Additive => "additive",
+        }
+    }
 }
 
 impl Form {
     /// Widest keys and values of a head.
     pub(super) fn widest(self) -> usize {
         match self {
-            Self::Uniform => 128,
+            Self::Uniform | Self::Channel(_) => 128,
             Self::Plain => 256,
         }
     }
@@ -44,7 +74,7 @@ impl Form {
     /// Type of queries, keys, values and outputs.
     pub(super) fn dtype(self) -> DType {
         match self {
-            Self::Uniform => DType::BF16,
+            Self::Uniform | Self::Channel(_) => DType::BF16,
             Self::Plain => DType::F32,
         }
     }
@@ -52,13 +82,31 @@ impl Form {
     /// Blocks that share a state of `e` columns.
     pub(super) fn tiles(self, e: usize) -> usize {
         match self {
-            Self::Uniform => e.div_ceil(WARP_COLUMNS * warps(e)),
+            Self::Uniform | Self::Channel(_) => e.div_ceil(WARP_COLUMNS * warps(e)),
             Self::Plain => e.div_ceil(PLAIN_COLUMNS),
         }
     }
 }
 
-/// Warps of a block of `decay_uniform.cu` for values of width `e`.
+/// Width for which there is a kernel that reads `d` channels on tensor cores.
+fn width(d: usize) -> usize {
+    if d <= 64 { 64 } else { 128 }
+}
+
+/// Bytes of the gates of a chunk, with those of the token before it, in rows of `width` channels and a gap.
+fn floats(width: usize) -> usize {
+    4 * (FEW + 1) * (width + 8)
+}
+
+fn config(blocks: usize, warps: usize, shared: usize) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (blocks as u32, 1, 1),
+        block_dim: (32 * warps as u32, 1, 1),
+        shared_mem_bytes: shared as u32,
+    }
+}
+
+/// Warps of a block on tensor cores for values of width `e`.
 fn warps(e: usize) -> usize {
     if e <= 64 { 4 } else { 8 }
 }
@@ -82,17 +130,67 @@ pub(super) struct Sweep<'a> {
     pub(super) enter: Option<&'a Tensor>,
     /// Whether the states that leave are wanted.
     pub(super) leave: bool,
+    pub(super) gates: GateWork<'a>,
 }
 
-/// Log-decays as the kernels take them.
+/// What a sweep over the values' side does for the adjoint of the gates of channels.
+#[derive(Clone, Copy)]
+pub(super) enum GateWork<'a> {
+    None,
+    /// Leaves the states at borders.
+    States,
+    /// Makes the adjoint of log-decays.
+    Decays {
+        key: &'a Tensor,
+        d_query: &'a Tensor,
+        states: &'a Tensor,
+    },
+    /// Makes the adjoint of logits instead of that of keys, from the sums of `cuda/decay_additive.cu`.
+    Logits {
+        key: &'a Tensor,
+        sums: &'a Tensor,
+    },
+}
+
+/// What a sweep made.
+pub(super) struct Swept {
+    /// `[B, N, H, E]` of the sweep, if it reads.
+    pub(super) out: Option<Made>,
+    /// States that leave the segments, if wanted.
+    pub(super) leave: Option<Made>,
+    /// States at borders, or the adjoint of log-decays.
+    pub(super) gates: Option<Made>,
+}
+
+/// Log-decays, or gates of the additive recurrence, as the kernels take them.
 #[derive(Clone, Debug)]
 pub(super) struct LogDecays {
     pub(super) kind: Kind,
     /// f32, of the shape of its kind; absent without decay.
     pub(super) tensor: Option<Tensor>,
+    /// Gates of the additive recurrence before each sequence, contiguous `[S, H, D]`.
+    pub(super) before: Option<Tensor>,
 }
 
 impl LogDecays {
+    /// Gates for `form`: copies of 16 bytes want dense channels.
+    pub(super) fn new(kind: Kind, tensor: Option<Tensor>, form: Form) -> Result<Self> {
+        let tensor = match (tensor, form) {
+            (Some(log), Form::Channel(_)) => {
+                let (stride, start) = (log.stride(), Locked::new(NAME, &log).start()?);
+                let dense =
+                    stride[3] == 1 && stride[..3].iter().all(|stride| stride % 4 == 0) && start % 16 == 0;
+                Some(if dense { log } else { log.force_contiguous()? })
+            }
+            (tensor, _) => tensor,
+        };
+        Ok(Self {
+            kind,
+            tensor,
+            before: None,
+        })
+    }
+
     /// Decays of a token and head.
     pub(super) fn width(&self) -> usize {
         match (self.kind, &self.tensor) {
@@ -167,6 +265,7 @@ struct SweepArg {
     value: RowsArg,
     out: RowsArg,
     log_decay: LogDecayArg,
+    before: u64,
     enter: u64,
     leave: u64,
     state_size: i64,
@@ -181,6 +280,21 @@ struct SweepArg {
 // SAFETY: plain numbers in the layout of C, as the kernels declare them.
 unsafe impl DeviceRepr for SweepArg {}
 
+/// `Gates` of `cuda/decay_channel_values.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct GatesArg {
+    states: u64,
+    borders: i32,
+    key: RowsArg,
+    d_query: RowsArg,
+    sums: u64,
+    d_log: u64,
+}
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for GatesArg {}
+
 /// Rows whose last axis is dense and, for the copies of 16 bytes of the tensor-core form, aligned: itself or a copy.
 fn aligned_rows(tensor: &Tensor, form: Form) -> Result<Tensor> {
     let stride = tensor.stride();
@@ -194,7 +308,7 @@ fn aligned_rows(tensor: &Tensor, form: Form) -> Result<Tensor> {
     }
 }
 
-fn rows(tensor: &Tensor) -> Result<RowsArg> {
+fn rows_of(tensor: &Tensor) -> Result<RowsArg> {
     let stride: Vec<i64> = tensor.stride().iter().map(|&stride| stride as i64).collect();
     Ok(RowsArg {
         data: Locked::new(NAME, tensor).start()?,
@@ -249,8 +363,8 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// The output `[B, N, H, E]` of the sweep, if it reads, and the states that leave it, if wanted.
-    pub(super) fn run(&self, sweep: &Sweep<'_>) -> Result<(Option<Made>, Option<Made>)> {
+    /// Runs a sweep.
+    pub(super) fn run(&self, sweep: &Sweep<'_>) -> Result<Swept> {
         let read = sweep.read.map(|read| aligned_rows(read, self.form)).transpose()?;
         let write = aligned_rows(sweep.write, self.form)?;
         let value = aligned_rows(sweep.value, self.form)?;
@@ -281,9 +395,9 @@ impl Sweeper {
             None => Ok(0),
         };
         let argument = SweepArg {
-            read: read.as_ref().map(rows).transpose()?.unwrap_or_default(),
-            write: rows(&write)?,
-            value: rows(&value)?,
+            read: read.as_ref().map(rows_of).transpose()?.unwrap_or_default(),
+            write: rows_of(&write)?,
+            value: rows_of(&value)?,
             out: RowsArg {
                 data: out.as_ref().map_or(Ok(0), Made::start)?,
                 batch: (n * h * e) as i64,
@@ -291,6 +405,7 @@ impl Sweeper {
                 head: e as i64,
             },
             log_decay: self.decays.argument()?,
+            before: start(self.decays.before.as_ref())?,
             enter: start(sweep.enter)?,
             leave: leave.as_ref().map_or(Ok(0), Made::start)?,
             state_size: (d * e) as i64,
@@ -301,28 +416,99 @@ impl Sweeper {
             d: d as i32,
             e: e as i32,
         };
+        let mut made = Swept {
+            out,
+            leave,
+            gates: None,
+        };
         let blocks = self.form.tiles(e) * h * states;
         if blocks > 0 {
-            match self.form {
-                Form::Uniform => self.uniform(sweep, argument, blocks)?,
-                Form::Plain => self.plain(sweep, argument, blocks)?,
+            match (self.form, sweep.side) {
+                (Form::Uniform, _) => self.uniform(sweep, argument, blocks)?,
+                (Form::Plain, _) => self.plain(sweep, argument, blocks)?,
+                (Form::Channel(gate), Side::Keys) => self.keys(sweep, gate, argument, blocks)?,
+                (Form::Channel(gate), Side::Values) => {
+                    made.gates = self.values(sweep, gate, argument, blocks, (b, n, h, e, d))?;
+                }
             }
         }
-        Ok((out, leave))
+        Ok(made)
+    }
+
+    fn keys(&self, sweep: &Sweep<'_>, gate: Gate, argument: SweepArg, blocks: usize) -> Result<()> {
+        let (width, warps) = (width(argument.d as usize), warps(argument.e as usize));
+        let rows = 2 * FEW * width;
+        let stage = (2 * rows + 2 * FEW * WARP_COLUMNS * warps + floats(width)).next_multiple_of(128);
+        let shared = RAW * stage + (3 * 2 + 2 * LEVELS) * rows + 3 * 4 * width + 2 * SMALL_TILE;
+        let state = if sweep.read.is_none() { "_state" } else { "" };
+        let name = format!(
+            "decay_keys_{}_d{width}_w{warps}_{}{state}",
+            gate.name(),
+            direction(sweep.direction)
+        );
+        launch!(self.device, KEYS, name, config(blocks, warps, shared); argument);
+        Ok(())
+    }
+
+    /// Gives the states at borders or the adjoint of log-decays, `[B, N, H, D]`.
+    fn values(
+        &self,
+        sweep: &Sweep<'_>,
+        gate: Gate,
+        argument: SweepArg,
+        blocks: usize,
+        (b, n, h, d, e): (usize, usize, usize, usize, usize),
+    ) -> Result<Option<Made>> {
+        let (width, warps) = (width(argument.d as usize), warps(argument.e as usize));
+        let rows = 2 * FEW * WARP_COLUMNS * warps;
+        let stage = (2 * 2 * FEW * width + 3 * rows + 2 * floats(WARP_COLUMNS * warps)).next_multiple_of(128);
+        let shared = RING * stage + warps * (LEVELS + 1) * SMALL_TILE;
+        let borders = self.cut.longest().div_ceil(BORDER);
+        let mut gates = GatesArg {
+            borders: borders as i32,
+            ..Default::default()
+        };
+        let mut made = None;
+        // Copies of operands, until the kernel is launched.
+        let mut dense = Vec::new();
+        match sweep.gates {
+            GateWork::None => {}
+            GateWork::States => {
+                let shape = (self.cut.segments(), borders, h, d, e);
+                let states = Made::new(&self.device, DType::BF16, shape.into())?;
+                gates.states = states.start()?;
+                made = Some(states);
+            }
+            GateWork::Decays { key, d_query, states } => {
+                let d_log = Made::new(&self.device, DType::F32, (b, n, h, d).into())?;
+                dense.extend([aligned_rows(key, self.form)?, aligned_rows(d_query, self.form)?]);
+                gates.states = Locked::new(NAME, states).start()?;
+                (gates.key, gates.d_query) = (rows_of(&dense[0])?, rows_of(&dense[1])?);
+                gates.d_log = d_log.start()?;
+                made = Some(d_log);
+            }
+            GateWork::Logits { key, sums } => {
+                dense.push(aligned_rows(key, self.form)?);
+                gates.key = rows_of(&dense[0])?;
+                gates.sums = Locked::new(NAME, sums).start()?;
+            }
+        }
+        let name = format!(
+            "decay_values_{}_d{width}_w{warps}_{}",
+            gate.name(),
+            direction(sweep.direction)
+        );
+        launch!(self.device, VALUES, name, config(blocks, warps, shared); argument, gates);
+        Ok(made)
     }
 
     fn uniform(&self, sweep: &Sweep<'_>, argument: SweepArg, blocks: usize) -> Result<()> {
-        let width = if argument.d <= 64 { 64 } else { 128 };
-        let warps = warps(argument.e as usize);
+        let (width, warps) = (width(argument.d as usize), warps(argument.e as usize));
         let direction = direction(sweep.direction);
         let state = if sweep.read.is_none() { "_state" } else { "" };
         let stage = 2 * CHUNK * (2 * width + WARP_COLUMNS * warps);
         let (pairs, logs, sums) = (2 * 2 * CHUNK * CHUNK, STAGES * CHUNK * 4, 2 * warps * CHUNK * 4);
-        let config = LaunchConfig {
-            grid_dim: (blocks as u32, 1, 1),
-            block_dim: (32 * warps as u32, 1, 1),
-            shared_mem_bytes: (STAGES * stage + pairs + logs + sums) as u32,
-        };
+        let config = config(blocks, warps, STAGES * stage + pairs + logs + sums);
         let name = format!("decay_uniform_d{width}_w{warps}_{direction}{state}");
         launch!(self.device, UNIFORM, name, config; argument);
         Ok(())
