@@ -1,7 +1,8 @@
 // The scans over tokens that the causal additive recurrence needs besides its sweeps, channel by channel:
 //
 //   z_t = log(exp(z_{t-1}) + exp(g_t))                      forward, the gates
-//   y_t = q_t dq_t + exp(z_t - z_{t+1}) y_{t+1}             backward, for the adjoint of the logits
+//   y_t = x_t + exp(z_t - z_{t+1}) y_{t+1}                  backward, x = q dq for the adjoint of the logits of the
+//                                                           recurrence, x = dz for that of the gates
 //
 // Sequences are cut into slices, for which one launch finds what they add, and a second one, which starts from what the
 // slices before (or after) add, writes every token. A lane takes two channels; warps take stretches of a slice.
@@ -105,19 +106,37 @@ __device__ __forceinline__ void gates(Rows<T> logits, const float *before, float
     }
 }
 
+// Terms of the sums of the backward pass.
+struct Products {
+    Rows<__nv_bfloat16> q, dq;
+    __device__ __forceinline__ auto of(const Stretch &stretch, int h, int c, int, int) const {
+        const __nv_bfloat16 *x = q.data + stretch.batch * q.batch + (int64_t)stretch.start * q.token + h * q.head + c;
+        const __nv_bfloat16 *y = dq.data + stretch.batch * dq.batch + (int64_t)stretch.start * dq.token + h * dq.head + c;
+        const int64_t x_token = q.token, y_token = dq.token;
+        return [=](int token) {
+            const float2 a = pair_at(x + token * x_token), b = pair_at(y + token * y_token);
+            return make_float2(a.x * b.x, a.y * b.y);
+        };
+    }
+};
+struct Dense {
+    const float *terms;
+    __device__ __forceinline__ auto of(const Stretch &stretch, int, int, int couple, int couples) const {
+        const float2 *from = reinterpret_cast<const float2 *>(terms) + stretch.first * couples + couple;
+        return [=](int token) { return from[(int64_t)token * couples]; };
+    }
+};
+
 // `last` is what comes after each sequence, [sequences, H, D], or null.
-template <bool WRITE>
-__device__ __forceinline__ void pull(Rows<__nv_bfloat16> q, Rows<__nv_bfloat16> dq, const float *z, const float *last, float *y,
-                                     float2 *partial, const int *borders, int tokens, int slices, int heads, int d) {
+template <typename Terms, bool WRITE>
+__device__ __forceinline__ void pull(Terms terms, const float *z, const float *last, float *y, float2 *partial,
+                                     const int *borders, int tokens, int slices, int heads, int d) {
     __shared__ float2 found[WARPS][32];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, slice = blockIdx.y;
     const int couple = blockIdx.x * 32 + lane, couples = heads * d / 2, h = couple * 2 / d, c = couple * 2 % d;
     const bool live = couple < couples;
     const Stretch stretch(borders, tokens, slices, slice, warp);
-    auto origin = [&](const Rows<__nv_bfloat16> &rows) {
-        return rows.data + stretch.batch * rows.batch + (int64_t)stretch.start * rows.token + h * rows.head + c;
-    };
-    const __nv_bfloat16 *q_rows = origin(q), *dq_rows = origin(dq);
+    const auto term_at = terms.of(stretch, h, c, couple, couples);
     const float2 *gate = reinterpret_cast<const float2 *>(z) + stretch.first * couples + couple;
     auto gate_at = [&](int token) { return gate[(int64_t)token * couples]; };
     // What is known of the tokens after a point: y there, and the gate that it belongs to.
@@ -131,8 +150,7 @@ __device__ __forceinline__ void pull(Rows<__nv_bfloat16> q, Rows<__nv_bfloat16> 
     auto run = [&](Sum sum, auto write) {
 #pragma unroll 8
         for (int token = stretch.end - 1; token >= stretch.begin; token--) {
-            const float2 a = pair_at(q_rows + token * q.token), b = pair_at(dq_rows + token * dq.token);
-            sum.step(make_float2(a.x * b.x, a.y * b.y), gate_at(token));
+            sum.step(term_at(token), gate_at(token));
             write(token, sum.y);
         }
         return sum;
@@ -186,11 +204,16 @@ using namespace fulgur;
 GATES(float, f32)
 GATES(__nv_bfloat16, bf16)
 
-#define PULL(NAME, WRITE)                                                                                              \
+#define PULL(TERMS, NAME)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        NAME(Rows<__nv_bfloat16> q, Rows<__nv_bfloat16> dq, const float *z, const float *last, float *y,               \
-             float2 *partial, const int *borders, int tokens, int slices, int heads, int d) {                          \
-        pull<WRITE>(q, dq, z, last, y, partial, borders, tokens, slices, heads, d);                                    \
+        additive_pull_##NAME##_partial(TERMS terms, const float *z, const float *last, float *y, float2 *partial,      \
+                                       const int *borders, int tokens, int slices, int heads, int d) {                 \
+        pull<TERMS, false>(terms, z, last, y, partial, borders, tokens, slices, heads, d);                             \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        additive_pull_##NAME(TERMS terms, const float *z, const float *last, float *y, float2 *partial,                \
+                             const int *borders, int tokens, int slices, int heads, int d) {                           \
+        pull<TERMS, true>(terms, z, last, y, partial, borders, tokens, slices, heads, d);                              \
     }
-PULL(additive_pull_partial, false)
-PULL(additive_pull, true)
+PULL(Products, products)
+PULL(Dense, dense)

@@ -11,7 +11,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::decay::{Causal, LogDecay, causal, step};
-use fulgur_kernels::{philox::Philox, tape};
+use fulgur_kernels::{additive, philox::Philox, tape};
 use std::time::Instant;
 
 /// Sizes B, N, H, D of one row; E is D.
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         .map(|log| [(1 << 18) >> log, 1 << log, 8, 128])
         .collect();
     let few = [[1, 32_768, 32, 128], [1, 262_144, 16, 128]];
-    let kinds = ["none", "head", "token", "channel"];
+    let kinds = ["none", "head", "token", "channel", "additive"];
     for kind in kinds
         .iter()
         .filter(|kind| kind.contains(&filter) || filter.is_empty())
@@ -122,11 +122,14 @@ fn sweep(kind: &str, sizes: Sizes, device: &Device) -> Result<()> {
         ..Default::default()
     };
     let [q, k, v] = vars.each_ref().map(|var| var.as_tensor().clone());
-    let run = || causal(&q, &k, &v, &options);
+    let run = || match kind {
+        "additive" => additive::causal(&q, &k, &v, &Default::default()).map(|(o, _)| o),
+        _ => causal(&q, &k, &v, &options).map(|(o, _)| o),
+    };
     let forward = milliseconds(device, || run().map(drop))?;
     let both = milliseconds(device, || {
         let (result, tape) = tape::record(run);
-        tape.backward_from(&result?.0, &d_o).map(drop)
+        tape.backward_from(&result?, &d_o).map(drop)
     })?;
     println!(
         "{{\"kind\":\"{kind}\",\"shape\":[{b},{n},{h},{d}],\"forward_ms\":{forward:.4},\"backward_ms\":{:.4}}}",

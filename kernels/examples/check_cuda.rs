@@ -11,7 +11,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
-use fulgur_kernels::additive::{self, NonCausal};
+use fulgur_kernels::additive::{self, CausalState, NonCausal};
 use fulgur_kernels::decay::{Causal, LogDecay, causal};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::spectrum::{Mel, MelConfig, Stft};
@@ -99,6 +99,29 @@ fn fixed(q: &Tensor, decays: Decays) -> Result<Option<Tensor>> {
         .to_dtype(dtype)?
         .to_device(q.device())
         .map(Some)
+}
+
+/// The causal additive recurrence on q, logits, v and, perhaps, an initial state and log-sum; all results in a row.
+fn additive_causal(t: &[Tensor], sequences: Option<&[usize]>) -> Result<Tensor> {
+    let initial = match t {
+        [_, _, _, state, log_sum] => Some(CausalState {
+            state: state.clone(),
+            log_sum: log_sum.clone(),
+        }),
+        _ => None,
+    };
+    let options = additive::Causal {
+        initial: initial.as_ref(),
+        sequences,
+        ..Default::default()
+    };
+    let (o, last) = additive::causal(&t[0], &t[1], &t[2], &options)?;
+    let rows = [
+        o.flatten_all()?,
+        last.state.to_dtype(o.dtype())?.flatten_all()?,
+        last.log_sum.to_dtype(o.dtype())?.flatten_all()?,
+    ];
+    Tensor::cat(&rows, 0)
 }
 
 /// Shapes of q, k, v, the initial state and the logarithms.
@@ -369,6 +392,44 @@ fn cases() -> Vec<Case> {
                 .to_vec(),
         },
         Case {
+            name: "additive causal",
+            entry: |t| additive_causal(t, None),
+            dtypes: BOTH,
+            shapes: recurrences(Decays::None)
+                .into_iter()
+                .map(|shapes| shapes[..3].to_vec())
+                .collect(),
+        },
+        Case {
+            name: "additive, goes on",
+            entry: |t| additive_causal(t, None),
+            dtypes: BOTH,
+            shapes: recurrences(Decays::None)
+                .into_iter()
+                .map(|mut shapes| {
+                    shapes.push(shapes[3][..3].to_vec());
+                    shapes
+                })
+                .collect(),
+        },
+        Case {
+            name: "additive, packed",
+            entry: |t| additive_causal(t, Some(&[0, 1, 1, 65, 257])),
+            dtypes: BOTH,
+            shapes: [[2, 64, 64], [3, 24, 40]]
+                .map(|[h, d, e]| {
+                    let rows = vec![1, 257, h, d];
+                    vec![
+                        rows.clone(),
+                        rows,
+                        vec![1, 257, h, e],
+                        vec![4, h, d, e],
+                        vec![4, h, d],
+                    ]
+                })
+                .to_vec(),
+        },
+        Case {
             name: "swiglu",
             entry: |t| glu::swiglu(&t[0]),
             dtypes: BOTH,
@@ -477,7 +538,7 @@ fn relative_rms(found: &[f64], wanted: &[f64]) -> f64 {
 
 /// Operators with products round what lies between two of them to bf16 once more.
 fn tolerance(case: &Case, dtype: DType) -> f64 {
-    let products = ["attention", "projected", "linear", "decay"];
+    let products = ["attention", "projected", "linear", "decay", "additive"];
     match dtype {
         DType::BF16 if products.iter().any(|name| case.name.starts_with(name)) => 1.5e-2,
         DType::BF16 => 6e-3,

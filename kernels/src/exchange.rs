@@ -93,6 +93,11 @@ pub trait StateExchange: Debug + Send + Sync {
         1
     }
 
+    /// Number of this part, from 0 in the order of tokens.
+    fn part(&self) -> usize {
+        0
+    }
+
     /// Position in the whole sequence of this part's first token, in tokens.
     fn position_offset(&self) -> usize {
         0
@@ -304,6 +309,10 @@ impl Threads {
 impl StateExchange for Threads {
     fn parts(&self) -> usize {
         self.parts
+    }
+
+    fn part(&self) -> usize {
+        self.part
     }
 
     fn position_offset(&self) -> usize {

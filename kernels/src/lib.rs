@@ -20,6 +20,7 @@ pub mod glu;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod linear;
+pub mod log_sum;
 pub mod lrpe;
 pub mod norm;
 mod pass;

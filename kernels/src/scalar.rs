@@ -9,6 +9,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
     fn exponential(self) -> Self;
     /// Square root.
     fn root(self) -> Self;
+    /// Natural logarithm.
+    fn logarithm(self) -> Self;
     /// 1 / (1 + e^-self).
     #[inline(always)]
     fn sigmoid(self) -> Self {
@@ -40,6 +42,11 @@ impl Real for f32 {
     fn root(self) -> Self {
         self.sqrt()
     }
+
+    #[inline(always)]
+    fn logarithm(self) -> Self {
+        self.ln()
+    }
 }
 
 impl Real for f64 {
@@ -51,6 +58,11 @@ impl Real for f64 {
     #[inline(always)]
     fn root(self) -> Self {
         self.sqrt()
+    }
+
+    #[inline(always)]
+    fn logarithm(self) -> Self {
+        self.ln()
     }
 }
 

@@ -1,4 +1,5 @@
-//! The additive recurrence of LightNet (arXiv 2405.21022) in its non-causal, one-scan form.
+//! The additive recurrence of LightNet (arXiv 2405.21022) in its non-causal, one-scan form, and, in `causal.rs`, in its
+//! causal one.
 //!
 //! ```text
 //!   K = softmax over tokens of the logits, per channel;   S = K^T V;   O = Q S
@@ -30,6 +31,7 @@
 //! # candle_core::Result::Ok(())
 //! ```
 
+mod causal;
 mod chunk;
 mod composed;
 #[cfg(feature = "cuda")]
@@ -40,6 +42,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use causal::{Causal, CausalState, causal, step};
 pub use forward::forward_op;
 pub use projected::projected;
 

@@ -39,7 +39,7 @@
 mod channel;
 mod chunk;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 mod forward;
 mod gate;
 mod plan;
@@ -199,7 +199,7 @@ fn same_device(op: &'static str, tensors: &[Named<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<Dims> {
+pub(crate) fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<Dims> {
     let Ok((b, n, h, d)) = q.dims4() else {
         return Err(OpError::shape(NAME, "q", q, "[B, N, H, D]").into());
     };
@@ -471,7 +471,7 @@ struct Forward<T> {
 }
 
 /// The adjoint of the final state on its way to the node of the output.
-type Passed = Arc<Mutex<Option<Tensor>>>;
+pub(crate) type Passed = Arc<Mutex<Option<Tensor>>>;
 
 /// Backward of the output, and of the final state behind it.
 struct OutputGradient<T> {
@@ -497,8 +497,8 @@ impl<T: SliceMath> GradientOfMany for OutputGradient<T> {
 
 /// The final state as a node behind the output: hands its adjoint over and gives the output a zero, so that the node
 /// of the output runs.
-struct StateGradient {
-    d_state: Passed,
+pub(crate) struct StateGradient {
+    pub(crate) d_state: Passed,
 }
 
 impl Gradient<1> for StateGradient {

@@ -7,12 +7,12 @@ const CHUNK: usize = 64;
 
 /// Sizes of a problem.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Dims {
-    pub(super) b: usize,
-    pub(super) n: usize,
-    pub(super) h: usize,
-    pub(super) d: usize,
-    pub(super) e: usize,
+pub(crate) struct Dims {
+    pub(crate) b: usize,
+    pub(crate) n: usize,
+    pub(crate) h: usize,
+    pub(crate) d: usize,
+    pub(crate) e: usize,
 }
 
 /// Consecutive tokens of one sequence.

@@ -16,10 +16,12 @@
 //! Kept for the backward pass: the inputs, and the states that enter segments, one f32 state for each segment where there
 //! are several. During the backward pass of learnt decays of channels, one bf16 state for 64 tokens and head as well.
 
+mod additive;
 mod cut;
 mod step;
-pub(super) mod sweep;
+pub(crate) mod sweep;
 
+pub(crate) use additive::additive;
 pub(super) use step::step;
 
 use super::{Causal, Dims, Kind, LogDecay, NAME, Passed, StateGradient};
@@ -28,6 +30,8 @@ use crate::cuda_module::{THREADS, launch, room};
 use crate::error::OpError;
 use crate::exchange::{Direction, StateExchange};
 use crate::gpu::{self, Locked};
+use crate::log_sum::cuda::Terms;
+use crate::log_sum::{self, Scan};
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
 use candle_core::{DType, Result, Tensor, bail};
 use cut::Cut;
@@ -92,7 +96,8 @@ pub(super) fn causal(
 }
 
 /// Which kernels take such a call.
-fn form(rows: [&Tensor; 3], options: &Causal<'_>, Dims { b, n, h, d, e }: Dims) -> Result<Form> {
+fn form(rows: [&Tensor; 3], options: &Causal<'_>, dims: Dims) -> Result<Form> {
+    let Dims { b, n, h, d, e } = dims;
     let wide = [
         Some(rows[0]),
         Some(rows[1]),
@@ -124,13 +129,42 @@ fn form(rows: [&Tensor; 3], options: &Causal<'_>, Dims { b, n, h, d, e }: Dims) 
         );
         return Err(OpError::value(NAME, "width", found, expected).into());
     }
+    check_size(dims)?;
+    tracing::debug!(?form, b, n, h, d, e, decay = ?options.decay.kind(), learnt, "decay::causal");
+    Ok(form)
+}
+
+/// Kernels count with 32 bits in places.
+fn check_size(Dims { b, n, h, d, e }: Dims) -> Result<()> {
     let elements = b * n * h * d.max(e);
     if elements > i32::MAX as usize {
         let expected = format!("at most {} elements of a tensor on a GPU", i32::MAX);
         return Err(OpError::value(NAME, "size", elements.to_string(), expected).into());
     }
-    tracing::debug!(?form, b, n, h, d, e, decay = ?options.decay.kind(), learnt, "decay::causal");
-    Ok(form)
+    Ok(())
+}
+
+/// What the sweeps of a backward pass make of the gates of channels.
+enum Gates<'a> {
+    None,
+    /// The adjoint of log-decays.
+    Decays,
+    /// The adjoint of logits, instead of that of keys; `last` pulls behind the last tokens.
+    Logits {
+        scan: &'a Scan,
+        last: Option<&'a Tensor>,
+    },
+}
+
+/// Adjoints that a backward pass made.
+struct Adjoints {
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    d_initial: Tensor,
+    d_log: Option<Tensor>,
+    /// Sums for the adjoint of logits.
+    sums: Option<Tensor>,
 }
 
 /// One call of the operator.
@@ -207,16 +241,42 @@ impl Recurrence {
     /// Sums of log-decays of each segment, head and channel; none without decay.
     fn totals(&self) -> Result<Option<Tensor>> {
         let Sweeper {
-            cut, decays, device, ..
+            form,
+            cut,
+            decays,
+            device,
         } = &self.sweeper;
-        if decays.tensor.is_none() {
+        let Some(log) = &decays.tensor else {
             return Ok(None);
+        };
+        if *form == Form::Channel(Gate::Additive) {
+            return self.gate_totals(log).map(Some);
         }
         let (rows, width) = (cut.segments() * self.dims.h, decays.width());
         let totals = room::<f32>(device, rows * width)?;
         launch!(device, PLAIN, "decay_totals", blocks(rows, 1);
             decays.argument()?, cut.argument()?, totals.as_view(), self.dims.h as i32, width as i32);
         Ok(Some(gpu::tensor(totals, device, &(rows, width).into())))
+    }
+
+    /// [`Self::totals`] where the decay is the difference of gates `z`.
+    fn gate_totals(&self, z: &Tensor) -> Result<Tensor> {
+        let Sweeper { cut, decays, .. } = &self.sweeper;
+        let Dims { b, n, h, d, .. } = self.dims;
+        let rows = |tokens: Vec<u32>| {
+            let count = tokens.len();
+            z.index_select(&Tensor::from_vec(tokens, count, z.device())?, 1)
+        };
+        let ends: Vec<u32> = (1..=cut.parts())
+            .map(|part| (part * cut.longest()).min(n) as u32 - 1)
+            .collect();
+        let first = match &decays.before {
+            Some(before) => before.unsqueeze(1)?,
+            None => rows(vec![0])?,
+        };
+        let last = rows(ends)?;
+        let starts = Tensor::cat(&[&first, &last.narrow(1, 0, cut.parts() - 1)?], 1)?;
+        (starts - last)?.reshape((b * cut.parts() * h, d))
     }
 
     /// [`Self::scan`] within this part; works in the memory of `locals`.
@@ -254,9 +314,8 @@ impl Recurrence {
         enter: Option<&Tensor>,
         d_o: &Tensor,
         d_state: Option<&Tensor>,
-        learnt: bool,
-    ) -> Result<([Tensor; 4], Option<Tensor>)> {
-        let gates = learnt && self.sweeper.form != Form::Plain;
+        gates: &Gates<'_>,
+    ) -> Result<Adjoints> {
         let forward = self.sweeper.run(&Sweep {
             read: Some(d_o),
             write: v,
@@ -265,10 +324,24 @@ impl Recurrence {
             direction: Direction::Forward,
             enter,
             leave: false,
-            gates: if gates { GateWork::States } else { GateWork::None },
+            gates: match gates {
+                Gates::Decays => GateWork::States,
+                _ => GateWork::None,
+            },
         })?;
         let dq = made(forward.out)?.tensor();
         let states = forward.gates.map(Made::tensor);
+        let sums = match (gates, &self.sweeper.decays.tensor) {
+            (Gates::Logits { scan, last }, Some(z)) => {
+                let dense = if q.stride()[3] == 1 {
+                    q.clone()
+                } else {
+                    q.contiguous()?
+                };
+                Some(log_sum::cuda::pull(scan, Terms::Products(&dense, &dq), z, *last)?)
+            }
+            _ => None,
+        };
         let adjoint = |read, enter, leave| Sweep {
             read,
             write: q,
@@ -301,17 +374,24 @@ impl Recurrence {
             direction: Direction::Backward,
             enter: enter.as_ref(),
             leave: false,
-            gates: match &states {
-                Some(states) => GateWork::Decays {
+            gates: match (&states, &sums) {
+                (Some(states), _) => GateWork::Decays {
                     key: k,
                     d_query: &dq,
                     states,
                 },
-                None => GateWork::None,
+                (None, Some(sums)) => GateWork::Logits { key: k, sums },
+                (None, None) => GateWork::None,
             },
         })?;
-        let dk = made(reverse.out)?.tensor();
-        Ok(([dq, dk, dv, d_initial], reverse.gates.map(Made::tensor)))
+        Ok(Adjoints {
+            dk: made(reverse.out)?.tensor(),
+            d_log: reverse.gates.map(Made::tensor),
+            dq,
+            dv,
+            d_initial,
+            sums,
+        })
     }
 
     /// The adjoint of the log-decays from those of q and k, all in f32:
@@ -401,13 +481,20 @@ impl GradientOfMany for OutputGradient {
         let d_state = d_state.map(|d_state| d_state.contiguous()).transpose()?;
         let [q, k, v] = [args[0].detach(), args[1].detach(), args[2].detach()];
         let grad = grad.detach();
-        let ([dq, dk, dv, d_initial], d_log) = self.recurrence.backward(
-            [&q, &k, &v],
-            self.enter.as_ref(),
-            &grad,
-            d_state.as_ref(),
-            self.learnt,
-        )?;
+        let gates = match self.recurrence.sweeper.form {
+            Form::Channel(_) if self.learnt => Gates::Decays,
+            _ => Gates::None,
+        };
+        let Adjoints {
+            dq,
+            dk,
+            dv,
+            d_initial,
+            d_log,
+            ..
+        } = self
+            .recurrence
+            .backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref(), &gates)?;
         let has_decay = self.recurrence.sweeper.decays.tensor.is_some();
         let d_log = match &self.finals {
             Some(finals) => {

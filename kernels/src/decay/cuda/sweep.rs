@@ -236,12 +236,15 @@ unsafe impl DeviceRepr for LogDecayArg {}
 /// `Rows` of `cuda/decay.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct RowsArg {
+pub(crate) struct RowsArg {
     data: u64,
     batch: i64,
     token: i64,
     head: i64,
 }
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for RowsArg {}
 
 /// `Cut` of `cuda/decay.cuh`.
 #[repr(C)]
@@ -308,7 +311,8 @@ fn aligned_rows(tensor: &Tensor, form: Form) -> Result<Tensor> {
     }
 }
 
-fn rows_of(tensor: &Tensor) -> Result<RowsArg> {
+/// Where the rows of `[B, N, H, D]` lie, whose last axis is dense.
+pub(crate) fn rows_of(tensor: &Tensor) -> Result<RowsArg> {
     let stride: Vec<i64> = tensor.stride().iter().map(|&stride| stride as i64).collect();
     Ok(RowsArg {
         data: Locked::new(NAME, tensor).start()?,
