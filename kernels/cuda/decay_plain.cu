@@ -108,12 +108,100 @@ template <int ROWS, Decay DECAY, bool REVERSE> __device__ __forceinline__ void p
         }
 }
 
+// The adjoint of the logarithm of a decay that is the same for all tokens, without the cancellation of sums over the sequence:
+//
+//   T_t = a (T_{t-1} + S_{t-1}),   d log a = sum_t do_t^T T_t^T q_t + <T_N, G_N>
+//
+// T is the derivative of the state, from zero at the start of each segment, and G the adjoint of the state at its end. The
+// sweep is that of the output, with do in the place of the output, and G in the place of the states that leave. One
+// number a block.
+template <int ROWS> __device__ __forceinline__ void tangent(const Sweep<float> &job, float *sums) {
+    constexpr int QUADS = ROWS / 4 / GROUPS;
+    __shared__ float4 read[TOKENS][ROWS / 4], write[TOKENS][ROWS / 4];
+    __shared__ float value[TOKENS][COLUMNS], weight[TOKENS][COLUMNS];
+    __shared__ double partial[WARPS];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane % GROUPS;
+    const int own = warp * (COLUMNS / WARPS) + lane / GROUPS;
+    const Place place((job.e + COLUMNS - 1) / COLUMNS, job.heads);
+    const Segment segment = job.cut.at(place.segment);
+    const int first = place.tile * COLUMNS, h = place.head, columns = min(COLUMNS, job.e - first);
+    auto origin = [&](const Rows<float> &rows) {
+        return rows.data + segment.batch * rows.batch + segment.start * rows.token + h * rows.head;
+    };
+    const float a = expf(*job.log_decay.from(segment, h));
+    auto of_state = [&](const float *states, int i, int r) {
+        const int row = (i * GROUPS + group) * 4 + r;
+        const bool live = states && row < job.d && own < columns;
+        const int64_t at = (int64_t)(place.segment * job.heads + h) * job.state_size + row * job.state_row +
+                           (first + own) * job.state_column;
+        return live ? states[at] : 0.0f;
+    };
+    float s[QUADS][4], t[QUADS][4] = {};
+#pragma unroll
+    for (int i = 0; i < QUADS; i++)
+#pragma unroll
+        for (int r = 0; r < 4; r++) s[i][r] = of_state(job.enter, i, r);
+    double sum = 0.0;
+    for (int begin = 0; begin < segment.count; begin += TOKENS) {
+        const int count = min(TOKENS, segment.count - begin);
+        __syncthreads();
+        for (int item = threadIdx.x; item < TOKENS * ROWS; item += THREADS) {
+            const int token = item / ROWS, row = item % ROWS;
+            const bool inside = token < count && row < job.d;
+            const int64_t at = begin + token;
+            reinterpret_cast<float *>(read[token])[row] = inside ? origin(job.read)[at * job.read.token + row] : 0.0f;
+            reinterpret_cast<float *>(write[token])[row] = inside ? origin(job.write)[at * job.write.token + row] : 0.0f;
+        }
+        {
+            const int token = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+            const bool inside = token < count && column < columns;
+            const int64_t at = begin + token;
+            value[token][column] = inside ? origin(job.value)[at * job.value.token + first + column] : 0.0f;
+            weight[token][column] = inside ? origin(job.out)[at * job.out.token + first + column] : 0.0f;
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int token = 0; token < count; token++) {
+            const float v = value[token][own];
+            float change = 0.0f;
+#pragma unroll
+            for (int i = 0; i < QUADS; i++) {
+                const float4 w = write[token][i * GROUPS + group], q = read[token][i * GROUPS + group];
+                const float writes[4] = {w.x, w.y, w.z, w.w}, reads[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    t[i][r] = a * (t[i][r] + s[i][r]);
+                    s[i][r] = fmaf(writes[r], v, a * s[i][r]);
+                    change = fmaf(reads[r], t[i][r], change);
+                }
+            }
+            sum += change * weight[token][own];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < QUADS; i++)
+#pragma unroll
+        for (int r = 0; r < 4; r++) sum += t[i][r] * of_state(job.leave, i, r);
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (lane == 0) partial[warp] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 1; i < WARPS; i++) sum += partial[i];
+        sums[blockIdx.x] = (float)sum;
+    }
+}
+
 } // namespace fulgur
 
 #define PLAIN(ROWS)                                                                                                    \
     PLAIN_OF(ROWS, uniform, Uniform)                                                                                   \
     PLAIN_OF(ROWS, rows, Rows)                                                                                         \
-    PLAIN_OF(ROWS, columns, Columns)
+    PLAIN_OF(ROWS, columns, Columns)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                               \
+        decay_tangent_##ROWS(const __grid_constant__ fulgur::Sweep<float> job, float *sums) {                          \
+        fulgur::tangent<ROWS>(job, sums);                                                                              \
+    }
 #define PLAIN_OF(ROWS, NAME, DECAY)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         decay_plain_##ROWS##_##NAME##_forward(const __grid_constant__ fulgur::Sweep<float> job) {                      \

@@ -108,33 +108,19 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
             }
     }
 
-    // Copies start in three lots, between which there is other work: all at once would keep ldmatrix waiting.
-    auto fetch_read = [&](int at) {
-        if (at >= chunks) return;
-        const int stage = at % STAGES, from = begin(at), count = min(CHUNK, n - from);
-        if (OUTPUT) start_rows<CHUNK, D, THREADS>(read_tile(stage), read + from * job.read.token, job.read.token, count, job.d);
-        if (by_token && threadIdx.x < CHUNK) {
-            const bool live = threadIdx.x < count;
-            const int64_t token = live ? from + threadIdx.x : from;
-            copy4(base + Shared::LOGS + (stage * CHUNK + threadIdx.x) * 4, log_decay + token * job.log_decay.token, live);
-        }
-    };
-    auto fetch_write = [&](int at) {
-        if (at >= chunks) return;
-        const int from = begin(at), count = min(CHUNK, n - from);
-        start_rows<CHUNK, D, THREADS>(write_tile(at % STAGES), write + from * job.write.token, job.write.token, count, job.d);
-    };
-    auto fetch_value = [&](int at) {
+    auto fetch = [&](int at) {
         if (at < chunks) {
-            const int from = begin(at), count = min(CHUNK, n - from);
-            start_rows<CHUNK, E, THREADS>(value_tile(at % STAGES), value + from * job.value.token, job.value.token, count, columns);
+            const int stage = at % STAGES, from = begin(at), count = min(CHUNK, n - from);
+            if (OUTPUT) start_rows<CHUNK, D, THREADS>(read_tile(stage), read + from * job.read.token, job.read.token, count, job.d);
+            start_rows<CHUNK, D, THREADS>(write_tile(stage), write + from * job.write.token, job.write.token, count, job.d);
+            start_rows<CHUNK, E, THREADS>(value_tile(stage), value + from * job.value.token, job.value.token, count, columns);
+            if (by_token && threadIdx.x < CHUNK) {
+                const bool live = threadIdx.x < count;
+                const int64_t token = live ? from + threadIdx.x : from;
+                copy4(base + Shared::LOGS + (stage * CHUNK + threadIdx.x) * 4, log_decay + token * job.log_decay.token, live);
+            }
         }
         end_copies();
-    };
-    auto fetch = [&](int at) {
-        fetch_read(at);
-        fetch_write(at);
-        fetch_value(at);
     };
 
     // Every warp keeps its own sums of log-decays of two chunks.
@@ -167,14 +153,14 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
 #pragma unroll
         for (int k = 0; k < D; k += 32) {
             uint32_t a[2][4];
-            load_matrices(a[0], r.block(row, k, lane));
-            load_matrices(a[1], r.block(row, k + 16, lane));
+            load_matrices(a[0], r.block_here(row, k, lane));
+            load_matrices(a[1], r.block_here(row, k + 16, lane));
 #pragma unroll
             for (int i = 0; i < Share<WARPS>::MOST; i++) {
                 const int column = share.first + i;
                 if (column < share.end) {
                     uint32_t c[4];
-                    load_matrices(c, w.strip(column * 8, k, lane));
+                    load_matrices(c, w.at(column * 8 + (lane & 7), (k >> 3) + (lane >> 3)));
                     multiply(p[i], a[0], c[0], c[1]);
                     multiply(p[i], a[1], c[2], c[3]);
                 }
@@ -192,8 +178,8 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
                     return live ? x * power_of_two(REVERSE ? at_j - at_i : at_i - at_j) : 0.0f;
                 };
                 const int i0 = row + g, i1 = i0 + 8;
-                store4(pairs.pair(row, column * 8, lane), pack(pair(p[i][0], i0, j, above, of.x), pair(p[i][1], i0, j + 1, above, of.y)));
-                store4(pairs.pair(row + 8, column * 8, lane), pack(pair(p[i][2], i1, j, below, of.x), pair(p[i][3], i1, j + 1, below, of.y)));
+                store4(pairs.at(i0, column) + t * 4, pack(pair(p[i][0], i0, j, above, of.x), pair(p[i][1], i0, j + 1, above, of.y)));
+                store4(pairs.at(i1, column) + t * 4, pack(pair(p[i][2], i1, j, below, of.x), pair(p[i][3], i1, j + 1, below, of.y)));
             }
         }
     };
@@ -205,7 +191,7 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
         const Tile<E> values = value_tile(stage);
         uint32_t u[CHUNK / 16][4]; // as a right operand the pairs (0, 1) and (2, 3); as a left one 0, 2, 1, 3
 #pragma unroll
-        for (int k = 0; k < CHUNK / 16; k++) load_transposed(u[k], values.block(k * 16, own, lane));
+        for (int k = 0; k < CHUNK / 16; k++) load_transposed(u[k], values.block_here(k * 16, own, lane));
         if (OUTPUT) {
             const Tile<D> r = read_tile(stage);
             const Tile<CHUNK> pairs = pair_tile(at);
@@ -217,7 +203,7 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
 #pragma unroll
                 for (int m = 0; m < CHUNK / 16; m++) {
                     uint32_t a[4];
-                    load_matrices(a, r.block(m * 16, k * 16, lane));
+                    load_matrices(a, r.block_here(m * 16, k * 16, lane));
                     multiply(o[m][0], a, left[0], left[1]);
                     multiply(o[m][1], a, right[0], right[1]);
                 }
@@ -234,7 +220,7 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
 #pragma unroll
                 for (int k = REVERSE ? m : 0; k < (REVERSE ? CHUNK / 16 : m + 1); k++) {
                     uint32_t a[4];
-                    load_matrices(a, pairs.block(m * 16, k * 16, lane));
+                    load_matrices(a, pairs.block_here(m * 16, k * 16, lane));
                     multiply(o[m][0], a, u[k][0], u[k][1]);
                     multiply(o[m][1], a, u[k][2], u[k][3]);
                 }
@@ -244,20 +230,19 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
             for (int m = 0; m < CHUNK / 16; m++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
-                    store4(values.pair(m * 16, own + c * 8, lane), pack(o[m][c][0], o[m][c][1]));
-                    store4(values.pair(m * 16 + 8, own + c * 8, lane), pack(o[m][c][2], o[m][c][3]));
+                    store4(values.at(m * 16 + g, (own >> 3) + c) + t * 4, pack(o[m][c][0], o[m][c][1]));
+                    store4(values.at(m * 16 + g + 8, (own >> 3) + c) + t * 4, pack(o[m][c][2], o[m][c][3]));
                 }
             __syncwarp();
-            const int from = begin(at), count = min(CHUNK, n - from), column = own + Tile<E>::piece_column(lane);
-            bf16 *to = out + (from + Tile<E>::piece_row(lane)) * job.out.token + column;
+            const int from = begin(at), count = min(CHUNK, n - from), piece = (own >> 3) + (lane >> 3 & 1);
 #pragma unroll
             for (int m = 0; m < CHUNK / 16; m++) {
-                const uint4 row = load16(values.piece(m * 16, own, lane));
-                if (m * 16 + Tile<E>::piece_row(lane) < count && column < columns) *reinterpret_cast<uint4 *>(to) = row;
-                to += 16 * job.out.token;
+                const int token = m * 16 + (lane & 7) + (lane >> 4) * 8;
+                const uint4 row = load16(values.at(token, piece));
+                if (token < count && piece * 8 < columns)
+                    *reinterpret_cast<uint4 *>(out + (from + token) * job.out.token + piece * 8) = row;
             }
         }
-        fetch_value(at + 2);
         const float keep = power_of_two(whole);
 #pragma unroll
         for (int j = 0; j < DT; j++)
@@ -274,7 +259,7 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
 #pragma unroll
             for (int j = 0; j < D / 16; j++) {
                 uint32_t c[4];
-                load_transposed(c, w.block(k * 16, j * 16, lane));
+                load_transposed(c, w.block_here(k * 16, j * 16, lane));
                 multiply(s[2 * j], a, c[0], c[1]);
                 multiply(s[2 * j + 1], a, c[2], c[3]);
             }
@@ -292,12 +277,11 @@ __device__ __forceinline__ void uniform(const Sweep<bf16> &job) {
     for (int at = 0; at < chunks; at++) {
         wait_copies<0>();
         __syncthreads(); // chunk at + 1 and the pairs of `at` are there; nobody needs the stage of at - 1 any more
-        fetch_read(at + 2);
+        fetch(at + 2);
         if (at + 1 < chunks) {
             sum_logs(at + 1);
             if (OUTPUT) make_pairs(at + 1);
         }
-        fetch_write(at + 2);
         advance(at);
     }
 

@@ -77,6 +77,13 @@ template <int WIDTH> struct Tile {
     __device__ __forceinline__ uint32_t place(int row, int column, uint32_t of_lane) const {
         return base + (of_lane ^ (column * 2 & 127)) + (column * 2 & ~127) + row * ROW;
     }
+    __device__ __forceinline__ uint32_t at(int row, int piece) const {
+        return base + row * ROW + (((piece & ~7) | ((piece ^ row) & 7)) << 4);
+    }
+    // `block`, computed where it is used: in decay_uniform.cu, which keeps more in registers, that is faster.
+    __device__ __forceinline__ uint32_t block_here(int row, int column, int lane) const {
+        return at(row + (lane & 15), (column >> 3) + (lane >> 4));
+    }
     // What a lane gives to ldmatrix for the 16x16 block at (row, column), a multiple of 16: the matrices are those of rows
     // 0-7 and 8-15 at columns 0-7, then at 8-15.
     __device__ __forceinline__ uint32_t block(int row, int column, int lane) const {

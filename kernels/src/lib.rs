@@ -22,6 +22,7 @@ mod gpu;
 pub mod linear;
 pub mod log_sum;
 pub mod lrpe;
+mod named;
 pub mod norm;
 mod pass;
 pub mod philox;

@@ -60,6 +60,8 @@ enum Operator {
     ScalarDecay,
     /// The causal recurrence with a decay for every token and key channel (g)
     VectorDecay,
+    /// LightNet's causal additive recurrence: every token reads the softmax-weighted mean of those before it
+    LightnetCausal,
     /// LightNet's additive recurrence without causality: every token sees the sum of all
     LightnetNoncausal,
 }
@@ -69,6 +71,7 @@ impl Operator {
         match self {
             Self::ScalarDecay => operator::causal_decay(Gate::Scalar),
             Self::VectorDecay => operator::causal_decay(Gate::Vector),
+            Self::LightnetCausal => operator::lightnet_causal(),
             Self::LightnetNoncausal => operator::lightnet_noncausal(),
         }
     }

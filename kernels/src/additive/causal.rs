@@ -268,6 +268,10 @@ mod tests {
 
     /// Output, state and log-sum in a row.
     fn run(t: &[Tensor]) -> Result<Tensor> {
+        run_packed(t, None)
+    }
+
+    fn run_packed(t: &[Tensor], sequences: Option<&[usize]>) -> Result<Tensor> {
         let initial = match t {
             [_, _, _, state, log_sum] => Some(CausalState {
                 state: state.clone(),
@@ -277,6 +281,7 @@ mod tests {
         };
         let options = Causal {
             initial: initial.as_ref(),
+            sequences,
             ..Default::default()
         };
         let (o, last) = causal(&t[0], &t[1], &t[2], &options)?;
@@ -303,7 +308,19 @@ mod tests {
     #[test]
     fn gradients_are_those_of_differences() -> Result<()> {
         check_gradients(&inputs(4), run)?;
-        check_gradients(&inputs(3)[..3], run)
+        check_gradients(&inputs(3)[..3], run)?;
+        // Packed sequences, one of them empty.
+        let pack = |t: &Tensor| t.narrow(0, 0, 1);
+        let all = inputs(5);
+        let spread = |t: &Tensor| Tensor::cat(&[t, &t.narrow(0, 0, 1)?], 0);
+        let packed = [
+            pack(&all[0])?,
+            pack(&all[1])?,
+            pack(&all[2])?,
+            spread(&all[3])?,
+            spread(&all[4])?,
+        ];
+        check_gradients(&packed, |t| run_packed(t, Some(&[0, 2, 2, 5])))
     }
 
     #[test]

@@ -1,11 +1,9 @@
-//! The bare operator on named tensors: what `fulgur forward --op lightnet-noncausal` runs.
+//! The bare operators on named tensors: what `fulgur forward --op lightnet-noncausal` and `lightnet-causal` run.
 
-use super::{NonCausal, noncausal};
-use candle_core::{DType, Error, Result, Tensor, Var};
+use super::{Causal, CausalState, NonCausal, causal, noncausal};
+use crate::named::Inputs;
+use candle_core::{Result, Tensor};
 use std::collections::HashMap;
-
-const OP: &str = "lightnet-noncausal";
-const KNOWN: [&str; 5] = ["q", "g", "v", "do", "dstate"];
 
 /// Runs the non-causal additive recurrence on named tensors and returns named tensors in f32.
 ///
@@ -15,95 +13,87 @@ const KNOWN: [&str; 5] = ["q", "g", "v", "do", "dstate"];
 ///
 /// Fails in one line that lists every missing, unknown or mis-shaped input. `state_in` is refused: the form has no
 /// order, so that no state comes before its tokens.
-pub fn forward_op(inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    check(inputs)?;
-    let wide = |name: &str| {
-        inputs
-            .get(name)
-            .map(|t| t.detach().to_dtype(DType::F32))
-            .transpose()
+pub fn forward_op(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let inputs = Inputs {
+        op: "lightnet-noncausal",
+        tensors,
+        needed: &["q", "g", "v"],
+        known: &["q", "g", "v", "do", "dstate"],
     };
-    let (Some(q), Some(g), Some(v)) = (wide("q")?, wide("g")?, wide("v")?) else {
-        return fault("needs inputs q, g and v");
-    };
-    let vars = [q, g, v].map(|tensor| Var::from_tensor(&tensor));
-    let [q, g, v] = vars;
-    let (q, g, v) = (q?, g?, v?);
+    if tensors.contains_key("state_in") {
+        return inputs
+            .fault("state_in is not an input: the form has no order, so no state comes before its tokens");
+    }
+    inputs.refuse(&inputs.faults(shapes))?;
+    let (q, g, v) = (inputs.needed("q")?, inputs.needed("g")?, inputs.needed("v")?);
     let (o, state) = noncausal(&q, &g, &v, &NonCausal::default())?;
-    let mut outputs = HashMap::from([
-        ("o".to_owned(), o.detach()),
-        ("state".to_owned(), state.detach().contiguous()?),
-    ]);
-    let Some(d_o) = wide("do")? else {
-        return Ok(outputs);
+    inputs.outputs(
+        &o,
+        &state,
+        &[("dq", Some(&q)), ("dg", Some(&g)), ("dv", Some(&v))],
+    )
+}
+
+/// Runs the causal additive recurrence on named tensors and returns named tensors in f32.
+///
+/// Inputs are those of [`forward_op`] and, both or none, `state_in` `[B, H, D, E]` and `log_sum_in` `[B, H, D]`: what
+/// tokens before the first have left. Gives `o`, `state` and `log_sum`; with `do` also `dq`, `dg`, `dv` and, where their
+/// inputs are, `dstate_in` and `dlog_sum_in`.
+///
+/// # Errors
+/// One line that lists every missing, unknown or mis-shaped input.
+pub fn causal_forward_op(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let inputs = Inputs {
+        op: "lightnet-causal",
+        tensors,
+        needed: &["q", "g", "v"],
+        known: &["q", "g", "v", "state_in", "log_sum_in", "do", "dstate"],
     };
-    let mut loss = (&o * d_o)?.sum_all()?;
-    if let Some(dstate) = wide("dstate")? {
-        loss = (loss + (&state * dstate)?.sum_all()?)?;
+    let mut faults = inputs.faults(|q, width| {
+        let mut all = shapes(q, width);
+        all.push(("state_in", vec![q[0], q[2], q[3], width]));
+        all.push(("log_sum_in", vec![q[0], q[2], q[3]]));
+        all
+    });
+    if tensors.contains_key("state_in") != tensors.contains_key("log_sum_in") {
+        faults.push("state_in and log_sum_in come together: a mean and its weight".to_owned());
     }
-    let grads = loss.backward()?;
-    for (name, var) in [("dq", &q), ("dg", &g), ("dv", &v)] {
-        let grad = match grads.get(var) {
-            Some(grad) => grad.clone(),
-            None => var.zeros_like()?,
-        };
-        outputs.insert(name.to_owned(), grad);
-    }
+    inputs.refuse(&faults)?;
+    let (q, g, v) = (inputs.needed("q")?, inputs.needed("g")?, inputs.needed("v")?);
+    let (state_in, log_sum_in) = (inputs.variable("state_in")?, inputs.variable("log_sum_in")?);
+    let initial = match (&state_in, &log_sum_in) {
+        (Some(state), Some(log_sum)) => Some(CausalState {
+            state: state.as_tensor().clone(),
+            log_sum: log_sum.as_tensor().clone(),
+        }),
+        _ => None,
+    };
+    let options = Causal {
+        initial: initial.as_ref(),
+        ..Default::default()
+    };
+    let (o, last) = causal(&q, &g, &v, &options)?;
+    let variables = [
+        ("dq", Some(&q)),
+        ("dg", Some(&g)),
+        ("dv", Some(&v)),
+        ("dstate_in", state_in.as_ref()),
+        ("dlog_sum_in", log_sum_in.as_ref()),
+    ];
+    let mut outputs = inputs.outputs(&o, &last.state, &variables)?;
+    outputs.insert("log_sum".to_owned(), last.log_sum.detach());
     Ok(outputs)
 }
 
-fn check(inputs: &HashMap<String, Tensor>) -> Result<()> {
-    if inputs.contains_key("state_in") {
-        return fault("state_in is not an input: the form has no order, so no state comes before its tokens");
-    }
-    let mut faults: Vec<String> = ["q", "g", "v"]
-        .iter()
-        .filter(|name| !inputs.contains_key(**name))
-        .map(|name| format!("{name} is missing"))
-        .collect();
-    let mut names: Vec<&String> = inputs.keys().collect();
-    names.sort();
-    for &name in &names {
-        if !KNOWN.contains(&name.as_str()) {
-            faults.push(format!("{name} is unknown, known are {}", KNOWN.join(", ")));
-        }
-    }
-    if inputs.contains_key("dstate") && !inputs.contains_key("do") {
-        faults.push("dstate needs do beside it".to_owned());
-    }
-    let dims = |name: &str| inputs.get(name).map(|tensor| tensor.dims().to_vec());
-    if let Some(q) = dims("q") {
-        if q.len() != 4 || q.contains(&0) {
-            faults.push(format!("q is {q:?}, expected [B, N, H, D]"));
-        } else {
-            let value_width = dims("v").and_then(|v| v.last().copied()).unwrap_or(0).max(1);
-            let values = vec![q[0], q[1], q[2], value_width];
-            let state = vec![q[0], q[2], q[3], value_width];
-            for (name, expected) in [("g", q), ("v", values.clone()), ("do", values), ("dstate", state)] {
-                if let Some(found) = dims(name)
-                    && found != expected
-                {
-                    faults.push(format!("{name} is {found:?}, expected {expected:?}"));
-                }
-            }
-        }
-    }
-    for &name in &names {
-        let dtype = inputs[name].dtype();
-        if KNOWN.contains(&name.as_str()) && !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            faults.push(format!("{name} is {dtype:?}, expected f32, f16 or bf16"));
-        }
-    }
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        fault(&faults.join("; "))
-    }
-}
-
-/// Not through `bail!`, which appends a backtrace to the line where the environment asks for one.
-fn fault<T>(text: &str) -> Result<T> {
-    Err(Error::Msg(format!("{OP}: {text}")))
+fn shapes(q: &[usize], width: usize) -> Vec<(&'static str, Vec<usize>)> {
+    let values = vec![q[0], q[1], q[2], width];
+    let state = vec![q[0], q[2], q[3], width];
+    vec![
+        ("g", q.to_vec()),
+        ("v", values.clone()),
+        ("do", values),
+        ("dstate", state),
+    ]
 }
 
 #[cfg(test)]
@@ -112,7 +102,7 @@ mod tests {
     use crate::additive::reference::Sizes;
     use crate::additive::tests::Case;
     use crate::testing::{relative_rms, values};
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     fn named(entries: &[(&str, &Tensor)]) -> HashMap<String, Tensor> {
         entries
@@ -162,6 +152,50 @@ mod tests {
         ]))?;
         assert!(half.values().all(|t| t.dtype() == DType::F32));
         assert!(relative_rms(&values(&half["o"]), &expected[0]) < 2e-2);
+        Ok(())
+    }
+
+    #[test]
+    fn the_causal_form_reads_as_much_as_there_is() -> Result<()> {
+        let normal = |seed, shape: &[usize]| crate::testing::normal(seed, shape).to_dtype(DType::F32);
+        let (q, g, v) = (
+            normal(1, &[2, 6, 3, 5])?,
+            normal(2, &[2, 6, 3, 5])?,
+            normal(3, &[2, 6, 3, 7])?,
+        );
+        let whole = causal_forward_op(&named(&[("q", &q), ("g", &g), ("v", &v), ("do", &v)]))?;
+        let mut names: Vec<_> = whole.keys().collect();
+        names.sort();
+        assert_eq!(names, ["dg", "dq", "dv", "log_sum", "o", "state"]);
+        // The last token reads what the form without order reads.
+        let all = forward_op(&named(&[("q", &q), ("g", &g), ("v", &v)]))?;
+        let last = |t: &Tensor| t.narrow(1, 5, 1).map(|t| values(&t));
+        assert!(relative_rms(&last(&whole["o"])?, &last(&all["o"])?) < 1e-5);
+        assert!(relative_rms(&values(&whole["state"]), &values(&all["state"])) < 1e-5);
+        // Two halves are the whole.
+        let half = |t: &Tensor, i: usize| t.narrow(1, 3 * i, 3)?.contiguous();
+        let first = causal_forward_op(&named(&[
+            ("q", &half(&q, 0)?),
+            ("g", &half(&g, 0)?),
+            ("v", &half(&v, 0)?),
+        ]))?;
+        let second = causal_forward_op(&named(&[
+            ("q", &half(&q, 1)?),
+            ("g", &half(&g, 1)?),
+            ("v", &half(&v, 1)?),
+            ("do", &half(&v, 1)?),
+            ("state_in", &first["state"]),
+            ("log_sum_in", &first["log_sum"]),
+        ]))?;
+        assert!(relative_rms(&values(&second["o"]), &values(&half(&whole["o"], 1)?)) < 1e-5);
+        assert!(second.contains_key("dstate_in") && second.contains_key("dlog_sum_in"));
+        let alone = causal_forward_op(&named(&[
+            ("q", &q),
+            ("g", &g),
+            ("v", &v),
+            ("state_in", &first["state"]),
+        ]));
+        assert!(alone.unwrap_err().to_string().contains("come together"));
         Ok(())
     }
 

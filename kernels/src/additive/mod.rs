@@ -43,7 +43,7 @@ pub mod reference;
 mod tests;
 
 pub use causal::{Causal, CausalState, causal, step};
-pub use forward::forward_op;
+pub use forward::{causal_forward_op, forward_op};
 pub use projected::projected;
 
 use crate::autograd::{Gradient, Value, attach2, attach3};

@@ -1,10 +1,9 @@
 //! The bare operator on named tensors, in the form that `fulgur forward --op` runs.
 
 use super::{Causal, LogDecay, causal};
-use candle_core::{DType, Error, Result, Tensor, Var};
+use crate::named::Inputs;
+use candle_core::{Result, Tensor, Var};
 use std::collections::HashMap;
-
-const KNOWN: [&str; 8] = ["q", "k", "v", "rate", "g", "state_in", "do", "dstate"];
 
 /// What the decays belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,16 +33,42 @@ impl Gate {
 ///
 /// # Errors
 /// One line that lists every missing, unknown or mis-shaped input.
-pub fn forward_op(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    check(gate, inputs)?;
-    let variable = |name: &str| match inputs.get(name) {
-        Some(tensor) => Var::from_tensor(&tensor.detach().to_dtype(DType::F32)?).map(Some),
-        None => Ok(None),
+pub fn forward_op(gate: Gate, tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let scalar = gate == Gate::Scalar;
+    let inputs = Inputs {
+        op: gate.name(),
+        tensors,
+        needed: if scalar {
+            &["q", "k", "v"]
+        } else {
+            &["q", "k", "v", "g"]
+        },
+        known: if scalar {
+            &["q", "k", "v", "rate", "g", "state_in", "do", "dstate"]
+        } else {
+            &["q", "k", "v", "g", "state_in", "do", "dstate"]
+        },
     };
-    let (Some(q), Some(k), Some(v)) = (variable("q")?, variable("k")?, variable("v")?) else {
-        return fault(gate, "needs inputs q, k and v");
-    };
-    let (rate, g, state_in) = (variable("rate")?, variable("g")?, variable("state_in")?);
+    let mut faults = inputs.faults(|q, width| {
+        let values = vec![q[0], q[1], q[2], width];
+        let state = vec![q[0], q[2], q[3], width];
+        vec![
+            ("k", q.to_vec()),
+            ("v", values.clone()),
+            ("rate", vec![q[2]]),
+            ("g", if scalar { q[..3].to_vec() } else { q.to_vec() }),
+            ("state_in", state.clone()),
+            ("do", values),
+            ("dstate", state),
+        ]
+    });
+    if tensors.contains_key("rate") && tensors.contains_key("g") && scalar {
+        faults.push("both rate and g are given, expected one of them".to_owned());
+    }
+    inputs.refuse(&faults)?;
+    let (q, k, v) = (inputs.needed("q")?, inputs.needed("k")?, inputs.needed("v")?);
+    let (rate, g) = (inputs.variable("rate")?, inputs.variable("g")?);
+    let state_in = inputs.variable("state_in")?;
     let head = rate.as_ref().map(|rate| rate.neg()).transpose()?;
     let decay = match (gate, &head, &g) {
         (Gate::Vector, _, Some(log)) => LogDecay::Channel(log),
@@ -57,16 +82,7 @@ pub fn forward_op(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<HashMa
         ..Default::default()
     };
     let (o, state) = causal(&q, &k, &v, &options)?;
-    let mut outputs = HashMap::from([("o".to_owned(), o.detach()), ("state".to_owned(), state.detach())]);
-    let Some(d_o) = inputs.get("do") else {
-        return Ok(outputs);
-    };
-    let mut loss = (&o * d_o.to_dtype(DType::F32)?)?.sum_all()?;
-    if let Some(dstate) = inputs.get("dstate") {
-        loss = (loss + (&state * dstate.to_dtype(DType::F32)?)?.sum_all()?)?;
-    }
-    let grads = loss.backward()?;
-    let named = [
+    let variables = [
         ("dq", Some(&q)),
         ("dk", Some(&k)),
         ("dv", Some(&v)),
@@ -74,84 +90,7 @@ pub fn forward_op(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<HashMa
         ("dg", g.as_ref()),
         ("dstate_in", state_in.as_ref()),
     ];
-    for (name, var) in named {
-        if let Some(grad) = var.and_then(|var| grads.get(var)) {
-            outputs.insert(name.to_owned(), grad.clone());
-        }
-    }
-    Ok(outputs)
-}
-
-fn check(gate: Gate, inputs: &HashMap<String, Tensor>) -> Result<()> {
-    let needed: &[&str] = match gate {
-        Gate::Scalar => &["q", "k", "v"],
-        Gate::Vector => &["q", "k", "v", "g"],
-    };
-    let mut faults: Vec<String> = needed
-        .iter()
-        .filter(|name| !inputs.contains_key(**name))
-        .map(|name| format!("{name} is missing"))
-        .collect();
-    let mut names: Vec<&String> = inputs.keys().collect();
-    names.sort();
-    for &name in &names {
-        let dtype = inputs[name].dtype();
-        if !KNOWN.contains(&name.as_str()) || gate == Gate::Vector && name == "rate" {
-            let known = KNOWN
-                .iter()
-                .filter(|&&known| gate == Gate::Scalar || known != "rate");
-            let known: Vec<_> = known.copied().collect();
-            faults.push(format!("{name} is unknown, known are {}", known.join(", ")));
-        } else if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            faults.push(format!("{name} is {dtype:?}, expected f32, f16 or bf16"));
-        }
-    }
-    if inputs.contains_key("rate") && inputs.contains_key("g") {
-        faults.push("both rate and g are given, expected one of them".to_owned());
-    }
-    if inputs.contains_key("dstate") && !inputs.contains_key("do") {
-        faults.push("dstate needs do beside it".to_owned());
-    }
-    faults.extend(shape_faults(gate, inputs));
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        fault(gate, &faults.join("; "))
-    }
-}
-
-fn shape_faults(gate: Gate, inputs: &HashMap<String, Tensor>) -> Vec<String> {
-    let dims = |name: &str| inputs.get(name).map(|tensor| tensor.dims().to_vec());
-    let Some(q) = dims("q") else {
-        return Vec::new();
-    };
-    if q.len() != 4 || q.contains(&0) {
-        return vec![format!("q is {q:?}, expected [B, N, H, D]")];
-    }
-    let value_width = dims("v").and_then(|v| v.last().copied()).unwrap_or(0).max(1);
-    let values = vec![q[0], q[1], q[2], value_width];
-    let state = vec![q[0], q[2], q[3], value_width];
-    let expected = [
-        ("k", q.clone()),
-        ("v", values.clone()),
-        ("rate", vec![q[2]]),
-        ("g", if gate == Gate::Scalar { q[..3].to_vec() } else { q }),
-        ("state_in", state.clone()),
-        ("do", values),
-        ("dstate", state),
-    ];
-    expected
-        .into_iter()
-        .filter_map(|(name, expected)| {
-            let found = dims(name).filter(|found| *found != expected)?;
-            Some(format!("{name} is {found:?}, expected {expected:?}"))
-        })
-        .collect()
-}
-
-/// Not through `bail!`, which appends a backtrace to the line where the environment asks for one.
-fn fault<T>(gate: Gate, text: &str) -> Result<T> {
-    Err(Error::Msg(format!("{}: {text}", gate.name())))
+    inputs.outputs(&o, &state, &variables)
 }
 
 #[cfg(test)]
@@ -160,7 +99,7 @@ mod tests {
     use crate::decay::reference::Sizes;
     use crate::decay::tests::{Case, Kind};
     use crate::testing::{relative_rms, values};
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     fn named(entries: &[(&str, &Tensor)]) -> HashMap<String, Tensor> {
         entries

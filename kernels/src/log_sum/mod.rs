@@ -133,8 +133,27 @@ impl Scan {
     }
 
     /// Rows of the last tokens of all sequences.
+    #[cfg(feature = "cuda")]
     pub(crate) fn last_rows(&self, x: &Tensor) -> Result<Tensor> {
         self.rows_at(x, |start, end| end.max(start + 1).min(self.tokens) - 1)
+    }
+
+    /// Of `[S, ..]`: `rows` of sequences with tokens, `others` of empty ones.
+    pub(crate) fn unless_empty(&self, rows: &Tensor, others: &Tensor) -> Result<Tensor> {
+        let full: Vec<u8> = self
+            .sequences()
+            .iter()
+            .map(|&(_, start, end)| u8::from(end > start))
+            .collect();
+        if !full.contains(&0) {
+            return Ok(rows.clone());
+        }
+        let mut shape = vec![1; rows.rank()];
+        shape[0] = full.len();
+        let full = Tensor::from_vec(full, shape, rows.device())?;
+        full.broadcast_as(rows.shape())?
+            .contiguous()?
+            .where_cond(rows, others)
     }
 
     fn rows_at(&self, x: &Tensor, token: impl Fn(usize, usize) -> usize) -> Result<Tensor> {
@@ -162,7 +181,8 @@ impl GradientOfMany for Scan {
         let mut adjoints = vec![Some(((&logits - &z)?.exp()? * &y)?)];
         if let Some(before) = args.get(1) {
             let weight = (before.detach() - self.first_rows(&z)?)?.exp()?;
-            adjoints.push(Some((weight * self.first_rows(&y)?)?));
+            let adjoint = (weight * self.first_rows(&y)?)?;
+            adjoints.push(Some(self.unless_empty(&adjoint, &adjoint.zeros_like()?)?));
         }
         Ok(adjoints)
     }

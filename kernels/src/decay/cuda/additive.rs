@@ -98,21 +98,11 @@ pub(crate) fn additive(
 /// Gates of the last tokens; what came before empty sequences.
 fn last_gates(scan: &Scan, z: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
     let last = scan.last_rows(z)?;
-    let starts = std::iter::once(0).chain(scan.ends.iter().copied());
-    let empty: Vec<u8> = starts
-        .zip(&scan.ends)
-        .map(|(start, &end)| u8::from(start == end))
-        .collect();
-    if !empty.contains(&1) {
-        return Ok(last);
-    }
-    let count = empty.len();
-    let empty = Tensor::from_vec(empty, (count, 1, 1), z.device())?.broadcast_as(last.shape())?;
     let nothing = match before {
         Some(before) => before.clone(),
         None => last.affine(0.0, log_sum::NOTHING)?,
     };
-    empty.contiguous()?.where_cond(&nothing, &last)
+    scan.unless_empty(&last, &nothing)
 }
 
 struct OutputGradient {
@@ -144,7 +134,7 @@ impl GradientOfMany for OutputGradient {
             .as_ref()
             .map(|d_state| (&self.finals * d_state)?.sum(3))
             .transpose()?;
-        let last = match (through_state, d_last) {
+        let last = match (through_state, &d_last) {
             (Some(state), Some(last)) => Some((state - last)?),
             (Some(state), None) => Some(state),
             (None, Some(last)) => Some(last.neg()?),
@@ -170,7 +160,11 @@ impl GradientOfMany for OutputGradient {
             let scale = (log_sum.detach() - self.scan.first_rows(z)?)?.exp()?;
             let pulled = (scale * self.scan.first_rows(sums)?)?;
             let through_state = (args[3].detach() * &found.d_initial)?.sum(3)?;
-            all.extend([Some(found.d_initial), Some((through_state - pulled)?)]);
+            let d_before = (through_state - pulled)?;
+            // Empty sequences hand their gates on.
+            let handed = d_last.map_or_else(|| d_before.zeros_like(), Ok)?;
+            let d_before = self.scan.unless_empty(&d_before, &handed)?;
+            all.extend([Some(found.d_initial), Some(d_before)]);
         }
         for (adjoint, arg) in all.iter_mut().zip(args) {
             if !arg.track_op() {

@@ -165,6 +165,8 @@ struct Adjoints {
     d_log: Option<Tensor>,
     /// Sums for the adjoint of logits.
     sums: Option<Tensor>,
+    /// Adjoints of the states at the ends of segments; zeros if absent.
+    arriving: Option<Tensor>,
 }
 
 /// One call of the operator.
@@ -175,15 +177,16 @@ struct Recurrence {
 }
 
 impl Recurrence {
-    /// The states that enter segments, if not all are zero, the final states, and the output.
-    fn forward(
+    /// The sweep of the output.
+    fn output<'a>(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        initial: Option<&Tensor>,
-    ) -> Result<(Option<Tensor>, Tensor, Value)> {
-        let sweep = |read, enter, leave| Sweep {
+        read: Option<&'a Tensor>,
+        k: &'a Tensor,
+        v: &'a Tensor,
+        enter: Option<&'a Tensor>,
+        leave: bool,
+    ) -> Sweep<'a> {
+        Sweep {
             read,
             write: k,
             value: v,
@@ -192,7 +195,18 @@ impl Recurrence {
             enter,
             leave,
             gates: GateWork::None,
-        };
+        }
+    }
+
+    /// The states that enter segments, if not all are zero, the final states, and the output.
+    fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        initial: Option<&Tensor>,
+    ) -> Result<(Option<Tensor>, Tensor, Value)> {
+        let sweep = |read, enter, leave| self.output(read, k, v, enter, leave);
         let whole = self.sweeper.cut.parts() == 1 && self.exchange.is_none();
         let (enter, finals) = if whole {
             (initial.cloned(), None)
@@ -391,6 +405,7 @@ impl Recurrence {
             dv,
             d_initial,
             sums,
+            arriving: enter,
         })
     }
 
@@ -436,7 +451,7 @@ impl Recurrence {
         match decays.kind {
             Kind::Channel => Ok(terms((b, n, h, d).into())),
             Kind::Token => Ok(terms((b, n, h).into())),
-            Kind::Head | Kind::None => terms((b * n, h).into()).sum(0),
+            Kind::Head | Kind::None => bail!("{NAME}: the adjoint of a decay of heads is a tangent"),
         }
     }
 }
@@ -491,12 +506,20 @@ impl GradientOfMany for OutputGradient {
             dv,
             d_initial,
             d_log,
+            arriving,
             ..
         } = self
             .recurrence
             .backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref(), &gates)?;
         let has_decay = self.recurrence.sweeper.decays.tensor.is_some();
         let d_log = match &self.finals {
+            Some(_) if self.recurrence.sweeper.decays.kind == Kind::Head => {
+                let sweep = self
+                    .recurrence
+                    .output(Some(&q), &k, &v, self.enter.as_ref(), false);
+                let sweeper = &self.recurrence.sweeper;
+                Some(sweeper.tangent(&sweep, &grad, arriving.as_ref())?)
+            }
             Some(finals) => {
                 let around = [&q, &dq, &k, &dk];
                 Some(self.recurrence.decay_adjoint(around, finals, d_state.as_ref())?)

@@ -5,12 +5,12 @@ use crate::autograd::Value;
 use crate::cuda_module::{Module, THREADS, launch, module, room};
 use crate::decay::{Kind, NAME};
 use crate::exchange::Direction;
-use crate::gpu::Locked;
+use crate::gpu::{self, Locked};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor};
+use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 const UNIFORM: Module = module!("decay_uniform");
@@ -533,6 +533,57 @@ impl Sweeper {
         let name = format!("decay_plain_{rows}_{decay}_{}", direction(sweep.direction));
         launch!(self.device, PLAIN, name, config; argument);
         Ok(())
+    }
+}
+
+impl Sweeper {
+    /// The adjoint `[H]` of the logarithm of a decay for each head; see `tangent` in `cuda/decay_plain.cu`. `sweep` is that
+    /// of the output, and `arriving` are the adjoints of the states at the ends of segments.
+    pub(super) fn tangent(
+        &self,
+        sweep: &Sweep<'_>,
+        d_o: &Tensor,
+        arriving: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let Some(read) = sweep.read else {
+            bail!("{NAME}: the tangent has nothing to read");
+        };
+        let rows = [read, sweep.write, sweep.value, d_o].map(|rows| aligned_rows(rows, self.form));
+        let [read, write, value, d_o] = rows;
+        let (read, write, value, d_o) = (read?, write?, value?, d_o?);
+        let (_, _, h, d) = write.dims4()?;
+        let e = value.dim(3)?;
+        let address =
+            |states: Option<&Tensor>| states.map_or(Ok(0), |states| Locked::new(NAME, states).start());
+        let argument = SweepArg {
+            read: rows_of(&read)?,
+            write: rows_of(&write)?,
+            value: rows_of(&value)?,
+            out: rows_of(&d_o)?,
+            log_decay: self.decays.argument()?,
+            before: 0,
+            enter: address(sweep.enter)?,
+            leave: address(arriving)?,
+            state_size: (d * e) as i64,
+            state_row: e as i64,
+            state_column: 1,
+            cut: self.cut.argument()?,
+            heads: h as i32,
+            d: d as i32,
+            e: e as i32,
+        };
+        let (segments, tiles) = (self.cut.segments(), Form::Plain.tiles(e));
+        let sums = room::<f32>(&self.device, segments * h * tiles)?;
+        let config = LaunchConfig {
+            grid_dim: ((segments * h * tiles) as u32, 1, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let name = format!("decay_tangent_{}", d.next_power_of_two().max(32));
+        launch!(self.device, PLAIN, name, config; argument, sums.as_view());
+        gpu::tensor(sums, &self.device, &(segments, h, tiles).into())
+            .sum(2)?
+            .sum(0)
     }
 }
 
