@@ -7,7 +7,7 @@ CARGO ?= cargo
 FLAGS ?= --locked
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test check-cuda
+.PHONY: help setup build demo test check-cuda bench bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,16 @@ test: setup ## format check, lints, and every test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) test $(FLAGS) --workspace
+	@./scripts/gpu-record.sh
 
 check-cuda: ## compile everything for GPUs, without one; fetches a CUDA toolkit where there is none
 	@./scripts/check-cuda.sh
+
+bench: ## time the operators on the CPU, after their tests
+	$(CARGO) test $(FLAGS) --release -p fulgur-kernels --lib -- additive decay ema log_sum
+	$(CARGO) bench $(FLAGS) -p fulgur-kernels --bench decay
+	$(CARGO) bench $(FLAGS) -p fulgur-kernels --bench additive
+
+bench-gpu: ## time the operators and their peers on a GPU, after their tests: docs/benchmarks.md
+	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda --example bench_cuda
+	./scripts/bench-gpu.py

@@ -4,8 +4,8 @@
 //   y_t = x_t + exp(z_t - z_{t+1}) y_{t+1}                  backward, x = q dq for the adjoint of the logits of the
 //                                                           recurrence, x = dz for that of the gates
 //
-// Sequences are cut into slices, for which one launch finds what they add, and a second one, which starts from what the
-// slices before (or after) add, writes every token. A lane takes two channels; warps take stretches of a slice.
+// Sequences are cut into slices, one for each warp. One launch finds what they add, and a second one, which starts from what
+// the slices before (or after) add, writes every token. A lane takes two channels.
 
 #include "decay.cuh"
 #include <cuda_bf16.h>
@@ -34,19 +34,19 @@ struct Total {
     __device__ __forceinline__ float log() const { return sum > 0.0f ? max + __log2f(sum) * LN2 : NOTHING; }
 };
 
-// Tokens of a sequence and of one warp's stretch of a slice of it.
+// Tokens of a sequence, and of the slice that a warp takes.
 struct Stretch {
     int64_t first; // of the sequence, over all batches
-    int sequence, batch, start, count, begin, end;
-    __device__ __forceinline__ Stretch(const int *borders, int tokens, int slices, int slice, int warp) {
+    int sequence, batch, start, count, length, slice, begin, end;
+    __device__ __forceinline__ Stretch(const int *borders, int tokens, int slices) {
         sequence = blockIdx.z;
         batch = borders ? 0 : sequence;
         start = borders ? borders[sequence] : 0;
         count = borders ? borders[sequence + 1] - start : tokens;
         first = (int64_t)batch * tokens + start;
-        const int length = (count + slices - 1) / slices, share = (length + WARPS - 1) / WARPS;
-        const int stop = min(count, (slice + 1) * length);
-        begin = min(stop, slice * length + warp * share), end = min(stop, begin + share);
+        length = (count + slices - 1) / slices;
+        slice = blockIdx.y * WARPS + (threadIdx.x >> 5);
+        begin = min(count, slice * length), end = min(count, begin + length);
     }
 };
 
@@ -58,52 +58,30 @@ __device__ __forceinline__ float2 pair_at(const __nv_bfloat16 *at) {
 template <typename T, bool WRITE>
 __device__ __forceinline__ void gates(Rows<T> logits, const float *before, float *z, float4 *partial, const int *borders,
                                       int tokens, int slices, int heads, int d) {
-    __shared__ Total found[WARPS][2][32];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, slice = blockIdx.y;
-    const int couple = blockIdx.x * 32 + lane, couples = heads * d / 2, h = couple * 2 / d, c = couple * 2 % d;
-    const bool live = couple < couples;
-    const Stretch stretch(borders, tokens, slices, slice, warp);
+    const int couple = blockIdx.x * 32 + (threadIdx.x & 31), couples = heads * d / 2, h = couple * 2 / d, c = couple * 2 % d;
+    const Stretch stretch(borders, tokens, slices);
+    if (couple >= couples || stretch.slice >= slices) return;
     const T *from = logits.data + stretch.batch * logits.batch + (int64_t)stretch.start * logits.token + h * logits.head + c;
-    Total x = {NOTHING, 0.0f}, y = x;
-    if (live)
-#pragma unroll 8
-        for (int token = stretch.begin; token < stretch.end; token++) {
-            const float2 g = pair_at(from + token * logits.token);
-            x.add(g.x, 1.0f), y.add(g.y, 1.0f);
-        }
-    found[warp][0][lane] = x, found[warp][1][lane] = y;
-    __syncthreads();
-    if (!live) return;
     const int64_t row = (int64_t)stretch.sequence * slices;
-    if (!WRITE) {
-        if (warp > 0) return;
-        for (int i = 1; i < WARPS; i++) {
-            x.add(found[i][0][lane].max, found[i][0][lane].sum);
-            y.add(found[i][1][lane].max, found[i][1][lane].sum);
+    Total x = {NOTHING, 0.0f}, y = x;
+    if (WRITE) {
+        if (before) {
+            const float2 start = pair_at(before + ((int64_t)stretch.sequence * couples + couple) * 2);
+            x.add(start.x, 1.0f), y.add(start.y, 1.0f);
         }
-        partial[(row + slice) * couples + couple] = make_float4(x.max, x.sum, y.max, y.sum);
-        return;
-    }
-    x = y = {NOTHING, 0.0f};
-    if (before) {
-        const float2 start = pair_at(before + ((int64_t)stretch.sequence * couples + couple) * 2);
-        x.add(start.x, 1.0f), y.add(start.y, 1.0f);
-    }
-    for (int i = 0; i < slice; i++) {
-        const float4 part = partial[(row + i) * couples + couple];
-        x.add(part.x, part.y), y.add(part.z, part.w);
-    }
-    for (int i = 0; i < warp; i++) {
-        x.add(found[i][0][lane].max, found[i][0][lane].sum);
-        y.add(found[i][1][lane].max, found[i][1][lane].sum);
+        for (int i = 0; i < stretch.slice; i++) {
+            const float4 part = partial[(row + i) * couples + couple];
+            x.add(part.x, part.y), y.add(part.z, part.w);
+        }
     }
     float2 *to = reinterpret_cast<float2 *>(z) + stretch.first * couples + couple;
 #pragma unroll 8
     for (int token = stretch.begin; token < stretch.end; token++) {
         const float2 g = pair_at(from + token * logits.token);
         x.add(g.x, 1.0f), y.add(g.y, 1.0f);
-        to[(int64_t)token * couples] = make_float2(x.log(), y.log());
+        if (WRITE) to[(int64_t)token * couples] = make_float2(x.log(), y.log());
     }
+    if (!WRITE) partial[(row + stretch.slice) * couples + couple] = make_float4(x.max, x.sum, y.max, y.sum);
 }
 
 // Terms of the sums of the backward pass.
@@ -131,59 +109,33 @@ struct Dense {
 template <typename Terms, bool WRITE>
 __device__ __forceinline__ void pull(Terms terms, const float *z, const float *last, float *y, float2 *partial,
                                      const int *borders, int tokens, int slices, int heads, int d) {
-    __shared__ float2 found[WARPS][32];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, slice = blockIdx.y;
-    const int couple = blockIdx.x * 32 + lane, couples = heads * d / 2, h = couple * 2 / d, c = couple * 2 % d;
-    const bool live = couple < couples;
-    const Stretch stretch(borders, tokens, slices, slice, warp);
+    const int couple = blockIdx.x * 32 + (threadIdx.x & 31), couples = heads * d / 2, h = couple * 2 / d, c = couple * 2 % d;
+    const Stretch stretch(borders, tokens, slices);
+    // A slice behind the end of its sequence has no tokens, and nobody asks for its sum.
+    if (couple >= couples || stretch.begin >= stretch.end) return;
     const auto term_at = terms.of(stretch, h, c, couple, couples);
     const float2 *gate = reinterpret_cast<const float2 *>(z) + stretch.first * couples + couple;
     auto gate_at = [&](int token) { return gate[(int64_t)token * couples]; };
-    // What is known of the tokens after a point: y there, and the gate that it belongs to.
-    struct Sum {
-        float2 y, at;
-        __device__ __forceinline__ void step(float2 term, float2 gate) {
-            y = make_float2(term.x + y.x * exponential(gate.x - at.x), term.y + y.y * exponential(gate.y - at.y));
-            at = gate;
-        }
-    };
-    auto run = [&](Sum sum, auto write) {
-#pragma unroll 8
-        for (int token = stretch.end - 1; token >= stretch.begin; token--) {
-            sum.step(term_at(token), gate_at(token));
-            write(token, sum.y);
-        }
-        return sum;
-    };
-    const float2 zero = make_float2(0.0f, 0.0f);
-    if (live && stretch.count > 0) {
-        const Sum sum = run({zero, gate_at(max(stretch.end - 1, 0))}, [](int, float2) {});
-        found[warp][lane] = sum.y;
-    }
-    __syncthreads();
-    if (!live || stretch.count == 0) return;
     const int64_t row = (int64_t)stretch.sequence * slices;
-    const int length = (stretch.count + slices - 1) / slices, share = (length + WARPS - 1) / WARPS;
-    // Sums of the warps of this slice after `warp`, onto what comes after the slice.
-    auto later_warps = [&](Sum sum) {
-        for (int i = WARPS - 1; i > warp; i--) {
-            const int begin = slice * length + i * share;
-            if (begin < min(stretch.count, (slice + 1) * length)) sum.step(found[i][lane], gate_at(begin));
-        }
-        return sum;
+    // What is known of the tokens after a point: y there, and the gate that it belongs to.
+    float2 sum = make_float2(0.0f, 0.0f), at = gate_at(stretch.end - 1);
+    auto step = [&](float2 term, float2 here) {
+        sum = make_float2(term.x + sum.x * exponential(here.x - at.x), term.y + sum.y * exponential(here.y - at.y));
+        at = here;
     };
-    if (!WRITE) {
-        if (warp > 0 || slice * length >= stretch.count) return;
-        Sum sum = later_warps({zero, gate_at(stretch.count - 1)});
-        sum.step(found[0][lane], gate_at(stretch.begin));
-        partial[(row + slice) * couples + couple] = sum.y;
-        return;
+    if (WRITE) {
+        if (last) sum = pair_at(last + ((int64_t)stretch.sequence * couples + couple) * 2);
+        at = gate_at(stretch.count - 1);
+        for (int i = (stretch.count - 1) / stretch.length; i > stretch.slice; i--)
+            step(partial[(row + i) * couples + couple], gate_at(i * stretch.length));
     }
-    Sum sum = {last ? pair_at(last + ((int64_t)stretch.sequence * couples + couple) * 2) : zero, gate_at(stretch.count - 1)};
-    for (int i = slices - 1; i > slice; i--)
-        if (i * length < stretch.count) sum.step(partial[(row + i) * couples + couple], gate_at(i * length));
     float2 *to = reinterpret_cast<float2 *>(y) + stretch.first * couples + couple;
-    run(later_warps(sum), [&](int token, float2 y) { to[(int64_t)token * couples] = y; });
+#pragma unroll 8
+    for (int token = stretch.end - 1; token >= stretch.begin; token--) {
+        step(term_at(token), gate_at(token));
+        if (WRITE) to[(int64_t)token * couples] = sum;
+    }
+    if (!WRITE) partial[(row + stretch.slice) * couples + couple] = sum;
 }
 
 } // namespace fulgur

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! `forward_ms` and `backward_ms` are medians over runs of calls between two looks at the clock; the backward pass is that
-//! of a tape from a given adjoint of the output. `copy_gbps` is the bandwidth of a device-to-device copy in the same run.
+//! of a tape from a given adjoint of the output. `bytes` are those that have to move at least: operands once and results
+//! once. `copy` is the bandwidth of a device-to-device copy in the same run.
 
 #![allow(clippy::print_stdout)]
 
@@ -34,6 +35,9 @@ fn main() -> Result<()> {
         .filter(|kind| kind.contains(&filter) || filter.is_empty())
     {
         sweep(kind, MAIN, &device)?;
+    }
+    if filter.is_empty() || filter == "noncausal" {
+        noncausal(&device)?;
     }
     if filter.is_empty() || filter == "head" {
         for sizes in few.iter().chain(&long) {
@@ -86,19 +90,34 @@ fn copy(device: &Device) -> Result<f64> {
     Ok(2.0 * 2.0 * x.elem_count() as f64 / ms / 1e6)
 }
 
+/// Prints a row.
+fn row(kind: &str, shape: Sizes, times: [Option<f64>; 2], bytes: [usize; 2], flops: [usize; 2]) {
+    let names = ["forward", "backward"];
+    let parts: Vec<String> = (0..2)
+        .filter_map(|i| {
+            let (name, ms) = (names[i], times[i]?);
+            let (bytes, flops) = (bytes[i], flops[i]);
+            Some(format!(
+                "\"{name}_ms\":{ms:.4},\"{name}_bytes\":{bytes},\"{name}_flops\":{flops}"
+            ))
+        })
+        .collect();
+    println!("{{\"kind\":\"{kind}\",\"shape\":{shape:?},{}}}", parts.join(","));
+}
+
 fn sweep(kind: &str, sizes: Sizes, device: &Device) -> Result<()> {
     let [b, n, h, d] = sizes;
-    let row = |name: &str| {
+    let operand = |name: &str| {
         random(name, &sizes, device)?
             .affine(0.3, 0.0)?
             .to_dtype(DType::BF16)
     };
     let vars = [
-        Var::from_tensor(&row("q")?)?,
-        Var::from_tensor(&row("k")?)?,
-        Var::from_tensor(&row("v")?)?,
+        Var::from_tensor(&operand("q")?)?,
+        Var::from_tensor(&operand("k")?)?,
+        Var::from_tensor(&operand("v")?)?,
     ];
-    let d_o = row("do")?;
+    let d_o = operand("do")?;
     let log = match kind {
         "head" => Some(random("log", &[h], device)?),
         "token" => Some(random("log", &[b, n, h], device)?),
@@ -131,22 +150,61 @@ fn sweep(kind: &str, sizes: Sizes, device: &Device) -> Result<()> {
         let (result, tape) = tape::record(run);
         tape.backward_from(&result?, &d_o).map(drop)
     })?;
-    println!(
-        "{{\"kind\":\"{kind}\",\"shape\":[{b},{n},{h},{d}],\"forward_ms\":{forward:.4},\"backward_ms\":{:.4}}}",
-        both - forward
+    let elements = b * n * h * d;
+    // Gates of channels are f32, and so is their adjoint.
+    let gates = if kind == "channel" { 4 * elements } else { 0 };
+    row(
+        kind,
+        sizes,
+        [Some(forward), Some(both - forward)],
+        [8 * elements + gates, 14 * elements + 2 * gates],
+        [4 * elements * d, 12 * elements * d],
     );
     Ok(())
 }
 
 fn decode(batch: usize, device: &Device) -> Result<()> {
     let (h, d) = (32, 128);
-    let row = |name: &str| random(name, &[batch, h, d], device)?.to_dtype(DType::BF16);
-    let (q, k, v) = (row("q")?, row("k")?, row("v")?);
+    let operand = |name: &str| random(name, &[batch, h, d], device)?.to_dtype(DType::BF16);
+    let (q, k, v) = (operand("q")?, operand("k")?, operand("v")?);
     let state = random("state", &[batch, h, d, d], device)?;
     let log = (random("log", &[h], device)?.sqr()? * -0.1)?;
     let ms = milliseconds(device, || {
         step(&q, &k, &v, LogDecay::Head(&log), &state).map(drop)
     })?;
-    println!("{{\"kind\":\"step\",\"shape\":[{batch},1,{h},{d}],\"forward_ms\":{ms:.4}}}");
+    let state = batch * h * d * d;
+    row(
+        "step",
+        [batch, 1, h, d],
+        [Some(ms), None],
+        [8 * state, 0],
+        [4 * state, 0],
+    );
+    Ok(())
+}
+
+/// The non-causal additive recurrence from fused projections.
+fn noncausal(device: &Device) -> Result<()> {
+    let [b, n, h, d] = [8, 16_384, 16, 64];
+    let x = random("x", &[b, n, 3 * h * d], device)?.to_dtype(DType::BF16)?;
+    let (x, d_o) = (
+        Var::from_tensor(&x)?,
+        random("do", &[b, n, h * d], device)?.to_dtype(DType::BF16)?,
+    );
+    let run = || additive::projected(&x, h, d, &Default::default());
+    let forward = milliseconds(device, || run().map(drop))?;
+    let both = milliseconds(device, || {
+        let (result, tape) = tape::record(run);
+        tape.backward_from(&result?, &d_o).map(drop)
+    })?;
+    let elements = b * n * h * d;
+    let times = [Some(forward), Some(both - forward)];
+    row(
+        "noncausal",
+        [b, n, h, d],
+        times,
+        [8 * elements, 14 * elements],
+        [4 * elements * d, 12 * elements * d],
+    );
     Ok(())
 }

@@ -322,7 +322,15 @@ fn the_list_names_parts_inputs_and_outputs() {
         .iter()
         .map(|operator| &operator["name"])
         .collect();
-    assert_eq!(operators, ["scalar-decay", "vector-decay", "lightnet-noncausal"]);
+    assert_eq!(
+        operators,
+        [
+            "scalar-decay",
+            "vector-decay",
+            "lightnet-causal",
+            "lightnet-noncausal"
+        ]
+    );
 
     for (dir, kind, parts) in [
         (encoder, "fulgur-avhscore", vec!["encoder"]),

@@ -9,10 +9,11 @@ use candle_core::{CudaDevice, DType, Result, Tensor, bail};
 
 const ADDITIVE: Module = module!("decay_additive");
 
-/// Channels of a block, blocks that keep the GPU busy, and fewest tokens of a slice.
+/// Channels of a block, its slices, blocks that keep the GPU busy, and fewest tokens of a slice.
 const BLOCK_CHANNELS: usize = 64;
+const BLOCK_SLICES: usize = THREADS as usize / 32;
 const BLOCKS: usize = 1056;
-const FEWEST: usize = 256;
+const FEWEST: usize = 32;
 
 /// Terms of the sums of the backward pass.
 #[derive(Clone, Copy)]
@@ -50,9 +51,8 @@ impl Slices {
         }
         let sequences = scan.batch * scan.ends.len();
         let across = columns.div_ceil(BLOCK_CHANNELS);
-        let count = BLOCKS
-            .div_ceil(across * sequences)
-            .clamp(1, (scan.tokens / FEWEST).max(1));
+        let count =
+            (BLOCK_SLICES * BLOCKS.div_ceil(across * sequences)).clamp(1, (scan.tokens / FEWEST).max(1));
         let borders = if scan.ends.len() > 1 {
             let borders: Vec<i32> = std::iter::once(0)
                 .chain(scan.ends.iter().map(|&end| end as i32))
@@ -65,7 +65,11 @@ impl Slices {
             borders,
             count,
             config: LaunchConfig {
-                grid_dim: (across as u32, count as u32, sequences as u32),
+                grid_dim: (
+                    across as u32,
+                    count.div_ceil(BLOCK_SLICES) as u32,
+                    sequences as u32,
+                ),
                 block_dim: (THREADS, 1, 1),
                 shared_mem_bytes: 0,
             },

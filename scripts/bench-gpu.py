@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Benchmark of the recurrences on one GPU: first their tests, then our kernels and peers in the same run.
+
+    make bench-gpu                                  builds, tests, measures, and writes the two files below
+    scripts/bench-gpu.py --check BIN --bench BIN    the same with programs that were built elsewhere
+
+Writes docs/benchmarks.json and, from it, docs/benchmarks.md. No number is written if a test fails. `--render` only makes
+the page again. Peers are measured where Python finds PyTorch; see kernels/benches/peers.py.
+"""
+import argparse
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAMES = {
+    "none": "no decay",
+    "head": "constant decay",
+    "token": "decay for each token",
+    "channel": "decay for each channel (HGRN2, GLA), learnt",
+    "additive": "LightNet, causal",
+    "noncausal": "LightNet, non-causal",
+    "step": "one token, constant decay",
+}
+
+
+def run(command, seconds=None):
+    """Exit code, None if it was stopped, and what was printed."""
+    print("bench-gpu:", " ".join(map(str, command)), file=sys.stderr)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds)
+        code, printed = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as stopped:
+        code, printed = None, (stopped.stdout or b"").decode()
+    sys.stderr.write(printed)
+    return code, printed
+
+
+def lines_of(command, seconds=None):
+    code, printed = run(command, seconds)
+    if code not in (0, None):
+        sys.exit(f"bench-gpu: {command[0]} failed ({code}): no numbers are written")
+    return code, [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+
+
+def sources_hash():
+    """Of everything that decides what the kernels do, as scripts/gpu-record.sh counts it."""
+    files = [path for path in ROOT.glob("kernels/**/*") if path.suffix in {".rs", ".cu", ".cuh", ".toml"}]
+    names = sorted(path.relative_to(ROOT).as_posix() for path in [*files, ROOT / "Cargo.lock"])
+    lines = [f"{hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def machine():
+    query = "name,driver_version,clocks.max.sm,clocks.max.mem"
+    done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], stdout=subprocess.PIPE, text=True)
+    name, driver, sm, memory = done.stdout.splitlines()[0].split(", ")
+    return {"gpu": name, "driver": driver, "clock_sm": sm, "clock_memory": memory}
+
+
+def measure(arguments):
+    code, _ = run([arguments.check, "decay", "additive", f"record={arguments.record}"])
+    if code != 0:
+        sys.exit("bench-gpu: the operators' tests fail: no numbers are written")
+    record = json.loads(pathlib.Path(arguments.record).read_text())
+    found = machine()
+    record = {"sources": sources_hash(), **found, "commit": arguments.commit, **record}
+    pathlib.Path(arguments.record).write_text(json.dumps(record, indent=1) + "\n")
+    _, ours = lines_of([arguments.bench])
+    copy = next(line["gbps"] for line in ours if line["kind"] == "copy")
+    peers = []
+    if not arguments.no_peers:
+        script = [sys.executable, str(ROOT / "kernels/benches/peers.py"), "--kinds"]
+        for kinds, few in (("channel,additive", arguments.few), ("step,noncausal,head", 0)):
+            code, found_peers = lines_of([*script, kinds, "--few", str(few)], arguments.peer_seconds)
+            if code is None:
+                note = f"peers of {kinds} stopped after {arguments.peer_seconds} s, tuning included"
+                found_peers.append({"peer": "the rest", "kind": kinds.split(",")[-1], "shape": [0, 0, 0, 0], "error": note})
+            peers += found_peers
+    rows = [line for line in ours if line["kind"] != "copy"]
+    return {**found, "commit": arguments.commit, "dtype": "bf16", "copy_gbps": copy, "ours": rows, "peers": peers}
+
+
+def shape_of(row):
+    b, n, h, d = row["shape"]
+    return f"B{b} N{n} H{h} D{d}"
+
+
+def render(data):
+    copy = data["copy_gbps"]
+    page = [
+        "# Benchmarks of the recurrences",
+        "",
+        f"One {data['gpu']}, driver {data['driver']}, commit {data['commit']}, bf16; written by `make bench-gpu`. A copy on",
+        f"the device moves {copy} GB/s, read and written. Times are medians in milliseconds, through the public",
+        "entries; `share` is that of the copy's bandwidth, counting every operand and result once. TFLOP/s count the products",
+        "with the state only, 4 D E for a token and head forward and 12 D E backward.",
+        "",
+        "## Ours",
+        "",
+        "| operator | shape | forward | GB/s | share | TFLOP/s | backward | GB/s | share | TFLOP/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def cells(row, way):
+        ms = row.get(f"{way}_ms")
+        if ms is None:
+            return "| | | |"
+        gbps, flops = row[f"{way}_bytes"] / ms / 1e6, row[f"{way}_flops"] / ms / 1e9
+        return f"{ms:.3f} | {gbps:.0f} | {100 * gbps / copy:.0f} % | {flops:.0f}"
+
+    for row in data["ours"]:
+        page.append(f"| {NAMES[row['kind']]} | {shape_of(row)} | {cells(row, 'forward')} | {cells(row, 'backward')} |")
+    page += ["", "## Beside peers, same run", ""]
+    if not data["peers"]:
+        page.append("None was measured.")
+    else:
+        page += [
+            "| operator | shape | peer | peer forward | ours | times | peer backward | ours | times |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+    mine = {(row["kind"], tuple(row["shape"])): row for row in data["ours"]}
+    notes = []
+    for peer in data["peers"]:
+        row = mine.get((peer["kind"], tuple(peer["shape"])))
+        name = peer["peer"]
+        if peer.get("note"):
+            if peer["note"] not in notes:
+                notes.append(peer["note"])
+            name += f" [{notes.index(peer['note']) + 1}]"
+        if peer.get("error"):
+            page.append(f"| {NAMES[peer['kind']]} | {shape_of(peer)} | {name} | failed: {peer['error']} | | | | | |")
+            continue
+        columns = []
+        for way in ("forward", "backward"):
+            theirs, ours = peer.get(f"{way}_ms"), (row or {}).get(f"{way}_ms")
+            if theirs is None or ours is None:
+                columns.append("| | ")
+            else:
+                columns.append(f"{theirs:.3f} | {ours:.3f} | {theirs / ours:.2f}")
+        page.append(f"| {NAMES[peer['kind']]} | {shape_of(peer)} | {name} | {' | '.join(columns)} |")
+    if notes:
+        page += [""] + [f"[{i + 1}] {note}." for i, note in enumerate(notes)]
+    return "\n".join(page) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", default="target/release/examples/check_cuda")
+    parser.add_argument("--bench", default="target/release/examples/bench_cuda")
+    parser.add_argument("--record", default=str(ROOT / "tests/gpu-record.json"))
+    parser.add_argument("--out", default=str(ROOT / "docs/benchmarks.json"))
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--few", type=int, default=0, help="limit the autotuners of gated peers")
+    parser.add_argument("--peer-seconds", type=float, default=1200, help="most time for each group of peers")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--render", action="store_true", help="only make the page from docs/benchmarks.json")
+    arguments = parser.parse_args()
+    out = pathlib.Path(arguments.out)
+    if not arguments.render:
+        if not arguments.commit:
+            git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+            arguments.commit = subprocess.run(git, stdout=subprocess.PIPE, text=True).stdout.strip()
+        out.write_text(json.dumps(measure(arguments), indent=1) + "\n")
+    out.with_suffix(".md").write_text(render(json.loads(out.read_text())))
+    print(f"wrote {out} and {out.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    main()
