@@ -52,6 +52,14 @@ template <typename T> struct Sweep {
     int heads, d, e;
 };
 
+// Below this power of two a decay is zero.
+__device__ constexpr float FLOOR = -150.0f, LOG2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float log2_decay(float log) {
+    const float x = log * LOG2E;
+    return x < FLOOR ? FLOOR : x; // keeps NaN
+}
+
 // Segment, head and tile of columns of a block.
 struct Place {
     int segment, head, tile;

@@ -13,7 +13,7 @@
 namespace fulgur {
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-__device__ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+__device__ constexpr float LN2 = 0.6931471805599453f;
 // Stands for negative infinity, which subtractions would turn into NaN.
 __device__ constexpr float NOTHING = -1e30f;
 

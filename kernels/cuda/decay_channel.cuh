@@ -19,14 +19,6 @@
 namespace fulgur {
 
 constexpr int FEW = 16, LEVELS = 4; // tokens of a chunk, and their levels
-// Below this power of two a decay is zero.
-__device__ constexpr float FLOOR = -150.0f, LOG2E = 1.4426950408889634f;
-
-__device__ __forceinline__ float log2_decay(float log) {
-    const float x = log * LOG2E;
-    return x < FLOOR ? FLOOR : x; // keeps NaN
-}
-
 // Rows of 16 tokens by 16 bf16 or less, padded so that ldmatrix meets no bank twice.
 struct SmallTile {
     uint32_t base;

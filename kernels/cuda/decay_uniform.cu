@@ -28,14 +28,6 @@ namespace fulgur {
 
 constexpr int CHUNK = 64, STAGES = 3;
 
-// Below this power of two a decay is zero.
-__device__ constexpr float FLOOR = -150.0f, LOG2E = 1.4426950408889634f;
-
-__device__ __forceinline__ float log2_decay(float log) {
-    const float x = log * LOG2E;
-    return x < FLOOR ? FLOOR : x; // keeps NaN
-}
-
 // Tiles of 8 columns of pairs that a warp makes, in a row block of 16: balanced over the lower triangle.
 template <int WARPS> struct Share {
     int block, first, end;
