@@ -7,7 +7,7 @@ CARGO ?= cargo
 FLAGS ?= --locked
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test check-cuda bench bench-gpu
+.PHONY: help setup build demo test check-cuda bench bench-gpu sanitize-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,3 +47,7 @@ bench: ## time the operators on the CPU, after their tests
 bench-gpu: ## time the operators and their peers on a GPU, after their tests: docs/benchmarks.md
 	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda --example bench_cuda
 	./scripts/bench-gpu.py
+
+sanitize-gpu: ## small cases of the recurrences under compute-sanitizer
+	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda
+	./scripts/sanitize-gpu.sh
