@@ -14,6 +14,7 @@ pub mod decay;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod ema;
+pub mod eos;
 pub mod error;
 pub mod exchange;
 pub mod glu;
@@ -29,6 +30,7 @@ pub mod philox;
 pub mod residual;
 pub mod rows;
 mod scalar;
+mod sequences;
 pub mod shift;
 mod sizes;
 mod slice_math;

@@ -4,6 +4,14 @@ use crate::scalar::{Real, wide};
 use candle_core::{Result, Storage, StorageRef, Tensor, bail};
 use std::ops::Range;
 
+/// A copy of the elements of a tensor of the CPU, row-major.
+pub(crate) fn elements<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
+    match &*tensor.storage_and_layout().0 {
+        Storage::Cpu(_) => tensor.flatten_all()?.to_vec1::<T>(),
+        _ => bail!("operands lie on different devices"),
+    }
+}
+
 /// A read-only matrix with any strides.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a, T> {

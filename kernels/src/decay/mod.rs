@@ -56,6 +56,7 @@ pub use step::step;
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
 use crate::error::OpError;
 use crate::exchange::{Direction, StateExchange};
+use crate::sequences;
 use crate::slice_math::SliceMath;
 use crate::strided::{View, contiguous};
 use candle_core::{DType, Device, Result, StorageRef, Tensor, bail};
@@ -220,7 +221,7 @@ pub(crate) fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) ->
     {
         return Err(OpError::shape(NAME, "decay", log, format!("{expected:?}")).into());
     }
-    let sequences = check_sequences(b, n, options)?;
+    let sequences = sequences::count(NAME, (b, n), options.sequences, options.exchange.as_ref())?;
     if let Some(state) = options.initial
         && state.dims() != [sequences, h, d, e]
     {
@@ -237,30 +238,6 @@ pub(crate) fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) ->
     check_floats(NAME, &named)?;
     same_device(NAME, &named)?;
     Ok(Dims { b, n, h, d, e })
-}
-
-/// Number of sequences.
-fn check_sequences(b: usize, n: usize, options: &Causal<'_>) -> Result<usize> {
-    let Some(borders) = options.sequences else {
-        return Ok(b);
-    };
-    let fits = borders.len() >= 2
-        && borders.first() == Some(&0)
-        && borders.last() == Some(&n)
-        && borders.is_sorted();
-    if b != 1 || !fits {
-        let expected = format!("0, .., {n} that never falls, in a batch of 1 (the batch is {b})");
-        return Err(OpError::value(NAME, "sequences", format!("{borders:?}"), expected).into());
-    }
-    if options
-        .exchange
-        .as_ref()
-        .is_some_and(|exchange| exchange.parts() > 1)
-    {
-        let expected = "no packed sequences where a sequence is split into parts";
-        return Err(OpError::value(NAME, "sequences", format!("{borders:?}"), expected).into());
-    }
-    Ok(borders.len() - 1)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,19 +2,12 @@
 
 use super::{NOTHING, Scan};
 use crate::scalar::{Real, wide};
-use candle_core::{Result, Storage, Tensor, bail};
+use crate::strided::elements;
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Channels of a task: the lanes of a few vectors.
 const BLOCK: usize = 64;
-
-/// Elements of a contiguous tensor.
-fn elements<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
-    match &*tensor.storage_and_layout().0 {
-        Storage::Cpu(_) => tensor.flatten_all()?.to_vec1::<T>(),
-        _ => bail!("{}: operands lie on different devices", super::NAME),
-    }
-}
 
 /// Runs `task` on (sequence number, batch, start, end) and blocks of columns; it fills rows of its block.
 fn blocks<T: Real>(
