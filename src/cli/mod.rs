@@ -31,6 +31,7 @@ mod generate;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
+mod log;
 mod pack;
 mod progress;
 #[cfg(feature = "media")]
@@ -46,7 +47,9 @@ mod train;
     arg_required_else_help = false,
     max_term_width = 100
 )]
-#[command(after_help = "Example:\n  fulgur doctor\n\nfulgur COMMAND --help explains a command.")]
+#[command(
+    after_help = "Example:\n  fulgur doctor\n\nfulgur COMMAND --help explains a command.\nWith FULGUR_LOG=debug the program says on standard error which kernels it chose."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -132,6 +135,7 @@ enum Stop {
 
 fn run(arguments: impl Iterator<Item = OsString>) -> Result<Output, Stop> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| usage(&error))?;
+    log::start().map_err(|error| Stop::error(&error))?;
     let context = Context::new(cli.global.quiet, cli.global.device).map_err(|error| Stop::error(&error))?;
     let answer = cli.command.run(&context).map_err(|error| Stop::error(&error))?;
     Ok(Output {

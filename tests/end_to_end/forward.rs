@@ -277,3 +277,69 @@ fn an_output_that_cannot_be_written_is_found_first() {
     let ran = forward(&absent, folder.path());
     assert!(ran.error().contains("not a regular file"), "{}", ran.stderr);
 }
+
+/// The causal form of LightNet: means of the values so far, weighed by logits.
+#[test]
+fn the_causal_form_of_lightnet_reads_what_came_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, out) = (folder.path().join("in"), folder.path().join("out"));
+    let (n, d, e) = (5, 3, 2);
+    let [q, g] = [1, 2].map(|stream| random((1, n, 1, d), stream));
+    let v = random((1, n, 1, e), 3);
+    save(
+        &inputs,
+        &[
+            ("q", q.clone()),
+            ("g", g.clone()),
+            ("v", v.clone()),
+            ("do", v.clone()),
+        ],
+    );
+    let ran = operate("lightnet-causal", &inputs, &out);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let written = candle_core::safetensors::load(&out, &Device::Cpu).unwrap();
+    let mut given: Vec<_> = written.keys().map(String::as_str).collect();
+    given.sort_unstable();
+    assert_eq!(given, ["dg", "dq", "dv", "log_sum", "o", "state"]);
+    let read = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (q, g, v) = (read(&q), read(&g), read(&v));
+    let mut expected = vec![0f32; n * e];
+    for t in 0..n {
+        for c in 0..d {
+            let weight = |s: usize| g[s * d + c].exp();
+            let total: f32 = (0..=t).map(weight).sum();
+            for i in 0..e {
+                let mean: f32 = (0..=t).map(|s| weight(s) * v[s * e + i]).sum::<f32>() / total;
+                expected[t * e + i] += q[t * d + c] * mean;
+            }
+        }
+    }
+    for (found, expected) in read(&written["o"]).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
+fn the_environment_asks_which_kernels_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, out) = (folder.path().join("in"), folder.path().join("out"));
+    let x = random((1, 4, 1, 2), 1);
+    save(&inputs, &[("q", x.clone()), ("k", x.clone()), ("v", x)]);
+    let ask = |wanted: &str| {
+        let mut command = crate::support::fulgur();
+        command
+            .env("FULGUR_LOG", wanted)
+            .args(["forward", "--op", "scalar-decay", "--json", "-q"]);
+        command.arg("--inputs").arg(&inputs).arg("--out").arg(&out);
+        Ran::of(command.output().unwrap())
+    };
+    let ran = ask("fulgur_kernels=debug");
+    assert!(
+        ran.stderr.contains("decay::causal") && ran.stderr.contains("chunks on the CPU"),
+        "{}",
+        ran.stderr
+    );
+    ran.json();
+    assert_eq!(ask("off").stderr, "");
+    assert!(ask("fulgur_kernels=loud").error().contains("FULGUR_LOG"));
+}

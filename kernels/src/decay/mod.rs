@@ -135,6 +135,8 @@ pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Resul
         return Ok((o.to_dtype(v.dtype())?, state));
     }
     let decay = options.decay.tensor();
+    let Dims { b, n, h, d, e } = dims;
+    tracing::debug!(form = "chunks on the CPU", b, n, h, d, e, decay = ?options.decay.kind(), "decay::causal");
     let dtype = wide_type([Some(q), Some(k), Some(v), decay, options.initial]);
     let operands = Operands {
         q: q.to_dtype(dtype)?,
