@@ -20,6 +20,7 @@ namespace fulgur {
 
 constexpr int RING = 4, BORDER = 64; // chunks on their way or in use, tokens between borders
 
+// What is done for the adjoint of the gates.
 struct Gates {
     // States at borders, [segments, `borders`, H, D, E]: dq writes them and dk reads them, or null.
     bf16 *states;
@@ -40,7 +41,6 @@ template <int E, int WARPS> struct ValuesShared {
     static constexpr int BYTES = SCRATCH + WARPS * TILES * SmallTile::BYTES;
 };
 
-// Adjoint of the gates: none, of log-decays, or of the logits of the additive recurrence.
 template <int E, int WARPS, bool ADDITIVE, bool REVERSE>
 __device__ __forceinline__ void values(const Sweep<bf16> &job, const Gates &gates) {
     using Shared = ValuesShared<E, WARPS>;

@@ -1,9 +1,11 @@
 //! What the tests of all operators share: inputs, gradient checks and the error rule.
 
+use crate::exchange::{StateExchange, threads};
 use crate::philox::Philox;
 use crate::tape;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
+use std::sync::Arc;
 
 /// Standard normal `f64` tensor, a function of `seed` and shape.
 pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
@@ -146,6 +148,54 @@ pub(crate) fn check_threads(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<T
             Some(first) => assert_eq!(first, &found, "{threads} threads"),
             None => bits = Some(found),
         }
+    }
+    Ok(())
+}
+
+/// Output and gradients of `run` over parts of the second axis, of `tokens` each and joined by an exchange between threads,
+/// against those of the whole.
+pub(crate) fn check_parts(
+    inputs: &[Tensor],
+    tokens: &[usize],
+    run: impl Fn(&[Tensor], Option<Arc<dyn StateExchange>>) -> Result<Tensor> + Sync,
+) -> Result<()> {
+    let weights = {
+        let shape = run(inputs, None)?;
+        normal(99, shape.dims())
+    };
+    let results = |inputs: &[Tensor], weights: &Tensor, exchange| -> Result<Vec<Tensor>> {
+        let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let y = run(&tensors, exchange)?;
+        let grads = (&y * weights)?.sum_all()?.backward()?;
+        let mut all = vec![y.detach()];
+        all.extend(vars.iter().map(|var| grads.get(var).expect("a gradient").clone()));
+        Ok(all)
+    };
+    let whole = results(inputs, &weights, None)?;
+    let start = |part: usize| tokens[..part].iter().sum();
+    let cut = |t: &Tensor, part: usize| t.narrow(1, start(part), tokens[part]);
+    let found: Vec<Vec<Tensor>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = threads(tokens)
+            .into_iter()
+            .enumerate()
+            .map(|(part, exchange)| {
+                let (weights, results, cut) = (&weights, &results, &cut);
+                scope.spawn(move || {
+                    let own: Vec<Tensor> = inputs.iter().map(|t| cut(t, part)).collect::<Result<_>>()?;
+                    results(&own, &cut(weights, part)?, Some(exchange))
+                })
+            })
+            .collect();
+        handles
+            .into_iter()
+            .map(|handle| handle.join().expect("no panic"))
+            .collect::<Result<_>>()
+    })?;
+    for (index, whole) in whole.iter().enumerate() {
+        let parts: Vec<&Tensor> = found.iter().map(|part| &part[index]).collect();
+        let error = relative_rms(&values(&Tensor::cat(&parts, 1)?), &values(whole));
+        assert!(error < 1e-10, "result {index} in parts: {error:e}");
     }
     Ok(())
 }

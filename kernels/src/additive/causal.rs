@@ -215,9 +215,8 @@ pub fn step(q: &Tensor, logits: &Tensor, v: &Tensor, before: &CausalState) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::threads;
-    use crate::testing::{check_gradients, check_precision, normal, relative_rms, values};
-    use candle_core::{Device, IndexOp, Var};
+    use crate::testing::{check_gradients, check_parts, check_precision, normal, relative_rms, values};
+    use candle_core::{Device, IndexOp};
 
     /// Sums over all pairs of tokens, in f64: output, state and log-sum.
     fn literal(t: &[Tensor]) -> [Vec<f64>; 3] {
@@ -384,44 +383,13 @@ mod tests {
     /// Three parts that exchange states are the whole, gradients included.
     #[test]
     fn parts_are_the_whole() -> Result<()> {
-        let t = inputs(12);
-        let weights = normal(9, &[2, 12, 3, 5]);
-        let gradients = |t: &[Tensor], weights: &Tensor, exchange| -> Result<Vec<Tensor>> {
-            let vars: Vec<Var> = t.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+        check_parts(&inputs(12)[..3], &[5, 1, 6], |t, exchange| {
             let options = Causal {
                 exchange,
                 ..Default::default()
             };
-            let (o, _) = causal(&vars[0], &vars[1], &vars[2], &options)?;
-            let grads = (&o * weights)?.sum_all()?.backward()?;
-            let mut all = vec![o.detach()];
-            all.extend(vars.iter().map(|var| grads.get(var).expect("a gradient").clone()));
-            Ok(all)
-        };
-        let whole = gradients(&t[..3], &weights, None)?;
-        let part = |t: &Tensor, i: usize| t.narrow(1, 4 * i, 4);
-        let found: Vec<Vec<Tensor>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = threads(&[4, 4, 4])
-                .into_iter()
-                .enumerate()
-                .map(|(i, exchange)| {
-                    let (t, weights, gradients) = (&t, &weights, &gradients);
-                    scope.spawn(move || {
-                        let own: Vec<Tensor> = t[..3].iter().map(|t| part(t, i)).collect::<Result<_>>()?;
-                        gradients(&own, &part(weights, i)?, Some(exchange))
-                    })
-                })
-                .collect();
-            handles
-                .into_iter()
-                .map(|handle| handle.join().expect("no panic"))
-                .collect::<Result<_>>()
-        })?;
-        for (index, whole) in whole.iter().enumerate() {
-            let parts: Vec<&Tensor> = found.iter().map(|part| &part[index]).collect();
-            assert!(relative_rms(&values(&Tensor::cat(&parts, 1)?), &values(whole)) < 1e-10);
-        }
-        Ok(())
+            Ok(causal(&t[0], &t[1], &t[2], &options)?.0)
+        })
     }
 
     #[test]

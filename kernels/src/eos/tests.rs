@@ -2,10 +2,10 @@
 
 use super::{Options, scan, step};
 use crate::decay::{Causal, LogDecay, causal};
-use crate::exchange::{StateExchange, threads};
-use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
+use crate::testing::{
+    check_gradients, check_parts, check_precision, check_threads, normal, relative_rms, values,
+};
 use candle_core::{IndexOp, Result, Tensor, Var};
-use std::sync::Arc;
 
 /// Loops in f64 over the full gates: outputs and final memories.
 fn literal(t: &[Tensor], borders: &[usize]) -> [Vec<f64>; 2] {
@@ -192,45 +192,13 @@ fn steps_and_packed_sequences_are_the_whole() -> Result<()> {
 /// Three parts that exchange memories are the whole, gradients included.
 #[test]
 fn parts_are_the_whole() -> Result<()> {
-    let t = inputs(12, 3, [true, true, true, true, true]);
-    let weights = normal(9, &[2, 12, 2, 3]);
-    let gradients = |t: &[Tensor], weights: &Tensor, exchange| -> Result<Vec<Tensor>> {
-        let vars: Vec<Var> = t.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+    check_parts(&inputs(12, 3, [true; 5])[..4], &[5, 1, 6], |t, exchange| {
         let options = Options {
             exchange,
             ..Default::default()
         };
-        let (y, _) = scan(&vars[0], &vars[1], &vars[2], &vars[3], &options)?;
-        let grads = (&y * weights)?.sum_all()?.backward()?;
-        let mut all = vec![y.detach()];
-        all.extend(vars.iter().map(|var| grads.get(var).expect("a gradient").clone()));
-        Ok(all)
-    };
-    let whole = gradients(&t[..4], &weights, None)?;
-    let part = |t: &Tensor, i: usize| t.narrow(1, 4 * i, 4);
-    let found: Vec<Vec<Tensor>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = threads(&[4, 4, 4])
-            .into_iter()
-            .enumerate()
-            .map(|(i, exchange)| {
-                let (t, weights, gradients) = (&t, &weights, &gradients);
-                scope.spawn(move || {
-                    let own: Vec<Tensor> = t[..4].iter().map(|t| part(t, i)).collect::<Result<_>>()?;
-                    let exchange: Arc<dyn StateExchange> = exchange;
-                    gradients(&own, &part(weights, i)?, Some(exchange))
-                })
-            })
-            .collect();
-        handles
-            .into_iter()
-            .map(|handle| handle.join().expect("no panic"))
-            .collect::<Result<_>>()
-    })?;
-    for (index, whole) in whole.iter().enumerate() {
-        let parts: Vec<&Tensor> = found.iter().map(|part| &part[index]).collect();
-        assert!(relative_rms(&values(&Tensor::cat(&parts, 1)?), &values(whole)) < 1e-11);
-    }
-    Ok(())
+        Ok(scan(&t[0], &t[1], &t[2], &t[3], &options)?.0)
+    })
 }
 
 #[test]
