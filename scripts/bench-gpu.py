@@ -80,7 +80,12 @@ def measure(arguments):
                 found_peers.append({"peer": "flash-linear-attention 0.6.0", "kind": kinds.split(",")[-1], "shape": [0] * 4, "error": note})
             peers += found_peers
     rows = [line for line in ours if line["kind"] != "copy"]
-    return {**found, "commit": arguments.commit, "dtype": "bf16", "copy_gbps": copy, "ours": rows, "peers": peers}
+    # What decides which numbers come out, not where programs and files lie.
+    command = "scripts/bench-gpu.py"
+    if not arguments.no_peers:
+        command += f" --few {arguments.few} --peer-seconds {arguments.peer_seconds:.0f}"
+    facts = {**found, "commit": arguments.commit, "dtype": "bf16", "copy_gbps": copy, "command": command}
+    return {**facts, "ours": rows, "peers": peers}
 
 
 def shape_of(row):
@@ -95,10 +100,11 @@ def render(data):
     page = [
         "# Benchmarks of the recurrences",
         "",
-        f"One {data['gpu']}, driver {data['driver']}, commit {data['commit']}, bf16; written by `make bench-gpu`. A copy on",
-        f"the device moves {copy} GB/s, read and written. Times are medians in milliseconds, through the public",
-        "entries; `share` is that of the copy's bandwidth, counting every operand and result once. TFLOP/s count the products",
-        "with the state only, 4 D E for a token and head forward and 12 D E backward.",
+        f"One {data['gpu']}, driver {data['driver']}, commit {data['commit']}, bf16; `{data['command']}`",
+        "(`make bench-gpu` builds first, and does not limit the peers' tuning). A copy on the device moves",
+        f"{copy} GB/s, read and written. Times are medians in milliseconds, through the public entries; `share` is that of",
+        "the copy's bandwidth, counting every operand and result once. TFLOP/s count the products with the state only, 4 D E",
+        "for a token and head forward and 12 D E backward.",
         "",
         "## Ours",
         "",

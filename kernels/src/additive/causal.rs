@@ -189,10 +189,11 @@ impl Gradient<1> for Gather {
 /// # Errors
 /// As [`decay::step`].
 pub fn step(q: &Tensor, logits: &Tensor, v: &Tensor, before: &CausalState) -> Result<(Tensor, CausalState)> {
-    if logits.dims() != q.dims() || before.log_sum.dims() != q.dims() {
-        let expected = format!("{:?} like q", q.dims());
-        let log_sum = &before.log_sum;
-        return Err(OpError::shape("additive::step", "logits or log_sum", log_sum, expected).into());
+    for (field, tensor) in [("logits", logits), ("log_sum", &before.log_sum)] {
+        if tensor.dims() != q.dims() {
+            let expected = format!("{:?} like q", q.dims());
+            return Err(OpError::shape("additive::step", field, tensor, expected).into());
+        }
     }
     let logits = logits.detach().to_dtype(before.log_sum.dtype())?;
     let pair = Tensor::stack(&[&before.log_sum.detach(), &logits], D::Minus1)?;
@@ -409,5 +410,10 @@ mod tests {
         };
         let text = message(&q, &options);
         assert!(text.contains("expected [2, 2, 4]"), "{text}");
+        let token = normal(1, &[2, 2, 4]);
+        let text = step(&token, &normal(1, &[2, 2, 3]), &token, &initial)
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("logits has shape [2, 2, 3]"), "{text}");
     }
 }
