@@ -600,7 +600,7 @@ fn main() -> ExitCode {
     println!(
         "     operator             type  shape                  relative RMS error of the result and gradients"
     );
-    let (mut failed, mut count) = (0, 0);
+    let (mut failed, mut count) = (0usize, 0usize);
     for case in cases()
         .iter()
         .chain(&recurrence::cases())
