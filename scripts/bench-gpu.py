@@ -15,6 +15,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# As `check_cuda` names them.
+OPERATORS = ["decay", "additive", "projected", "parts"]
 NAMES = {
     "none": "no decay",
     "head": "constant decay",
@@ -61,7 +63,7 @@ def machine():
 
 
 def measure(arguments):
-    code, _ = run([arguments.check, "decay", "additive", f"record={arguments.record}"])
+    code, _ = run([arguments.check, *OPERATORS, f"record={arguments.record}"])
     if code != 0:
         sys.exit("bench-gpu: the operators' tests fail: no numbers are written")
     record = json.loads(pathlib.Path(arguments.record).read_text())
@@ -73,7 +75,7 @@ def measure(arguments):
     peers = []
     if not arguments.no_peers:
         script = [sys.executable, str(ROOT / "kernels/benches/peers.py"), "--kinds"]
-        for kinds, few in (("channel,additive", arguments.few), ("step,noncausal,head", 0)):
+        for kinds, few in (("channel,additive", arguments.few), ("step,noncausal,head", arguments.few)):
             code, found_peers = lines_of([*script, kinds, "--few", str(few)], arguments.peer_seconds)
             if code is None:
                 note = f"stopped after {arguments.peer_seconds:.0f} s, autotuning in full included"
@@ -102,22 +104,22 @@ def render(data):
         "",
         f"One {data['gpu']}, driver {data['driver']}, commit {data['commit']}, bf16; `{data['command']}`",
         "(`make bench-gpu` builds first, and does not limit the peers' tuning). A copy on the device moves",
-        f"{copy} GB/s, read and written. Times are medians in milliseconds, through the public entries; `share` is that of",
-        "the copy's bandwidth, counting every operand and result once. TFLOP/s count the products with the state only, 4 D E",
-        "for a token and head forward and 12 D E backward.",
+        f"{copy} GB/s, read and written. Times are medians in milliseconds, through the public entries; `kernels` is what their",
+        "kernels alone take; `share` is that of the copy's bandwidth, counting every operand and result once. TFLOP/s count the",
+        "products with the state only, 4 D E for a token and head forward and 12 D E backward.",
         "",
         "## Ours",
         "",
-        "| operator | shape | forward | GB/s | share | TFLOP/s | backward | GB/s | share | TFLOP/s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| operator | shape | forward | kernels | GB/s | share | TFLOP/s | backward | kernels | GB/s | share | TFLOP/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def cells(row, way):
         ms = row.get(f"{way}_ms")
         if ms is None:
-            return "| | | |"
+            return "| | | | |"
         gbps, flops = row[f"{way}_bytes"] / ms / 1e6, row[f"{way}_flops"] / ms / 1e9
-        return f"{ms:.3f} | {gbps:.0f} | {100 * gbps / copy:.0f} % | {flops:.0f}"
+        return f"{ms:.3f} | {row[f'{way}_kernels_ms']:.3f} | {gbps:.0f} | {100 * gbps / copy:.0f} % | {flops:.0f}"
 
     for row in data["ours"]:
         page.append(f"| {NAMES[row['kind']]} | {shape_of(row)} | {cells(row, 'forward')} | {cells(row, 'backward')} |")

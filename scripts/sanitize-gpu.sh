@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 check="${1:-target/release/examples/check_cuda}"
 for tool in memcheck racecheck initcheck; do
     echo "sanitize-gpu: $tool" >&2
-    compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" decay additive small
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" decay additive projected parts small
 done

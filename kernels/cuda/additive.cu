@@ -1,8 +1,9 @@
-// The non-causal additive recurrence on bf16 projections; formulas in src/additive/mod.rs.
+// The non-causal additive recurrence with phases on bf16 projections; formulas in src/additive/mod.rs, the form without phases in
+// additive_plain.cu.
 //
 // x [B, N, 2 H D + H E] holds queries (before their SiLU), logits and values of all heads side by side, as one matrix
-// product leaves them; nothing is split or copied. With PHASE keys and queries are turned into their cosine and sine
-// parts, W = 2 D channels, in shared memory only; trig [N, D] holds (cosine, sine).
+// product leaves them; nothing is split or copied. Keys and queries are turned into their cosine and sine parts, W = 2 D
+// channels, in shared memory only; trig [N, D] holds (cosine, sine).
 //
 // | kernel            | a block owns                 | reads, writes (bytes a token and head)      |
 // |-------------------|------------------------------|---------------------------------------------|
@@ -21,9 +22,8 @@ using bf16 = __nv_bfloat16;
 
 constexpr int TOKENS = 64, THREADS = 256, WARPS = THREADS / 32, PAD = 8;
 
-template <int D_, int E_, bool PHASE_> struct Shape {
-    static constexpr int D = D_, E = E_, W = PHASE_ ? 2 * D_ : D_;
-    static constexpr bool PHASE = PHASE_;
+template <int D_, int E_> struct Shape {
+    static constexpr int D = D_, E = E_, W = 2 * D_;
     static constexpr int LW = W + PAD, LE = E + PAD, LF = (W > E ? W : E) + 4; // rows in shared memory
     static constexpr int GROUPS = D / 8;                                       // vectors of a token's keys
     static constexpr int ITEMS = TOKENS * GROUPS / THREADS;                    // vectors of a thread in a tile
@@ -91,16 +91,12 @@ __device__ __forceinline__ void turn8(const float2 *trig, Eight &cosine, Eight &
 
 // Stores eight channels of a token, turned, to its row of a tile.
 template <class S> __device__ __forceinline__ void store_turned(bf16 *row, int c, const Eight &x, const float2 *trig) {
-    if constexpr (S::PHASE) {
-        Eight cosine, sine;
-        turn8(trig, cosine, sine);
+    Eight cosine, sine;
+    turn8(trig, cosine, sine);
 #pragma unroll
-        for (int i = 0; i < 8; i++) cosine.v[i] *= x.v[i], sine.v[i] *= x.v[i];
-        store8(row + c, cosine);
-        store8(row + S::D + c, sine);
-    } else {
-        store8(row + c, x);
-    }
+    for (int i = 0; i < 8; i++) cosine.v[i] *= x.v[i], sine.v[i] *= x.v[i];
+    store8(row + c, cosine);
+    store8(row + S::D + c, sine);
 }
 
 // Loads 64 rows of E channels to a tile; rows that do not count are zero.
@@ -351,16 +347,14 @@ __device__ void backward(const bf16 *x, const bf16 *d_o, const float *state, con
             const uint32_t at = first + token;
             if (at >= n) continue;
             Eight q = load8(s.q + (size_t)at * s.row + c), cosine, sine, dq;
-            if constexpr (S::PHASE) turn8(trig + (size_t)at * S::D + c, cosine, sine);
+            turn8(trig + (size_t)at * S::D + c, cosine, sine);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float sig = sigmoid(q.v[i]);
                 float d = sums[token * S::LF + c + i];
-                if constexpr (S::PHASE) {
-                    const float d2 = sums[token * S::LF + S::D + c + i];
-                    turn[item].v[i] += q.v[i] * sig * (d2 * cosine.v[i] - d * sine.v[i]);
-                    d = d * cosine.v[i] + d2 * sine.v[i];
-                }
+                const float d2 = sums[token * S::LF + S::D + c + i];
+                turn[item].v[i] += q.v[i] * sig * (d2 * cosine.v[i] - d * sine.v[i]);
+                d = d * cosine.v[i] + d2 * sine.v[i];
                 dq.v[i] = d * sig * (1.0f + q.v[i] * (1.0f - sig));
             }
             store8(dq_row + (size_t)at * s.row + c, dq);
@@ -376,19 +370,15 @@ __device__ void backward(const bf16 *x, const bf16 *d_o, const float *state, con
             const float2 *angle = trig + (size_t)min(at, n - 1) * S::D + c;
             if (counts(s, at)) {
                 k = load8(s.logits + (size_t)at * s.row + c);
-                if constexpr (S::PHASE) turn8(angle, cosine, sine);
+                turn8(angle, cosine, sine);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     const size_t channel = (size_t)index * S::D + c + i;
                     k.v[i] = __expf(k.v[i] - finite(max[channel])) / den[channel];
-                    float d = sums[token * S::LF + c + i], pull = through[c + i];
-                    if constexpr (S::PHASE) {
-                        const float d2 = sums[token * S::LF + S::D + c + i];
-                        turn[item].v[i] += k.v[i] * (d2 * cosine.v[i] - d * sine.v[i]);
-                        d = d * cosine.v[i] + d2 * sine.v[i];
-                        pull += through[S::D + c + i];
-                    }
-                    dl.v[i] = k.v[i] * (d - pull);
+                    const float d = sums[token * S::LF + c + i], d2 = sums[token * S::LF + S::D + c + i];
+                    turn[item].v[i] += k.v[i] * (d2 * cosine.v[i] - d * sine.v[i]);
+                    const float pull = through[c + i] + through[S::D + c + i];
+                    dl.v[i] = k.v[i] * (d * cosine.v[i] + d2 * sine.v[i] - pull);
                 }
             }
             store_turned<S>(keys + token * S::LW, c, k, angle);
@@ -408,15 +398,13 @@ __device__ void backward(const bf16 *x, const bf16 *d_o, const float *state, con
             store8(dv_row + (size_t)(first + token) * s.row + e, dv);
         }
     }
-    if constexpr (S::PHASE) {
 #pragma unroll
-        for (int item = 0; item < S::ITEMS; item++) {
-            const uint32_t at = first + token0 + item * S::REPEATS;
-            if (at >= n) continue;
-            float *to = dphase + ((size_t)blockIdx.y * n + at) * S::D + c;
+    for (int item = 0; item < S::ITEMS; item++) {
+        const uint32_t at = first + token0 + item * S::REPEATS;
+        if (at >= n) continue;
+        float *to = dphase + ((size_t)blockIdx.y * n + at) * S::D + c;
 #pragma unroll
-            for (int i = 0; i < 8; i++) to[i] = turn[item].v[i];
-        }
+        for (int i = 0; i < 8; i++) to[i] = turn[item].v[i];
     }
 }
 
@@ -429,36 +417,33 @@ extern "C" __global__ void __launch_bounds__(256) additive_trig(const float *pha
     trig[i] = make_float2(cosine, sine);
 }
 
-#define ADDITIVE(NAME, D, E, PHASE)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        additive_state_##NAME(const bf16 *x, const float2 *trig, const uint8_t *keep, float *state, float *max,        \
-                              float *den, uint32_t n, uint32_t heads) {                                                \
-        state_of<Shape<D, E, PHASE>, true>(x, nullptr, trig, keep, state, max, den, n, heads);                         \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        additive_dstate_##NAME(const bf16 *x, const bf16 *d_o, const float2 *trig, float *dstate, uint32_t n,          \
-                               uint32_t heads) {                                                                       \
-        state_of<Shape<D, E, PHASE>, false>(x, d_o, trig, nullptr, dstate, nullptr, nullptr, n, heads);                \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        additive_read_##NAME(const bf16 *x, const float *state, const float2 *trig, bf16 *o, uint32_t n,               \
-                             uint32_t heads) {                                                                         \
-        read<Shape<D, E, PHASE>>(x, state, trig, o, n, heads);                                                         \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) additive_backward_##NAME(                                        \
-        const bf16 *x, const bf16 *d_o, const float *state, const float *dstate, const float *max, const float *den,   \
-        const float2 *trig, const uint8_t *keep, bf16 *dx, float *dphase, uint32_t n, uint32_t heads,                  \
-        uint32_t sequences, uint32_t per_run) {                                                                        \
-        backward<Shape<D, E, PHASE>>(x, d_o, state, dstate, max, den, trig, keep, dx, dphase, n, heads, sequences,     \
-                                     per_run);                                                                         \
-    }                                                                                                                  \
-    static_assert(state_bytes<Shape<D, E, PHASE>>() <= 160 * 1024 && backward_bytes<Shape<D, E, PHASE>>() <= 160 * 1024 \
-                      && read_bytes<Shape<D, E, PHASE>>() <= 160 * 1024,                                               \
+#define ADDITIVE(D, E)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        additive_state_d##D##_e##E(const bf16 *x, const float2 *trig, const uint8_t *keep, float *state, float *max,  \
+                              float *den, uint32_t n, uint32_t heads) {                                               \
+        state_of<Shape<D, E>, true>(x, nullptr, trig, keep, state, max, den, n, heads);                               \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        additive_dstate_d##D##_e##E(const bf16 *x, const bf16 *d_o, const float2 *trig, float *dstate, uint32_t n,    \
+                               uint32_t heads) {                                                                      \
+        state_of<Shape<D, E>, false>(x, d_o, trig, nullptr, dstate, nullptr, nullptr, n, heads);                      \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        additive_read_d##D##_e##E(const bf16 *x, const float *state, const float2 *trig, bf16 *o, uint32_t n,         \
+                             uint32_t heads) {                                                                        \
+        read<Shape<D, E>>(x, state, trig, o, n, heads);                                                               \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) additive_backward_d##D##_e##E(                                  \
+        const bf16 *x, const bf16 *d_o, const float *state, const float *dstate, const float *max, const float *den,  \
+        const float2 *trig, const uint8_t *keep, bf16 *dx, float *dphase, uint32_t n, uint32_t heads,                 \
+        uint32_t sequences, uint32_t per_run) {                                                                       \
+        backward<Shape<D, E>>(x, d_o, state, dstate, max, den, trig, keep, dx, dphase, n, heads, sequences,           \
+                                     per_run);                                                                        \
+    }                                                                                                                 \
+    static_assert(state_bytes<Shape<D, E>>() <= 160 * 1024 && backward_bytes<Shape<D, E>>() <= 160 * 1024             \
+                      && read_bytes<Shape<D, E>>() <= 160 * 1024,                                                     \
                   "fits the shared memory of compute capability 8.0");
-#define ADDITIVES(D, E)                                                                                                \
-    ADDITIVE(d##D##_e##E##_plain, D, E, false)                                                                         \
-    ADDITIVE(d##D##_e##E##_phase, D, E, true)
-ADDITIVES(32, 32)
-ADDITIVES(32, 64)
-ADDITIVES(64, 32)
-ADDITIVES(64, 64)
+ADDITIVE(32, 32)
+ADDITIVE(32, 64)
+ADDITIVE(64, 32)
+ADDITIVE(64, 64)

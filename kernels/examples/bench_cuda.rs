@@ -5,13 +5,14 @@
 //! ```
 //!
 //! `forward_ms` and `backward_ms` are medians over runs of calls between two looks at the clock; the backward pass is that
-//! of a tape from a given adjoint of the output. `bytes` are those that have to move at least: operands once and results
+//! of a tape from a given adjoint of the output. `kernels_ms` are what the kernels alone take, between events. `bytes` are those that have to move at least: operands once and results
 //! once. `copy` is the bandwidth of a device-to-device copy in the same run.
 
 #![allow(clippy::print_stdout)]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::decay::{Causal, LogDecay, causal, step};
+use fulgur_kernels::probe::time_launches;
 use fulgur_kernels::{additive, philox::Philox, tape};
 use std::time::Instant;
 
@@ -90,15 +91,56 @@ fn copy(device: &Device) -> Result<f64> {
     Ok(2.0 * 2.0 * x.elem_count() as f64 / ms / 1e6)
 }
 
+/// Times of one direction: through the public entry, and of its kernels alone.
+#[derive(Clone, Copy)]
+struct Times {
+    entry: f64,
+    kernels: f64,
+}
+
+/// Times of an entry forward, and of what a backward pass adds to it.
+fn both_ways(device: &Device, run: impl Fn() -> Result<Tensor>, d_o: &Tensor) -> Result<[Option<Times>; 2]> {
+    let forward = || run().map(drop);
+    let both = || {
+        let (result, tape) = tape::record(&run);
+        tape.backward_from(&result?, d_o).map(drop)
+    };
+    let alone = Times {
+        entry: milliseconds(device, forward)?,
+        kernels: kernels(device, forward)?,
+    };
+    let joined = Times {
+        entry: milliseconds(device, both)?,
+        kernels: kernels(device, both)?,
+    };
+    let backward = Times {
+        entry: joined.entry - alone.entry,
+        kernels: joined.kernels - alone.kernels,
+    };
+    Ok([Some(alone), Some(backward)])
+}
+
+/// Median milliseconds of all kernels of a call.
+fn kernels(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut sums = Vec::new();
+    for _ in 0..9 {
+        device.synchronize()?;
+        let ((), launches) = time_launches(&mut call)?;
+        sums.push(launches.iter().map(|(_, ms)| ms).sum::<f64>());
+    }
+    sums.sort_by(f64::total_cmp);
+    Ok(sums[sums.len() / 2])
+}
+
 /// Prints a row.
-fn row(kind: &str, shape: Sizes, times: [Option<f64>; 2], bytes: [usize; 2], flops: [usize; 2]) {
+fn row(kind: &str, shape: Sizes, times: [Option<Times>; 2], bytes: [usize; 2], flops: [usize; 2]) {
     let names = ["forward", "backward"];
     let parts: Vec<String> = (0..2)
         .filter_map(|i| {
-            let (name, ms) = (names[i], times[i]?);
+            let (name, Times { entry, kernels }) = (names[i], times[i]?);
             let (bytes, flops) = (bytes[i], flops[i]);
             Some(format!(
-                "\"{name}_ms\":{ms:.4},\"{name}_bytes\":{bytes},\"{name}_flops\":{flops}"
+                "\"{name}_ms\":{entry:.4},\"{name}_kernels_ms\":{kernels:.4},\"{name}_bytes\":{bytes},\"{name}_flops\":{flops}"
             ))
         })
         .collect();
@@ -145,18 +187,14 @@ fn sweep(kind: &str, sizes: Sizes, device: &Device) -> Result<()> {
         "additive" => additive::causal(&q, &k, &v, &Default::default()).map(|(o, _)| o),
         _ => causal(&q, &k, &v, &options).map(|(o, _)| o),
     };
-    let forward = milliseconds(device, || run().map(drop))?;
-    let both = milliseconds(device, || {
-        let (result, tape) = tape::record(run);
-        tape.backward_from(&result?, &d_o).map(drop)
-    })?;
+    let times = both_ways(device, run, &d_o)?;
     let elements = b * n * h * d;
     // Gates of channels are f32, and so is their adjoint.
     let gates = if kind == "channel" { 4 * elements } else { 0 };
     row(
         kind,
         sizes,
-        [Some(forward), Some(both - forward)],
+        times,
         [8 * elements + gates, 14 * elements + 2 * gates],
         [4 * elements * d, 12 * elements * d],
     );
@@ -169,14 +207,16 @@ fn decode(batch: usize, device: &Device) -> Result<()> {
     let (q, k, v) = (operand("q")?, operand("k")?, operand("v")?);
     let state = random("state", &[batch, h, d, d], device)?;
     let log = (random("log", &[h], device)?.sqr()? * -0.1)?;
-    let ms = milliseconds(device, || {
-        step(&q, &k, &v, LogDecay::Head(&log), &state).map(drop)
-    })?;
+    let call = || step(&q, &k, &v, LogDecay::Head(&log), &state).map(drop);
+    let times = Times {
+        entry: milliseconds(device, call)?,
+        kernels: kernels(device, call)?,
+    };
     let state = batch * h * d * d;
     row(
         "step",
         [batch, 1, h, d],
-        [Some(ms), None],
+        [Some(times), None],
         [8 * state, 0],
         [4 * state, 0],
     );
@@ -192,13 +232,8 @@ fn noncausal(device: &Device) -> Result<()> {
         random("do", &[b, n, h * d], device)?.to_dtype(DType::BF16)?,
     );
     let run = || additive::projected(&x, h, d, &Default::default());
-    let forward = milliseconds(device, || run().map(drop))?;
-    let both = milliseconds(device, || {
-        let (result, tape) = tape::record(run);
-        tape.backward_from(&result?, &d_o).map(drop)
-    })?;
+    let times = both_ways(device, run, &d_o)?;
     let elements = b * n * h * d;
-    let times = [Some(forward), Some(both - forward)];
     row(
         "noncausal",
         [b, n, h, d],

@@ -45,8 +45,10 @@ macro_rules! launch {
             let argument = $argument;
             builder.arg(&argument);
         )+
+        $crate::probe::begin($device, &name)?;
         // SAFETY: each call site passes the arguments of the kernel's signature, with the lengths that it indexes.
         unsafe { builder.launch(config) }.w()?;
+        $crate::probe::end($device)?;
     }};
 }
 pub(crate) use launch;
@@ -121,6 +123,9 @@ pub(crate) fn room<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
     device: &candle_core::CudaDevice,
     count: usize,
 ) -> candle_core::Result<Slice<T>> {
+    if let Some(room) = crate::probe::poisoned_room(device, count)? {
+        return Ok(room);
+    }
     // SAFETY: every kernel writes all elements of its results.
     unsafe { device.alloc::<T>(count) }
 }

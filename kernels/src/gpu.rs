@@ -2,6 +2,7 @@
 
 use crate::autograd::Value;
 use crate::pass::{self, CudaReal};
+use crate::probe;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
 use candle_core::cuda_backend::{CudaDType, CudaStorage};
@@ -66,13 +67,19 @@ impl<'a> Locked<'a> {
     }
 }
 
+/// What a kernel wrote.
+pub(crate) fn storage<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
+    probe::look_behind(device, &slice);
+    CudaStorage::wrap_cuda_slice(slice, device.clone())
+}
+
 /// What a kernel wrote, as a tensor without a graph.
 pub(crate) fn tensor<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice, shape: &Shape) -> Tensor {
-    let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
+    let storage = storage(slice, device);
     Tensor::from_storage(Storage::Cuda(storage), shape.clone(), BackpropOp::none(), false)
 }
 
 /// What a kernel wrote, as the value of a node of the graph.
 pub(crate) fn value<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice, shape: &Shape) -> Value {
-    Value::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()), shape.clone())
+    Value::Cuda(storage(slice, device), shape.clone())
 }

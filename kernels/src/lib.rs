@@ -27,6 +27,8 @@ mod named;
 pub mod norm;
 mod pass;
 pub mod philox;
+#[cfg(feature = "cuda")]
+pub mod probe;
 pub mod residual;
 pub mod rows;
 mod scalar;

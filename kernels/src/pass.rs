@@ -4,6 +4,8 @@
 //! runs another on tensors; what a pass computes is written once for all element types.
 
 use crate::error::OpError;
+#[cfg(feature = "cuda")]
+use crate::gpu;
 use crate::scalar::Real;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::{CudaDType, CudaStorage, cudarc::driver};
@@ -131,7 +133,7 @@ pub(crate) fn cuda<P: Pass<I>, const I: usize>(
         let results = pass.cuda(device, views)?;
         Ok(results
             .into_iter()
-            .map(|data| CudaStorage::wrap_cuda_slice(data, device.clone()))
+            .map(|data| gpu::storage(data, device))
             .collect())
     }
     match operands[0].0.dtype() {

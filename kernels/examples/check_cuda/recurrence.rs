@@ -1,6 +1,6 @@
 //! The causal recurrences: with decays, and the additive one.
 
-use crate::{BOTH, Case, host, master, values};
+use crate::{BOTH, Case, HALF, host, master, values};
 use candle_core::{DType, Device, Result, Tensor};
 use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::decay::{Causal, LogDecay, causal};
@@ -77,6 +77,27 @@ fn additive_causal(t: &[Tensor], sequences: Option<&[usize]>) -> Result<Tensor> 
         last.log_sum.to_dtype(o.dtype())?.flatten_all()?,
     ];
     Tensor::cat(&rows, 0)
+}
+
+/// Sizes B, N, H, D of views into one tensor.
+const FUSED: [[usize; 4]; 2] = [[2, 40, 2, 64], [1, 257, 3, 128]];
+/// Sizes B, N, H, D, E over which errors would add up.
+const LONG: [usize; 5] = [1, 65_536, 1, 64, 64];
+
+/// A tensor that holds q, k, v of each token side by side with a few elements before them, and the initial state.
+fn fused_shapes(&[b, n, h, d]: &[usize; 4]) -> Vec<Vec<usize>> {
+    vec![vec![b, n, 3 * h * d + 8], vec![b, h, d, d]]
+}
+
+/// Runs `entry` on views of such a tensor whose rows begin at element `offset`.
+fn strided(t: &[Tensor], offset: usize, entry: fn(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    let (b, n, _) = t[0].dims3()?;
+    let (_, h, d, _) = t[1].dims4()?;
+    let rows = |part: usize| {
+        t[0].narrow(2, offset + part * h * d, h * d)?
+            .reshape((b, n, h, d))
+    };
+    entry(&[rows(0)?, rows(1)?, rows(2)?, t[1].clone()])
 }
 
 /// Shapes of q, k, v, the initial state and the logarithms.
@@ -175,6 +196,48 @@ pub(crate) fn cases() -> Vec<Case> {
                     ]
                 })
                 .to_vec(),
+        },
+        Case {
+            name: "decay head, long",
+            entry: |t| decay(t, Decays::Head, None),
+            dtypes: HALF,
+            shapes: vec![decay_shapes(&LONG, Decays::None)],
+        },
+        Case {
+            name: "decay token, long",
+            entry: |t| decay(t, Decays::Token, None),
+            dtypes: HALF,
+            shapes: vec![decay_shapes(&LONG, Decays::None)],
+        },
+        Case {
+            name: "decay channel, long",
+            entry: |t| decay(t, Decays::Channel, None),
+            dtypes: HALF,
+            shapes: vec![decay_shapes(&LONG, Decays::Channel)],
+        },
+        Case {
+            name: "additive causal, long",
+            entry: |t| additive_causal(t, None),
+            dtypes: HALF,
+            shapes: vec![decay_shapes(&LONG, Decays::None)[..3].to_vec()],
+        },
+        Case {
+            name: "decay, fused rows",
+            entry: |t| strided(t, 0, |t| decay(t, Decays::Channel, None)),
+            dtypes: BOTH,
+            shapes: FUSED.iter().map(fused_shapes).collect(),
+        },
+        Case {
+            name: "decay, rows off the grid",
+            entry: |t| strided(t, 1, |t| decay(t, Decays::Head, None)),
+            dtypes: BOTH,
+            shapes: FUSED.iter().map(fused_shapes).collect(),
+        },
+        Case {
+            name: "additive, fused rows",
+            entry: |t| strided(t, 0, |t| additive_causal(&t[..3], None)),
+            dtypes: BOTH,
+            shapes: FUSED.iter().map(fused_shapes).collect(),
         },
         Case {
             name: "additive causal",

@@ -2,6 +2,7 @@
 
 use super::{MomentUpdate, ParameterUpdate};
 use crate::cuda_module::{Module, THREADS, flat, launch, module, pointer, room};
+use crate::gpu;
 use crate::pass::view;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
@@ -77,7 +78,7 @@ pub(super) fn squared_norm(tensors: &[(StorageRef<'_>, &Layout)]) -> Result<Cuda
     }
     let sum = room::<f32>(device, 1)?;
     launch!(device, ADAMW, "squares_sum", blocks_of(1); partials.as_view(), sum.as_view(), blocks as u64);
-    Ok(CudaStorage::wrap_cuda_slice(sum, device.clone()))
+    Ok(gpu::storage(sum, device))
 }
 
 fn blocks_of(count: usize) -> LaunchConfig {

@@ -118,7 +118,7 @@ pub struct Causal<'a> {
 ///
 /// Inputs are f32, f16, bf16 or, on the CPU, f64. The state is in f32, or in f64 if any input is, and so is all work on
 /// the CPU. On a GPU bf16 and f16 are multiplied as bf16 on tensor cores and summed in f32 where D and E are multiples of 8
-/// up to 128, unless a decay of heads or tokens is learnt; everything else is computed in f32, many times slower, for
+/// up to 128, unless a decay of heads is learnt; everything else is computed in f32, many times slower, for
 /// widths up to 256. What was chosen is a debug event of `tracing`.
 ///
 /// Differentiable in `q`, `k`, `v`, the log-decays and the initial state, through the output and through the final

@@ -10,7 +10,7 @@
 //! | form | takes |
 //! |---|---|
 //! | tensor cores, `cuda/decay_uniform.cu` | bf16 and f16, one decay for all channels of a head, which is not learnt, widths of 8, 16 .. 128 |
-//! | tensor cores, `cuda/decay_channel_*.cu` | bf16 and f16, a decay for each channel, learnt or not, widths of 8, 16 .. 128 |
+//! | tensor cores, `cuda/decay_channel_*.cu` | bf16 and f16, a decay for each channel, learnt or not, or a learnt one for each token, widths of 8, 16 .. 128 |
 //! | plain, `cuda/decay_plain.cu` | everything else with widths up to 256, in f32 |
 //!
 //! Kept for the backward pass: the inputs, and the states that enter segments, one f32 state for each segment where there
@@ -51,6 +51,18 @@ pub(super) fn causal(
     dims: Dims,
 ) -> Result<(Tensor, Tensor)> {
     let form = form([q, k, v], options, dims)?;
+    if let (LogDecay::Token(log), Form::Channel(_)) = (options.decay, form) {
+        let Dims { b, n, h, d, .. } = dims;
+        let wide = log.to_dtype(DType::F32)?.unsqueeze(3)?;
+        let wide = wide.broadcast_as((b, n, h, d))?.contiguous()?;
+        let options = Causal {
+            decay: LogDecay::Channel(&wide),
+            initial: options.initial,
+            exchange: options.exchange.clone(),
+            sequences: options.sequences,
+        };
+        return causal(q, k, v, &options, dims);
+    }
     let device = q.device().as_cuda_device()?;
     let [q, k, v] = [
         q.to_dtype(form.dtype())?,
@@ -111,16 +123,17 @@ fn form(rows: [&Tensor; 3], options: &Causal<'_>, dims: Dims) -> Result<Form> {
     }
     let halves = rows.iter().all(|t| matches!(t.dtype(), DType::BF16 | DType::F16));
     let learnt = options.decay.tensor().is_some_and(Tensor::track_op);
-    let uniform = !matches!(options.decay, LogDecay::Channel(_));
     let fits = |form: Form| d.max(e) <= form.widest();
     let form = if !halves || d % 8 != 0 || e % 8 != 0 || !fits(Form::Uniform) {
         Form::Plain
-    } else if !uniform {
-        Form::Channel(Gate::Decay)
-    } else if learnt {
-        Form::Plain
     } else {
-        Form::Uniform
+        match options.decay {
+            LogDecay::Channel(_) => Form::Channel(Gate::Decay),
+            // The same decay for each channel: the sum over their adjoints is its own.
+            LogDecay::Token(_) if learnt => Form::Channel(Gate::Decay),
+            LogDecay::Head(_) if learnt => Form::Plain,
+            _ => Form::Uniform,
+        }
     };
     if !fits(form) {
         let (found, expected) = (

@@ -6,6 +6,7 @@ use crate::cuda_module::{Module, THREADS, launch, module, room};
 use crate::decay::{Kind, NAME};
 use crate::exchange::Direction;
 use crate::gpu::{self, Locked};
+use crate::probe;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig};
@@ -338,6 +339,15 @@ impl Made {
         Ok(Self { storage, shape })
     }
 
+    fn look_behind(&self) {
+        let device = self.storage.device();
+        if let Ok(slice) = self.storage.as_cuda_slice::<bf16>() {
+            probe::look_behind(device, slice);
+        } else if let Ok(slice) = self.storage.as_cuda_slice::<f32>() {
+            probe::look_behind(device, slice);
+        }
+    }
+
     fn start(&self) -> Result<u64> {
         let stream = self.storage.device().cuda_stream();
         Ok(match self.storage.dtype() {
@@ -348,11 +358,13 @@ impl Made {
 
     /// As a tensor without a graph.
     pub(super) fn tensor(self) -> Tensor {
+        self.look_behind();
         Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
     }
 
     /// As the value of a node.
     pub(super) fn value(self) -> Value {
+        self.look_behind();
         Value::Cuda(self.storage, self.shape)
     }
 }
@@ -450,7 +462,7 @@ impl Sweeper {
             gate.name(),
             direction(sweep.direction)
         );
-        launch!(self.device, KEYS, name, config(blocks, warps, shared); argument);
+        launch!(&self.device, KEYS, name, config(blocks, warps, shared); argument);
         Ok(())
     }
 
@@ -502,7 +514,7 @@ impl Sweeper {
             gate.name(),
             direction(sweep.direction)
         );
-        launch!(self.device, VALUES, name, config(blocks, warps, shared); argument, gates);
+        launch!(&self.device, VALUES, name, config(blocks, warps, shared); argument, gates);
         Ok(made)
     }
 
@@ -514,7 +526,7 @@ impl Sweeper {
         let (pairs, logs, sums) = (2 * 2 * CHUNK * CHUNK, STAGES * CHUNK * 4, 2 * warps * CHUNK * 4);
         let config = config(blocks, warps, STAGES * stage + pairs + logs + sums);
         let name = format!("decay_uniform_d{width}_w{warps}_{direction}{state}");
-        launch!(self.device, UNIFORM, name, config; argument);
+        launch!(&self.device, UNIFORM, name, config; argument);
         Ok(())
     }
 
@@ -531,7 +543,7 @@ impl Sweeper {
             shared_mem_bytes: 0,
         };
         let name = format!("decay_plain_{rows}_{decay}_{}", direction(sweep.direction));
-        launch!(self.device, PLAIN, name, config; argument);
+        launch!(&self.device, PLAIN, name, config; argument);
         Ok(())
     }
 }
@@ -580,7 +592,7 @@ impl Sweeper {
             shared_mem_bytes: 0,
         };
         let name = format!("decay_tangent_{}", d.next_power_of_two().max(32));
-        launch!(self.device, PLAIN, name, config; argument, sums.as_view());
+        launch!(&self.device, PLAIN, name, config; argument, sums.as_view());
         gpu::tensor(sums, &self.device, &(segments, h, tiles).into())
             .sum(2)?
             .sum(0)
