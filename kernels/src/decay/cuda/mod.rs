@@ -422,22 +422,23 @@ impl Recurrence {
         })
     }
 
-    /// The adjoint of the log-decays from those of q and k, all in f32:
+    /// The adjoint of the log-decays from those of q and k, all in f32, and from those of the states at the ends of segments:
     /// `d log a_t = sum_{s >= t} (q dq - k dk)_s + rowsum(S_N (*) dS_N)`.
     fn decay_adjoint(
         &self,
         [q, dq, k, dk]: [&Tensor; 4],
         finals: &Tensor,
-        d_state: Option<&Tensor>,
+        arriving: Option<&Tensor>,
     ) -> Result<Tensor> {
         let Sweeper {
             cut, decays, device, ..
         } = &self.sweeper;
-        let Dims { b, n, h, d, .. } = self.dims;
+        let Dims { b, n, h, d, e } = self.dims;
         let (width, rows) = (decays.width(), b * n * h);
-        let last = match d_state {
-            Some(d_state) => {
-                let channels = (finals * d_state)?.sum(3)?;
+        let last = match arriving {
+            Some(arriving) => {
+                let arriving = arriving.reshape((cut.sequences(), cut.parts(), h, d, e))?;
+                let channels = (finals * arriving.get_on_dim(1, cut.parts() - 1)?)?.sum(3)?;
                 Some(if width == 1 { channels.sum(2)? } else { channels }.contiguous()?)
             }
             None => None,
@@ -535,7 +536,7 @@ impl GradientOfMany for OutputGradient {
             }
             Some(finals) => {
                 let around = [&q, &dq, &k, &dk];
-                Some(self.recurrence.decay_adjoint(around, finals, d_state.as_ref())?)
+                Some(self.recurrence.decay_adjoint(around, finals, arriving.as_ref())?)
             }
             None => d_log,
         };
