@@ -6,11 +6,23 @@ use crate::scalar::{Real, rows_per_task, sum_of, wide};
 use rayon::prelude::*;
 
 /// Tokens whose share of dscale and dshift is summed by one task; fixed, so that the bits do not depend on threads.
-const TOKENS_PER_PARTIAL: usize = 64;
+pub(super) const TOKENS_PER_PARTIAL: usize = 64;
 
-fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
+#[inline(always)]
+pub(super) fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     let mean = sum_of(x, x, |a, b| a * b) / T::from_f64(x.len() as f64);
     T::one() / (mean + T::from_f64(eps)).root()
+}
+
+/// The sum over rows of `partials`, in order.
+pub(super) fn add_partials<T: Real>(partials: &[T], width: usize) -> Vec<T> {
+    let mut total = vec![T::zero(); width];
+    for partial in partials.chunks_exact(width) {
+        for (total, &part) in total.iter_mut().zip(partial) {
+            *total += part;
+        }
+    }
+    total
 }
 
 impl<const I: usize> Pass<I> for Norm {
