@@ -217,7 +217,7 @@ __device__ void rms_norm_gated_backward(const T *x, const T *gate, const float *
         size_t x_stride, size_t gate_stride, uint32_t threads, uint32_t activation, float eps) {                       \
         rms_norm_gated<T, V>(x, gate, gain, y, rows, width, heads, x_stride, gate_stride, threads, activation, eps);   \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) rms_norm_gated_backward_##SUFFIX##_v##V(                         \
+    extern "C" __global__ void __launch_bounds__(256, 2) rms_norm_gated_backward_##SUFFIX##_v##V(                      \
         const T *x, const T *gate, const float *gain, const T *dy, T *dx, T *dgate, float *partials,                  \
         uint32_t tokens, uint32_t width, uint32_t heads, size_t x_stride, size_t gate_stride, uint32_t runs,           \
         uint32_t tokens_per_run, uint32_t threads, uint32_t activation, float eps) {                                   \

@@ -246,6 +246,14 @@ pub(crate) fn row_stride(layout: &Layout) -> Option<usize> {
     Some(found.map_or(width, |(first, _)| first))
 }
 
+/// The tensor itself where [`row_stride`] finds rows, else a dense copy.
+pub(crate) fn in_rows(x: &Tensor) -> Result<Tensor> {
+    match row_stride(x.layout()) {
+        Some(_) => Ok(x.clone()),
+        None => x.contiguous(),
+    }
+}
+
 /// A `[.., D]` tensor on the CPU whose rows lie at equal distances.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, T> {

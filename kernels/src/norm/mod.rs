@@ -1,4 +1,5 @@
-//! Root-mean-square norms over the last axis, plain, with a gain, or modulated by a condition (adaLN).
+//! Norms over the last axis: root-mean-square norms, plain, with a gain, or modulated by a condition (adaLN), and others
+//! fused with their neighbours.
 //!
 //! ```text
 //! r   = 1 / sqrt(mean_j x_j^2 + eps)
@@ -12,15 +13,18 @@
 //! A residual stream in f32 may feed products in bf16: the entries ending in `_to` write their result in another type,
 //! on a GPU without a pass of its own.
 //!
-//! [`rms_norm_gated`] ends a mixer: norm and gate in one pass.
+//! [`rms_norm_gated`] ends a mixer: norm and gate in one pass. [`add_norm`] joins a branch to the residual stream and norms
+//! the sum for the next one. [`layer_norm`] is the norm with a mean.
 //!
 //! Only the inputs are kept for the backward pass: `r` is found again while the row is read anyway. Sums over rows
 //! go through partial sums of fixed runs of rows, so that they have the same bits each time.
 
+mod add;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod gated;
+mod layer;
 #[cfg(feature = "cuda")]
 mod mixed;
 #[cfg(test)]
@@ -28,7 +32,9 @@ mod reference;
 #[cfg(feature = "cuda")]
 mod rowwise;
 
+pub use add::add_norm;
 pub use gated::{Gate, rms_norm_gated};
+pub use layer::{layer_norm, layer_norm_to};
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};

@@ -1,9 +1,10 @@
 //! How rows of channels fall to threads of a GPU, for the kernels on `cuda/rowwise.cuh`.
 
 use crate::cuda_module::{Slice, THREADS, room};
+use crate::gpu::Locked;
 use crate::rows::cuda::sum_runs;
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
-use candle_core::{CudaDevice, Result};
+use candle_core::{CudaDevice, DType, Result, Tensor};
 
 /// Threads that keep a GPU busy.
 const BUSY: usize = 1 << 17;
@@ -11,6 +12,18 @@ const BUSY: usize = 1 << 17;
 const TOKENS_PER_RUN: usize = 8;
 /// Runs that one launch adds up fast enough; more are added in two.
 const RUNS_PER_SUM: usize = 32;
+
+/// A parameter in f32, without its graph.
+pub(super) fn wide(parameter: Option<&Tensor>) -> Result<Option<Tensor>> {
+    parameter
+        .map(|parameter| parameter.detach().to_dtype(DType::F32)?.contiguous())
+        .transpose()
+}
+
+/// Where an operand starts, which may be absent.
+pub(super) fn address_or_null(operand: Option<&Locked<'_>>) -> Result<u64> {
+    operand.map_or(Ok(0), Locked::start)
+}
 
 /// Elements of a vector, and threads of a row.
 #[derive(Clone, Copy, Debug)]

@@ -2,9 +2,9 @@
 
 use super::{Gate, Gated};
 use crate::autograd::Value;
-use crate::norm::cpu::{TOKENS_PER_PARTIAL, add_partials, inverse_rms};
+use crate::norm::cpu::{TOKENS_PER_PARTIAL, add_partials, inverse_rms, parameter_or};
 use crate::scalar::{Real, rows_per_task, sum_of, wide};
-use crate::strided::{Rows, elements};
+use crate::strided::Rows;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -47,20 +47,13 @@ struct Operands<'a, T> {
     gain: &'a [T],
 }
 
-fn gain_or_ones<T: Real>(op: &Gated, gain: Option<&Tensor>) -> Result<Vec<T>> {
-    match gain {
-        Some(gain) => elements(&gain.detach().to_dtype(T::DTYPE)?),
-        None => Ok(vec![T::one(); op.columns()]),
-    }
-}
-
 pub(super) fn forward<T: Real>(
     op: &Gated,
     x: &Tensor,
     gate: &Tensor,
     gain: Option<&Tensor>,
 ) -> Result<Value> {
-    let gain = gain_or_ones::<T>(op, gain)?;
+    let gain = parameter_or(gain, T::one(), op.columns())?;
     let guards = [x.storage_and_layout().0, gate.storage_and_layout().0];
     let operands = Operands {
         x: Rows::of(x, &guards[0])?,
@@ -111,7 +104,7 @@ pub(super) fn backward<T: Real>(
     gain: Option<&Tensor>,
     grad: &Tensor,
 ) -> Result<[Option<Tensor>; 3]> {
-    let weights = gain_or_ones::<T>(op, gain)?;
+    let weights = parameter_or(gain, T::one(), op.columns())?;
     let guards = [x, gate, grad].map(|t| t.storage_and_layout().0);
     let operands = Operands {
         x: Rows::of(x, &guards[0])?,

@@ -2,12 +2,12 @@
 
 use super::{Gate, Gated, OP};
 use crate::autograd::Value;
-use crate::cuda_module::{Module, launch, module, room};
+use crate::cuda_module::{Module, launch, module, pointer, room};
 use crate::gpu::{self, Locked};
-use crate::norm::rowwise::{Runs, Sharing};
+use crate::norm::rowwise::{Runs, Sharing, address_or_null, wide};
 use crate::pass::CudaReal;
 use crate::strided::row_stride;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 const NORM_GATED: Module = module!("norm_gated");
 
@@ -20,12 +20,6 @@ impl Gate {
             Self::Silu => 2,
         }
     }
-}
-
-/// The gain in f32.
-fn wide(gain: Option<&Tensor>) -> Result<Option<Tensor>> {
-    gain.map(|gain| gain.detach().to_dtype(DType::F32)?.contiguous())
-        .transpose()
 }
 
 fn stride(x: &Tensor) -> Result<usize> {
@@ -42,7 +36,7 @@ pub(super) fn forward<T: CudaReal>(
     let (shape, rows) = (x.shape(), op.tokens * op.heads);
     let gain = wide(gain)?;
     let gain = gain.as_ref().map(|gain| Locked::new(OP, gain));
-    let gain_at = gain.as_ref().map_or(Ok(0), Locked::start)?;
+    let gain_at = address_or_null(gain.as_ref())?;
     let strides = [stride(x)?, stride(gate)?];
     let (x, gate) = (Locked::new(OP, x), Locked::new(OP, gate));
     let (x_at, gate_at) = (x.start()?, gate.start()?);
@@ -65,7 +59,7 @@ pub(super) fn backward<T: CudaReal>(
     let learnt = gain.is_some_and(Tensor::track_op);
     let gain = wide(gain)?;
     let gain = gain.as_ref().map(|gain| Locked::new(OP, gain));
-    let gain_at = gain.as_ref().map_or(Ok(0), Locked::start)?;
+    let gain_at = address_or_null(gain.as_ref())?;
     let strides = [stride(x)?, stride(gate)?];
     let (x, gate, grad) = (Locked::new(OP, x), Locked::new(OP, gate), Locked::new(OP, grad));
     let (x_at, gate_at, grad_at) = (x.start()?, gate.start()?, grad.start()?);
@@ -81,7 +75,7 @@ pub(super) fn backward<T: CudaReal>(
     let kernel = format!("rms_norm_gated_backward_{}_v{}", T::SUFFIX, sharing.vector);
     launch!(device, NORM_GATED, kernel, sharing.launch(runs.runs * op.heads);
         x_at, gate_at, gain_at, grad_at, dx.as_view(), dgate.as_view(),
-        crate::cuda_module::pointer(device, partials_view.as_ref()),
+        pointer(device, partials_view.as_ref()),
         op.tokens as u32, op.width as u32, op.heads as u32, strides[0] as u64, strides[1] as u64,
         runs.runs as u32, runs.tokens_per_run as u32, sharing.threads as u32, op.activation.number(), op.eps as f32);
     let dgain = partials

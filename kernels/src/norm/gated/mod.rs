@@ -20,7 +20,7 @@ use super::{check_elements, check_eps, checked_parameter};
 use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;
 use crate::pass::same_kind;
-use crate::strided::row_stride;
+use crate::strided::in_rows;
 use candle_core::{DType, Result, Tensor};
 
 const OP: &str = "rms_norm_gated";
@@ -112,14 +112,6 @@ pub fn rms_norm_gated(
     }
 }
 
-/// The tensor itself where its rows lie at equal distances, else a dense copy.
-fn in_rows(x: &Tensor) -> Result<Tensor> {
-    match row_stride(x.layout()) {
-        Some(_) => Ok(x.clone()),
-        None => x.contiguous(),
-    }
-}
-
 impl Gated {
     fn forward(&self, x: &Tensor, gate: &Tensor, gain: Option<&Tensor>) -> Result<Value> {
         #[cfg(feature = "cuda")]
@@ -189,6 +181,7 @@ impl Gradient<3> for Gated {
 mod tests {
     use super::*;
     use crate::norm::rms_norm_to;
+    use crate::strided::row_stride;
     use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
     use candle_core::{Device, Var};
 
