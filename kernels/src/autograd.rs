@@ -333,6 +333,88 @@ fn fixed<const N: usize>(name: &str, adjoints: Vec<Option<Tensor>>) -> Result<[O
     }
 }
 
+/// The backward pass of a function with two results.
+pub(crate) trait GradientOfPair: Send + Sync + 'static {
+    /// Name for error messages.
+    fn name(&self) -> &'static str;
+
+    /// Adjoints of all arguments in order, given those of both results: `None` for a result that the loss does not depend
+    /// on, though never for both. An argument's may be `None` where none is due.
+    fn backward(&self, args: &[Tensor], adjoints: [Option<Tensor>; 2]) -> Result<Vec<Option<Tensor>>>;
+}
+
+/// Enters two values into the graph as a function of one to three tensors.
+///
+/// The function is a scalar node, and the results are nodes behind it: they leave their adjoints for it, so that it finds
+/// both, and give it a zero so that it runs.
+pub(crate) fn attach_pair<G: GradientOfPair>(
+    values: [Value; 2],
+    args: &[&Tensor],
+    gradient: G,
+) -> Result<[Tensor; 2]> {
+    let Some(first) = args.first() else {
+        bail!("{}: no arguments", gradient.name())
+    };
+    let name = gradient.name();
+    let left: LeftByResults = Arc::default();
+    let scalar = Value::Tensor(Tensor::zeros((), DType::F32, first.device())?);
+    let function = Function {
+        left: left.clone(),
+        gradient,
+    };
+    let function = attach_many(scalar, args, function)?;
+    let [a, b] = values;
+    let result = |value, index| {
+        let left = left.clone();
+        attach1(value, &function, ResultOf { index, left, name })
+    };
+    Ok([result(a, 0)?, result(b, 1)?])
+}
+
+/// Adjoints on their way from the nodes of two results to that of the function.
+type LeftByResults = Arc<Mutex<[Option<Tensor>; 2]>>;
+
+/// The node of a function with two results.
+struct Function<G> {
+    left: LeftByResults,
+    gradient: G,
+}
+
+impl<G: GradientOfPair> GradientOfMany for Function<G> {
+    fn name(&self) -> &'static str {
+        self.gradient.name()
+    }
+
+    fn backward(&self, args: &[Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let adjoints = match self.left.lock() {
+            Ok(mut left) => std::mem::take(&mut *left),
+            Err(_) => bail!("{}: adjoints were lost in a panic", self.gradient.name()),
+        };
+        self.gradient.backward(args, adjoints)
+    }
+}
+
+/// The node of one of two results.
+struct ResultOf {
+    index: usize,
+    left: LeftByResults,
+    name: &'static str,
+}
+
+impl Gradient<1> for ResultOf {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn backward(&self, [function]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        match self.left.lock() {
+            Ok(mut left) => left[self.index] = Some(grad.detach()),
+            Err(_) => bail!("{}: adjoints were lost in a panic", self.name),
+        }
+        Ok([Some(function.detach().zeros_like()?)])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! Strided CPU matrices, their product, and `[B, N, H, C]` views of tensors.
 
 use crate::scalar::{Real, wide};
-use candle_core::{Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{Layout, Result, Storage, StorageRef, Tensor, bail};
 use std::ops::Range;
 
 /// A copy of the elements of a tensor of the CPU, row-major.
@@ -223,6 +223,67 @@ impl<'a, T: Real> View<'a, T> {
     }
 }
 
+/// Distance between neighbouring rows of a layout `[.., D]`, if all are equal and nothing lies between the channels.
+pub(crate) fn row_stride(layout: &Layout) -> Option<usize> {
+    let (&width, leading) = layout.dims().split_last()?;
+    let (&channel, strides) = layout.stride().split_last()?;
+    if width > 1 && channel != 1 {
+        return None;
+    }
+    let mut found: Option<(usize, usize)> = None;
+    for (&length, &stride) in leading
+        .iter()
+        .zip(strides)
+        .rev()
+        .filter(|(length, _)| **length > 1)
+    {
+        found = match found {
+            None => Some((stride, stride * length)),
+            Some((first, next)) if next == stride => Some((first, stride * length)),
+            Some(_) => return None,
+        };
+    }
+    Some(found.map_or(width, |(first, _)| first))
+}
+
+/// The tensor itself where [`row_stride`] finds rows, else a dense copy.
+pub(crate) fn in_rows(x: &Tensor) -> Result<Tensor> {
+    match row_stride(x.layout()) {
+        Some(_) => Ok(x.clone()),
+        None => x.contiguous(),
+    }
+}
+
+/// A `[.., D]` tensor on the CPU whose rows lie at equal distances.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    data: &'a [T],
+    width: usize,
+    stride: usize,
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    /// Views a tensor whose storage is held in `guard`.
+    pub(crate) fn of(tensor: &Tensor, guard: &'a StorageRef<'_>) -> Result<Self> {
+        let (Some(stride), Some(&width)) = (row_stride(tensor.layout()), tensor.dims().last()) else {
+            bail!(
+                "expected rows at equal distances, found strides {:?}",
+                tensor.stride()
+            );
+        };
+        Ok(Self {
+            data: &slice(tensor, guard)?[tensor.layout().start_offset()..],
+            width,
+            stride,
+        })
+    }
+
+    /// The elements of one row.
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
+        &self.data[row * self.stride..][..self.width]
+    }
+}
+
 /// The whole CPU storage of `tensor`; element 0 of the tensor lies at its layout's offset.
 pub(crate) fn slice<'a, T: Real>(tensor: &Tensor, guard: &'a StorageRef<'_>) -> Result<&'a [T]> {
     match &**guard {
@@ -248,6 +309,22 @@ pub(crate) fn contiguous<'a, T: Real>(tensor: &Tensor, guard: &'a StorageRef<'_>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_at_equal_distances() -> Result<()> {
+        let x = Tensor::zeros((3, 4, 10), candle_core::DType::F64, &candle_core::Device::Cpu)?;
+        let stride = |t: Tensor| row_stride(t.layout());
+        assert_eq!(stride(x.clone()), Some(10));
+        assert_eq!(stride(x.narrow(2, 3, 5)?), Some(10));
+        assert_eq!(stride(x.narrow(1, 0, 1)?), Some(40));
+        assert_eq!(stride(x.narrow(1, 0, 2)?), None);
+        assert_eq!(stride(x.narrow(0, 1, 1)?.narrow(1, 0, 2)?), Some(10));
+        assert_eq!(stride(x.transpose(0, 1)?), None);
+        assert_eq!(stride(x.transpose(1, 2)?), None);
+        assert_eq!(stride(x.narrow(2, 0, 1)?.transpose(1, 2)?), None);
+        assert_eq!(stride(x.narrow(0, 0, 1)?.narrow(1, 0, 1)?), Some(10));
+        Ok(())
+    }
 
     #[test]
     fn parts_and_turned_copies() {

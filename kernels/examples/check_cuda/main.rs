@@ -16,6 +16,7 @@
 #![allow(clippy::print_stdout)]
 
 mod parts;
+mod fused;
 mod recurrence;
 mod timings;
 
@@ -484,6 +485,7 @@ fn main() -> ExitCode {
     for case in cases()
         .iter()
         .chain(&recurrence::cases())
+        .chain(&fused::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {

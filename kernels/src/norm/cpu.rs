@@ -3,14 +3,36 @@
 use super::{Norm, NormBackward};
 use crate::pass::Pass;
 use crate::scalar::{Real, rows_per_task, sum_of, wide};
+use crate::strided::elements;
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// Tokens whose share of dscale and dshift is summed by one task; fixed, so that the bits do not depend on threads.
-const TOKENS_PER_PARTIAL: usize = 64;
+pub(super) const TOKENS_PER_PARTIAL: usize = 64;
 
-fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
+#[inline(always)]
+pub(super) fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     let mean = sum_of(x, x, |a, b| a * b) / T::from_f64(x.len() as f64);
     T::one() / (mean + T::from_f64(eps)).root()
+}
+
+/// The elements of a parameter in the type of the computation, or as many times `absent`.
+pub(super) fn parameter_or<T: Real>(parameter: Option<&Tensor>, absent: T, count: usize) -> Result<Vec<T>> {
+    match parameter {
+        Some(parameter) => elements(&parameter.detach().to_dtype(T::DTYPE)?),
+        None => Ok(vec![absent; count]),
+    }
+}
+
+/// The sum over rows of `partials`, in order.
+pub(super) fn add_partials<T: Real>(partials: &[T], width: usize) -> Vec<T> {
+    let mut total = vec![T::zero(); width];
+    for partial in partials.chunks_exact(width) {
+        for (total, &part) in total.iter_mut().zip(partial) {
+            *total += part;
+        }
+    }
+    total
 }
 
 impl<const I: usize> Pass<I> for Norm {
@@ -60,7 +82,7 @@ impl<const I: usize> Pass<I> for Norm {
         &self,
         device: &candle_core::CudaDevice,
         operands: [super::cuda::View<'_, T>; I],
-    ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
+    ) -> Result<Vec<super::cuda::Slice<T>>> {
         Ok(vec![super::cuda::forward::<T, T>(self, device, &operands)?])
     }
 }
@@ -149,7 +171,7 @@ impl<const I: usize> Pass<I> for NormBackward {
         &self,
         device: &candle_core::CudaDevice,
         operands: [super::cuda::View<'_, T>; I],
-    ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
+    ) -> Result<Vec<super::cuda::Slice<T>>> {
         let [x, dy, scale @ ..] = &operands[..] else {
             unreachable!("the pass has at least x and dy");
         };

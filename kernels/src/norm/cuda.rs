@@ -23,7 +23,7 @@ fn warp_per_row(rows: usize) -> LaunchConfig {
 }
 
 /// `T` is the type of x, scale and shift, `U` that of the result; kernels are named after both where they differ.
-fn suffix<T: CudaReal, U: CudaReal>() -> String {
+pub(super) fn suffix<T: CudaReal, U: CudaReal>() -> String {
     if T::SUFFIX == U::SUFFIX {
         T::SUFFIX.into()
     } else {

@@ -1,4 +1,5 @@
-//! Root-mean-square norms over the last axis, plain, with a gain, or modulated by a condition (adaLN).
+//! Norms over the last axis: root-mean-square norms, plain, with a gain, or modulated by a condition (adaLN), and others
+//! fused with their neighbours.
 //!
 //! ```text
 //! r   = 1 / sqrt(mean_j x_j^2 + eps)
@@ -12,16 +13,28 @@
 //! A residual stream in f32 may feed products in bf16: the entries ending in `_to` write their result in another type,
 //! on a GPU without a pass of its own.
 //!
+//! [`rms_norm_gated`] ends a mixer: norm and gate in one pass. [`add_norm`] joins a branch to the residual stream and norms
+//! the sum for the next one. [`layer_norm`] is the norm with a mean.
+//!
 //! Only the inputs are kept for the backward pass: `r` is found again while the row is read anyway. Sums over rows
 //! go through partial sums of fixed runs of rows, so that they have the same bits each time.
 
+mod add;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod gated;
+mod layer;
 #[cfg(feature = "cuda")]
 mod mixed;
 #[cfg(test)]
 mod reference;
+#[cfg(feature = "cuda")]
+mod rowwise;
+
+pub use add::add_norm;
+pub use gated::{Gate, rms_norm_gated};
+pub use layer::{layer_norm, layer_norm_to};
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
@@ -156,6 +169,57 @@ fn check_eps(op: &'static str, eps: f64) -> Result<()> {
         return Ok(());
     }
     Err(OpError::value(op, "eps", eps, "a positive number").into())
+}
+
+/// `parameter` `[D]` of a norm over the last axis of `x` `[.., D]`, of its type or an f32 master; contiguous.
+fn checked_parameter(
+    op: &'static str,
+    field: &'static str,
+    parameter: &Tensor,
+    x: &Tensor,
+) -> Result<Tensor> {
+    let columns = x.dims().last().copied().unwrap_or(0);
+    if parameter.dims() != [columns] {
+        return Err(OpError::shape(op, field, parameter, format!("[{columns}]")).into());
+    }
+    if parameter.dtype() != x.dtype() && parameter.dtype() != DType::F32 {
+        let (found, expected) = (
+            format!("{:?}", parameter.dtype()),
+            format!("{:?} like x, or F32", x.dtype()),
+        );
+        return Err(OpError::value(op, field, found, expected).into());
+    }
+    if !parameter.device().same_device(x.device()) {
+        let found = format!("on {:?}", parameter.device().location());
+        let expected = format!("a tensor on {:?} like x", x.device().location());
+        return Err(OpError::value(op, field, found, expected).into());
+    }
+    parameter.contiguous()
+}
+
+/// Errors unless elements of `x` are what norms compute with on its device.
+fn check_elements(op: &'static str, field: &'static str, x: &Tensor) -> Result<()> {
+    let (device, supported, fits) = if x.device().is_cuda() {
+        ("CUDA", "f32, bf16", matches!(x.dtype(), DType::F32 | DType::BF16))
+    } else {
+        (
+            "the CPU",
+            "f32, f64",
+            matches!(x.dtype(), DType::F32 | DType::F64),
+        )
+    };
+    if fits {
+        return Ok(());
+    }
+    let found = x.dtype();
+    Err(OpError::DType {
+        op,
+        field,
+        found,
+        device,
+        supported,
+    }
+    .into())
 }
 
 impl Norm {

@@ -1,0 +1,229 @@
+// Layer norms; formulas in src/norm/layer/mod.rs.
+//
+// X is the type of x, Y that of y and dy. Rows of x may have gaps between them (x_stride in elements), all others are dense.
+// gain and bias are float, or null.
+// layer_norm            1 X + 1 Y a element.
+// layer_norm_backward   2 X + 1 Y a element. A row of threads walks over a run of rows and keeps its sums of dgain and dbias,
+//                       which it writes to partials [runs, 2, width] (null: not wanted) at the end.
+// Limit: memory bandwidth. No atomics: the same bits each time.
+#include "rowwise.cuh"
+
+// The mean of a row, of which `kept` and what lies beyond are the elements of this thread.
+template <int V, typename X, int KEPT>
+__device__ __forceinline__ float row_mean(const X *x, const Vector<X, V> (&kept)[KEPT], uint32_t lane, uint32_t end,
+                                          uint32_t width, uint32_t threads, RowSums<1> &shared, uint32_t &turn) {
+    const uint32_t step = threads * V;
+    float sum[1] = {0.0f};
+    auto add = [&](const Vector<X, V> &x) {
+        float a[V];
+        x.get(a);
+#pragma unroll
+        for (int i = 0; i < V; i++) sum[0] += a[i];
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (lane * V + k * step < end) add(kept[k]);
+    }
+    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
+        Vector<X, V> a;
+        a.load(x + c);
+        add(a);
+    }
+    row_sums<1>(sum, threads, shared, turn);
+    return sum[0] / width;
+}
+
+template <typename X, typename Y, int V>
+__device__ void layer_norm(const X *x, const float *gain, const float *bias, Y *y, uint32_t rows, uint32_t width,
+                           size_t x_stride, uint32_t threads, float eps) {
+    constexpr int KEPT = KEPT_VECTORS<V>;
+    __shared__ RowSums<1> shared;
+    uint32_t turn = 0;
+    const uint32_t lane = threadIdx.x % threads, step = threads * V;
+    const size_t row = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
+    const uint32_t end = row < rows ? width : 0;
+    x += row * x_stride;
+    y += row * width;
+
+    Vector<X, V> kept[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t c = lane * V + k * step;
+        if (c < end) kept[k].load(x + c);
+    }
+    const float mean = row_mean<V>(x, kept, lane, end, width, threads, shared, turn);
+    float sum[1] = {0.0f};
+    auto add = [&](const Vector<X, V> &x) {
+        float a[V];
+        x.get(a);
+#pragma unroll
+        for (int i = 0; i < V; i++) sum[0] += (a[i] - mean) * (a[i] - mean);
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        if (lane * V + k * step < end) add(kept[k]);
+    }
+    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
+        Vector<X, V> a;
+        a.load(x + c);
+        add(a);
+    }
+    row_sums<1>(sum, threads, shared, turn);
+    const float r = rsqrtf(sum[0] / width + eps);
+    auto finish = [&](uint32_t c, const Vector<X, V> &x) {
+        float a[V], w[V];
+        x.get(a);
+#pragma unroll
+        for (int i = 0; i < V; i++) a[i] = (a[i] - mean) * r;
+        if (gain) {
+            load_vector<V>(gain + c, w);
+#pragma unroll
+            for (int i = 0; i < V; i++) a[i] *= w[i];
+        }
+        if (bias) {
+            load_vector<V>(bias + c, w);
+#pragma unroll
+            for (int i = 0; i < V; i++) a[i] += w[i];
+        }
+        store_vector<V>(y + c, a);
+    };
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t c = lane * V + k * step;
+        if (c < end) finish(c, kept[k]);
+    }
+    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
+        Vector<X, V> a;
+        a.load(x + c);
+        finish(c, a);
+    }
+}
+
+template <typename X, typename Y, int V>
+__device__ void layer_norm_backward(const X *x, const float *gain, const Y *dy, X *dx, float *partials, uint32_t rows,
+                                    uint32_t width, size_t x_stride, uint32_t runs, uint32_t rows_per_run,
+                                    uint32_t threads, float eps) {
+    constexpr int KEPT = KEPT_VECTORS<V>;
+    __shared__ RowSums<1> shared_mean;
+    __shared__ RowSums<3> shared;
+    uint32_t turn_mean = 0, turn = 0;
+    const uint32_t lane = threadIdx.x % threads, step = threads * V;
+    const size_t run = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
+    if (partials) partials += run * 2 * width;
+    float dgain[KEPT][V] = {}, dbias[KEPT][V] = {};
+    for (uint32_t t = 0; t < rows_per_run; t++) {
+        const size_t row = run * rows_per_run + t;
+        const uint32_t end = run < runs && row < rows ? width : 0;
+        const X *x_row = x + row * x_stride;
+        const Y *dy_row = dy + row * width;
+        X *dx_row = dx + row * width;
+
+        Vector<X, V> kept_x[KEPT];
+        Vector<Y, V> kept_dy[KEPT];
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const uint32_t c = lane * V + k * step;
+            if (c >= end) continue;
+            kept_x[k].load(x_row + c);
+            kept_dy[k].load(dy_row + c);
+        }
+        const float mean = row_mean<V>(x_row, kept_x, lane, end, width, threads, shared_mean, turn_mean);
+        // Sums of (x - mean)^2, of u = dy gain and of (x - mean) u.
+        float sums[3] = {0.0f, 0.0f, 0.0f};
+        auto centred = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy, float(&a)[V], float(&d)[V],
+                           float(&u)[V]) {
+            float w[V];
+            x.get(a);
+            dy.get(d);
+#pragma unroll
+            for (int i = 0; i < V; i++) a[i] -= mean, w[i] = 1.0f;
+            if (gain) load_vector<V>(gain + c, w);
+#pragma unroll
+            for (int i = 0; i < V; i++) u[i] = d[i] * w[i];
+        };
+        auto add = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy) {
+            float a[V], d[V], u[V];
+            centred(c, x, dy, a, d, u);
+#pragma unroll
+            for (int i = 0; i < V; i++) sums[0] += a[i] * a[i], sums[1] += u[i], sums[2] += a[i] * u[i];
+        };
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const uint32_t c = lane * V + k * step;
+            if (c < end) add(c, kept_x[k], kept_dy[k]);
+        }
+        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
+            Vector<X, V> a;
+            Vector<Y, V> d;
+            a.load(x_row + c);
+            d.load(dy_row + c);
+            add(c, a, d);
+        }
+        row_sums<3>(sums, threads, shared, turn);
+        const float r = rsqrtf(sums[0] / width + eps), mean_u = sums[1] / width, pull = sums[2] / width * r * r;
+        // Leaves the terms of dgain and dbias in `normed` and `d`.
+        auto finish = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy, float(&normed)[V], float(&d)[V]) {
+            float u[V];
+            centred(c, x, dy, normed, d, u);
+#pragma unroll
+            for (int i = 0; i < V; i++) {
+                u[i] = r * (u[i] - mean_u - normed[i] * pull);
+                normed[i] *= r * d[i];
+            }
+            store_vector<V>(dx_row + c, u);
+        };
+        float terms[V], d[V];
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const uint32_t c = lane * V + k * step;
+            if (c >= end) continue;
+            finish(c, kept_x[k], kept_dy[k], terms, d);
+#pragma unroll
+            for (int i = 0; i < V; i++) dgain[k][i] += terms[i], dbias[k][i] += d[i];
+        }
+        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
+            Vector<X, V> a;
+            Vector<Y, V> b;
+            a.load(x_row + c);
+            b.load(dy_row + c);
+            finish(c, a, b, terms, d);
+            if (!partials) continue;
+            add_beyond<V>(partials + c, terms, t == 0);
+            add_beyond<V>(partials + width + c, d, t == 0);
+        }
+    }
+    if (!partials || run >= runs) return;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t c = lane * V + k * step;
+        if (c >= width) continue;
+        store_vector<V>(partials + c, dgain[k]);
+        store_vector<V>(partials + width + c, dbias[k]);
+    }
+    // A run without rows.
+    if (run * rows_per_run < rows) return;
+    const float none[V] = {};
+    for (uint32_t c = lane * V + KEPT * step; c < width; c += step) {
+        store_vector<V>(partials + c, none);
+        store_vector<V>(partials + width + c, none);
+    }
+}
+
+#define LAYER(SUFFIX, X, Y, V)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        layer_norm_##SUFFIX##_v##V(const X *x, const float *gain, const float *bias, Y *y, uint32_t rows,              \
+                                   uint32_t width, size_t x_stride, uint32_t threads, float eps) {                     \
+        layer_norm<X, Y, V>(x, gain, bias, y, rows, width, x_stride, threads, eps);                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 2) layer_norm_backward_##SUFFIX##_v##V(                          \
+        const X *x, const float *gain, const Y *dy, X *dx, float *partials, uint32_t rows, uint32_t width,             \
+        size_t x_stride, uint32_t runs, uint32_t rows_per_run, uint32_t threads, float eps) {                          \
+        layer_norm_backward<X, Y, V>(x, gain, dy, dx, partials, rows, width, x_stride, runs, rows_per_run, threads,    \
+                                     eps);                                                                             \
+    }
+LAYER(f32, float, float, 1)
+LAYER(f32, float, float, 4)
+LAYER(f32_bf16, float, __nv_bfloat16, 1)
+LAYER(f32_bf16, float, __nv_bfloat16, 8)
+LAYER(bf16, __nv_bfloat16, __nv_bfloat16, 1)
+LAYER(bf16, __nv_bfloat16, __nv_bfloat16, 8)

@@ -1,0 +1,193 @@
+//! What lies between the products of a language model: gated norms, norms with the residual, rotations, embeddings.
+
+use crate::{BOTH, Case, EPS, master};
+use candle_core::{Result, Tensor};
+use fulgur_kernels::norm::{Gate, add_norm, layer_norm, layer_norm_to, rms_norm_gated};
+
+/// The norm of the first operand times the second one's gate, and an f32 master as the gain if there is a third.
+fn gated(t: &[Tensor], activation: Gate, heads: usize) -> Result<Tensor> {
+    let gain = t.get(2).map(master).transpose()?;
+    rms_norm_gated(&t[0], gain.as_ref(), &t[1], activation, heads, EPS)
+}
+
+/// [`gated`] of two neighbouring parts of one wide projection, which start `before` columns behind its first.
+fn gated_columns(t: &[Tensor], width: usize, before: usize) -> Result<Tensor> {
+    let part = |start: usize| t[0].narrow(2, start, width);
+    rms_norm_gated(
+        &part(before)?,
+        Some(&master(&t[1])?),
+        &part(before + width)?,
+        Gate::Silu,
+        2,
+        EPS,
+    )
+}
+
+fn gated_norms() -> Vec<Case> {
+    let shapes = |sizes: &[[usize; 3]], gain: bool| -> Vec<Vec<Vec<usize>>> {
+        sizes
+            .iter()
+            .map(|&[b, n, d]| {
+                let mut shapes = vec![vec![b, n, d]; 2];
+                shapes.extend(gain.then(|| vec![d]));
+                shapes
+            })
+            .collect()
+    };
+    // Rows of one thread, of part of a warp, of warps, of a block, and beyond what a block keeps.
+    let whole = [
+        [1, 1, 3],
+        [2, 3, 5],
+        [3, 63, 60],
+        [2, 500, 384],
+        [5, 129, 513],
+        [2, 37, 2048],
+        [1, 3, 4096],
+        [2, 21, 10_000],
+        [1, 9, 4099],
+    ];
+    // Four heads.
+    let heads = [
+        [1, 1, 16],
+        [2, 65, 20],
+        [3, 700, 256],
+        [2, 129, 512],
+        [1, 40, 2048],
+    ];
+    vec![
+        Case {
+            name: "norm, silu gate",
+            entry: |t| gated(t, Gate::Silu, 1),
+            dtypes: BOTH,
+            shapes: shapes(&whole, true),
+        },
+        Case {
+            name: "norm, sigmoid gate",
+            entry: |t| gated(t, Gate::Sigmoid, 4),
+            dtypes: BOTH,
+            shapes: shapes(&heads, true),
+        },
+        Case {
+            name: "norm, plain gate",
+            entry: |t| gated(t, Gate::Identity, 4),
+            dtypes: BOTH,
+            shapes: shapes(&heads, false),
+        },
+        Case {
+            name: "norm, gate, no gain",
+            entry: |t| gated(t, Gate::Silu, 1),
+            dtypes: BOTH,
+            shapes: shapes(&whole, false),
+        },
+        Case {
+            name: "norm, gate in columns",
+            entry: |t| gated_columns(t, 128, 64),
+            dtypes: BOTH,
+            shapes: [[1, 1], [2, 65], [3, 500]]
+                .map(|[b, n]| vec![vec![b, n, 384], vec![128]])
+                .to_vec(),
+        },
+        Case {
+            // Columns that start off the grid of vectors must not be read as vectors.
+            name: "norm, gate off grid",
+            entry: |t| gated_columns(t, 128, 3),
+            dtypes: BOTH,
+            shapes: [[1, 1], [2, 65]]
+                .map(|[b, n]| vec![vec![b, n, 264], vec![128]])
+                .to_vec(),
+        },
+    ]
+}
+
+/// Both results of a branch that joins an f32 stream, or one of its own type, in a row.
+fn joined(t: &[Tensor], mixed: bool) -> Result<Tensor> {
+    let stream = if mixed { master(&t[0])? } else { t[0].clone() };
+    let gain = t.get(2).map(master).transpose()?;
+    let (sum, normed) = add_norm(&stream, &t[1], gain.as_ref(), EPS)?;
+    Tensor::cat(&[&sum.to_dtype(normed.dtype())?, &normed], 0)
+}
+
+fn other_norms() -> Vec<Case> {
+    let sizes = [
+        [1, 1, 3],
+        [2, 3, 5],
+        [3, 63, 60],
+        [2, 500, 384],
+        [5, 129, 513],
+        [2, 37, 2048],
+        [3, 1100, 64],
+        [2, 21, 10_000],
+        [1, 9, 4099],
+    ];
+    let list = |make: fn([usize; 3]) -> Vec<Vec<usize>>| -> Vec<Vec<Vec<usize>>> {
+        sizes.iter().map(|&size| make(size)).collect()
+    };
+    vec![
+        Case {
+            name: "layer_norm",
+            entry: |t| layer_norm(&t[0], Some(&master(&t[1])?), Some(&master(&t[2])?), EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![d], vec![d]]),
+        },
+        Case {
+            name: "layer_norm, bare",
+            entry: |t| layer_norm(&t[0], None, None, EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d]]),
+        },
+        Case {
+            name: "layer_norm, bias",
+            entry: |t| layer_norm(&t[0], None, Some(&t[1]), EPS),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![d]]),
+        },
+        Case {
+            name: "layer_norm f32 to bf16",
+            entry: |t| {
+                let [x, gain, bias] = [master(&t[0])?, master(&t[1])?, master(&t[2])?];
+                layer_norm_to(&x, Some(&gain), Some(&bias), EPS, t[0].dtype())
+            },
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![d], vec![d]]),
+        },
+        Case {
+            name: "layer_norm of columns",
+            entry: |t| layer_norm(&t[0].narrow(2, 8, 128)?, Some(&master(&t[1])?), None, EPS),
+            dtypes: BOTH,
+            shapes: vec![
+                vec![vec![2, 65, 160], vec![128]],
+                vec![vec![2, 65, 161], vec![128]],
+            ],
+        },
+        Case {
+            name: "add_norm",
+            entry: |t| joined(t, false),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![b, n, d], vec![d]]),
+        },
+        Case {
+            name: "add_norm f32 + bf16",
+            entry: |t| joined(t, true),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d], vec![b, n, d], vec![d]]),
+        },
+        Case {
+            name: "add_norm, norm only",
+            entry: |t| Ok(add_norm(&master(&t[0])?, &t[1], None, EPS)?.1),
+            dtypes: BOTH,
+            shapes: list(|[b, n, d]| vec![vec![b, n, d]; 2]),
+        },
+        Case {
+            name: "add_norm, sum only",
+            entry: |t| add_norm(&t[0], &t[1], Some(&master(&t[2])?), EPS).map(|(sum, _)| sum),
+            dtypes: BOTH,
+            shapes: vec![vec![vec![2, 7, 64], vec![2, 7, 64], vec![64]]],
+        },
+    ]
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = gated_norms();
+    cases.extend(other_norms());
+    cases
+}
