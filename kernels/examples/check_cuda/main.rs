@@ -13,6 +13,7 @@
 #![allow(clippy::print_stdout)]
 
 mod recurrence;
+mod training;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
@@ -336,9 +337,20 @@ fn relative_rms(found: &[f64], wanted: &[f64]) -> f64 {
 
 /// Operators with products round what lies between two of them to bf16 once more.
 fn tolerance(case: &Case, dtype: DType) -> f64 {
-    let products = ["attention", "projected", "linear", "decay", "additive"];
+    tolerance_of(case.name, dtype)
+}
+
+fn tolerance_of(operator: &str, dtype: DType) -> f64 {
+    let products = [
+        "attention",
+        "projected",
+        "linear",
+        "decay",
+        "additive",
+        "cross_entropy",
+    ];
     match dtype {
-        DType::BF16 if products.iter().any(|name| case.name.starts_with(name)) => 1.5e-2,
+        DType::BF16 if products.iter().any(|name| operator.starts_with(name)) => 1.5e-2,
         DType::BF16 => 6e-3,
         _ => 1e-5,
     }
@@ -604,6 +616,7 @@ fn main() -> ExitCode {
     for case in cases()
         .iter()
         .chain(&recurrence::cases())
+        .chain(&training::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {
@@ -619,6 +632,10 @@ fn main() -> ExitCode {
             println!("FAIL adamw: {error}");
             false
         }));
+    }
+    for check in training::checks().iter().filter(|check| chosen(check.name)) {
+        count += 1;
+        failed += usize::from(!check.passes(&device));
     }
     if count == 0 {
         println!("FAIL no operator begins with {names:?}");
