@@ -55,7 +55,12 @@ impl<'a> Locked<'a> {
             DType::F32 => of::<f32>(storage, self.layout),
             DType::BF16 => of::<half::bf16>(storage, self.layout),
             DType::U8 => of::<u8>(storage, self.layout),
-            other => bail!("{}: {other:?} on CUDA, supported: f32, bf16, u8", self.op),
+            DType::U32 => of::<u32>(storage, self.layout),
+            DType::I64 => of::<i64>(storage, self.layout),
+            other => bail!(
+                "{}: {other:?} on CUDA, supported: f32, bf16, u8, u32, i64",
+                self.op
+            ),
         }
     }
 

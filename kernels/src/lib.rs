@@ -8,6 +8,9 @@ pub mod additive;
 pub mod attention;
 mod autograd;
 pub mod average;
+pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cublas;
 #[cfg(feature = "cuda")]
 mod cuda_module;
 pub mod decay;

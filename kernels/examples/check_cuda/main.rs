@@ -19,6 +19,7 @@ mod parts;
 mod fused;
 mod recurrence;
 mod timings;
+mod training;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
@@ -355,9 +356,20 @@ fn is_small(shapes: &[Vec<usize>], dtype: DType) -> bool {
 
 /// Operators with products round what lies between two of them to bf16 once more.
 fn tolerance(case: &Case, dtype: DType) -> f64 {
-    let products = ["attention", "projected", "linear", "decay", "additive"];
+    tolerance_of(case.name, dtype)
+}
+
+fn tolerance_of(operator: &str, dtype: DType) -> f64 {
+    let products = [
+        "attention",
+        "projected",
+        "linear",
+        "decay",
+        "additive",
+        "cross_entropy",
+    ];
     match dtype {
-        DType::BF16 if products.iter().any(|name| case.name.starts_with(name)) => 1.5e-2,
+        DType::BF16 if products.iter().any(|name| operator.starts_with(name)) => 1.5e-2,
         DType::BF16 => 6e-3,
         _ => 1e-5,
     }
@@ -486,6 +498,7 @@ fn main() -> ExitCode {
         .iter()
         .chain(&recurrence::cases())
         .chain(&fused::cases())
+        .chain(&training::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {
@@ -522,6 +535,11 @@ fn main() -> ExitCode {
         failed += 1;
     }
     if count == 1 {
+    for check in training::checks().iter().filter(|check| chosen(check.name)) {
+        count += 1;
+        failed += usize::from(!check.passes(&device));
+    }
+    if count == 0 {
         println!("FAIL no operator begins with {names:?}");
         failed += 1;
     }
