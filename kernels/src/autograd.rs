@@ -333,68 +333,67 @@ fn fixed<const N: usize>(name: &str, adjoints: Vec<Option<Tensor>>) -> Result<[O
     }
 }
 
-/// The backward pass of a function with two results.
-pub(crate) trait GradientOfPair: Send + Sync + 'static {
+/// The backward pass of a function with several results.
+pub(crate) trait GradientOfSeveral: Send + Sync + 'static {
     /// Name for error messages.
     fn name(&self) -> &'static str;
 
-    /// Adjoints of all arguments in order, given those of both results: `None` for a result that the loss does not depend
-    /// on, though never for both. An argument's may be `None` where none is due.
-    fn backward(&self, args: &[Tensor], adjoints: [Option<Tensor>; 2]) -> Result<Vec<Option<Tensor>>>;
+    /// Adjoints of all arguments in order, given those of the results: `None` for a result that the loss does not depend
+    /// on, though never for all. An argument's may be `None` where none is due.
+    fn backward(&self, args: &[Tensor], adjoints: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// Enters two values into the graph as a function of one to three tensors.
+/// Enters several values into the graph as a function of one to five tensors.
 ///
 /// The function is a scalar node, and the results are nodes behind it: they leave their adjoints for it, so that it finds
-/// both, and give it a zero so that it runs.
-pub(crate) fn attach_pair<G: GradientOfPair>(
-    values: [Value; 2],
+/// all of them, and give it a zero so that it runs.
+pub(crate) fn attach_several<G: GradientOfSeveral>(
+    values: Vec<Value>,
     args: &[&Tensor],
     gradient: G,
-) -> Result<[Tensor; 2]> {
+) -> Result<Vec<Tensor>> {
     let Some(first) = args.first() else {
         bail!("{}: no arguments", gradient.name())
     };
     let name = gradient.name();
-    let left: LeftByResults = Arc::default();
+    let left: LeftByResults = Arc::new(Mutex::new(values.iter().map(|_| None).collect()));
     let scalar = Value::Tensor(Tensor::zeros((), DType::F32, first.device())?);
     let function = Function {
         left: left.clone(),
         gradient,
     };
     let function = attach_many(scalar, args, function)?;
-    let [a, b] = values;
-    let result = |value, index| {
+    let result = |(index, value)| {
         let left = left.clone();
         attach1(value, &function, ResultOf { index, left, name })
     };
-    Ok([result(a, 0)?, result(b, 1)?])
+    values.into_iter().enumerate().map(result).collect()
 }
 
-/// Adjoints on their way from the nodes of two results to that of the function.
-type LeftByResults = Arc<Mutex<[Option<Tensor>; 2]>>;
+/// Adjoints on their way from the nodes of results to that of the function.
+type LeftByResults = Arc<Mutex<Vec<Option<Tensor>>>>;
 
-/// The node of a function with two results.
+/// The node of a function with several results.
 struct Function<G> {
     left: LeftByResults,
     gradient: G,
 }
 
-impl<G: GradientOfPair> GradientOfMany for Function<G> {
+impl<G: GradientOfSeveral> GradientOfMany for Function<G> {
     fn name(&self) -> &'static str {
         self.gradient.name()
     }
 
     fn backward(&self, args: &[Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let adjoints = match self.left.lock() {
-            Ok(mut left) => std::mem::take(&mut *left),
+            Ok(mut left) => left.iter_mut().map(Option::take).collect(),
             Err(_) => bail!("{}: adjoints were lost in a panic", self.gradient.name()),
         };
         self.gradient.backward(args, adjoints)
     }
 }
 
-/// The node of one of two results.
+/// The node of one of several results.
 struct ResultOf {
     index: usize,
     left: LeftByResults,

@@ -40,6 +40,7 @@ pub mod shift;
 mod sizes;
 mod slice_math;
 pub mod spectrum;
+pub mod split;
 mod strided;
 pub mod tape;
 #[cfg(test)]

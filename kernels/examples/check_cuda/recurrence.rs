@@ -4,6 +4,7 @@ use crate::{BOTH, Case, HALF, host, master, values};
 use candle_core::{DType, Device, Result, Tensor};
 use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::decay::{Causal, LogDecay, causal};
+use fulgur_kernels::split::{Part, split};
 
 /// How [`decay`] runs the recurrence.
 #[derive(Clone, Copy, PartialEq)]
@@ -76,6 +77,15 @@ fn additive_causal(t: &[Tensor], sequences: Option<&[usize]>) -> Result<Tensor> 
         last.state.to_dtype(o.dtype())?.flatten_all()?,
         last.log_sum.to_dtype(o.dtype())?.flatten_all()?,
     ];
+    Tensor::cat(&rows, 0)
+}
+
+/// All elements of several tensors.
+fn row_of(parts: &[Tensor], dtype: DType) -> Result<Tensor> {
+    let rows: Vec<Tensor> = parts
+        .iter()
+        .map(|part| part.to_dtype(dtype)?.flatten_all())
+        .collect::<Result<_>>()?;
     Tensor::cat(&rows, 0)
 }
 
@@ -245,6 +255,35 @@ pub(crate) fn cases() -> Vec<Case> {
                     shapes
                 })
                 .collect(),
+        },
+        Case {
+            name: "split, silu and plain",
+            entry: |t| {
+                let third = t[0].dim(2)? / 3;
+                let parts = [Part::Silu(third), Part::Plain(third), Part::Silu(third)];
+                row_of(&split(&t[0], &parts)?, t[0].dtype())
+            },
+            dtypes: BOTH,
+            shapes: [[1, 1, 3], [3, 63, 192], [2, 500, 15]]
+                .map(|[b, n, d]| vec![vec![b, n, d]])
+                .to_vec(),
+        },
+        Case {
+            name: "split, gates",
+            entry: |t| {
+                let width = t[1].dim(0)?;
+                let bound = ((master(&t[1])?.tanh()? + 1.0)? * 0.45)?;
+                let parts = [
+                    Part::Silu(width),
+                    Part::Gate(width, Some(&bound)),
+                    Part::Plain(width),
+                ];
+                row_of(&split(&t[0], &parts)?, t[0].dtype())
+            },
+            dtypes: BOTH,
+            shapes: [[1, 2, 1], [3, 63, 64], [2, 500, 384], [2, 257, 5]]
+                .map(|[b, n, d]| vec![vec![b, n, 3 * d], vec![d]])
+                .to_vec(),
         },
         Case {
             name: "additive causal",

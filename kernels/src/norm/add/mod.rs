@@ -18,7 +18,7 @@ mod cpu;
 mod cuda;
 
 use super::{check_elements, check_eps, checked_parameter};
-use crate::autograd::{GradientOfPair, Value, attach_pair};
+use crate::autograd::{GradientOfSeveral, Value, attach_several};
 use crate::error::OpError;
 use crate::pass::same_kind;
 use candle_core::{DType, Result, Tensor, bail};
@@ -86,7 +86,10 @@ pub fn add_norm(
         op,
         sum: kept.clone(),
     };
-    let [sum, normed] = attach_pair(values, &args, gradient)?;
+    let results = attach_several(values.into(), &args, gradient)?;
+    let Ok([sum, normed]) = <[Tensor; 2]>::try_from(results) else {
+        bail!("{OP}: two values gave another number of results")
+    };
     // Without a graph the node is gone already, and this goes with it.
     if kept.set(sum.detach()).is_err() {
         bail!("{OP}: the sum was kept twice");
@@ -156,19 +159,21 @@ struct Kept {
     sum: Arc<OnceLock<Tensor>>,
 }
 
-impl GradientOfPair for Kept {
+impl GradientOfSeveral for Kept {
     fn name(&self) -> &'static str {
         OP
     }
 
-    fn backward(&self, args: &[Tensor], adjoints: [Option<Tensor>; 2]) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, args: &[Tensor], adjoints: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
         let [residual, branch, rest @ ..] = args else {
             bail!("{OP}: {} arguments, expected 2 or 3", args.len())
         };
         let gain = rest.first();
-        let adjoints = adjoints.map(|adjoint| adjoint.map(|adjoint| adjoint.contiguous()).transpose());
-        let [d_sum, d_normed] = adjoints;
-        let (d_sum, d_normed) = (d_sum?, d_normed?);
+        let dense = |index: usize| match adjoints.get(index) {
+            Some(Some(adjoint)) => adjoint.contiguous().map(Some),
+            _ => Ok(None),
+        };
+        let (d_sum, d_normed) = (dense(0)?, dense(1)?);
         let Some(sum) = self.sum.get() else {
             bail!("{OP}: no sum was kept")
         };
