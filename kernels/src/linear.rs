@@ -8,7 +8,7 @@
 //! node instead of casts, reshapes, a product and a broadcast sum: candle's backward pass writes, reads and adds a zero
 //! tensor for every node that it passes.
 
-use crate::autograd::{Gradient, Value, attach2, attach3};
+use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
 use candle_core::backend::BackendStorage;
@@ -47,6 +47,38 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         None => attach2(value, [&x, &weight], linear),
         Some(bias) => attach3(value, [&x, &weight, bias], linear),
     }
+}
+
+/// The maps of one `x` by several weights [O1, I], [O2, I], .. side by side, as one product: [.., O1 + O2 + ..]. One to
+/// four weights, all f32 masters, or f64 with `x`.
+///
+/// Differentiable in all of them.
+///
+/// # Errors
+/// As [`linear`]; also if there are no weights or more than four.
+pub fn joined(x: &Tensor, weights: &[&Tensor]) -> Result<Tensor> {
+    let Some(&input) = x.dims().last() else {
+        return Err(OpError::shape(OP, "x", x, "[.., I]").into());
+    };
+    if weights.is_empty() || weights.len() > 4 {
+        return Err(OpError::value(OP, "weights", weights.len(), "one to four").into());
+    }
+    for weight in weights {
+        if weight.rank() != 2 || weight.dims()[1] != input {
+            return Err(OpError::shape(OP, "weight", weight, format!("[O, {input}]")).into());
+        }
+    }
+    let x = x.contiguous()?;
+    let rounded: Vec<Tensor> = weights
+        .iter()
+        .map(|weight| weight.detach().to_dtype(x.dtype()))
+        .collect::<Result<_>>()?;
+    let linear = Linear {
+        rounded: Tensor::cat(&rounded, 0)?,
+    };
+    let value = linear.forward(&x, None)?;
+    let args: Vec<&Tensor> = [&x].into_iter().chain(weights.iter().copied()).collect();
+    attach_many(value, &args, linear)
 }
 
 struct Linear {
@@ -169,6 +201,38 @@ impl Gradient<2> for Linear {
     }
 }
 
+impl GradientOfMany for Linear {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let [x, weights @ ..] = args else {
+            bail!("{OP}: no arguments")
+        };
+        let (output, input) = self.rounded.dims2()?;
+        let grad = grad.contiguous()?.reshape(((), output))?;
+        let dx = match x.track_op() {
+            true => Some(grad.matmul(&self.rounded)?.reshape(x.shape())?),
+            false => None,
+        };
+        let mut all = vec![dx];
+        if weights.iter().any(Tensor::track_op) {
+            let rows = x.detach().reshape(((), input))?;
+            let together = grad.t()?.matmul(&rows)?;
+            let mut first = 0;
+            for weight in weights {
+                let count = weight.dim(0)?;
+                all.push(Some(together.narrow(0, first, count)?.to_dtype(weight.dtype())?));
+                first += count;
+            }
+        } else {
+            all.extend(weights.iter().map(|_| None));
+        }
+        Ok(all)
+    }
+}
+
 impl Gradient<3> for Linear {
     fn name(&self) -> &'static str {
         OP
@@ -220,6 +284,25 @@ mod tests {
         let large = inputs(&[3, 131], 60, 33);
         check_precision(&large, |t| linear(&t[0], &t[1], Some(&t[2])), 1e-5)?;
         check_threads(&large, |t| linear(&t[0], &t[1], Some(&t[2])))
+    }
+
+    #[test]
+    fn joined_maps_are_the_maps() -> Result<()> {
+        let x = normal(1, &[2, 3, 5]);
+        let weights = [normal(2, &[4, 5]), normal(3, &[1, 5]), normal(4, &[6, 5])];
+        let found = joined(&x, &weights.iter().collect::<Vec<_>>())?;
+        let alone: Vec<Tensor> = weights
+            .iter()
+            .map(|weight| linear(&x, weight, None))
+            .collect::<Result<_>>()?;
+        assert!(relative_rms(&values(&found), &values(&Tensor::cat(&alone, 2)?)) < 1e-14);
+        for count in 1..=3 {
+            let inputs = [&[x.clone()], &weights[..count]].concat();
+            check_gradients(&inputs, |t| joined(&t[0], &t[1..].iter().collect::<Vec<_>>()))?;
+        }
+        let message = joined(&x, &[]).unwrap_err().to_string();
+        assert_eq!(message, "linear: weights is 0, expected one to four");
+        Ok(())
     }
 
     #[test]
