@@ -571,7 +571,7 @@ fn timings(device: &Device) -> Result<()> {
         "{:<26} {:>9.1} {:>9.0}",
         "adamw step",
         step * 1e6,
-        36.0 * elements / step / 1e9
+        28.0 * elements / step / 1e9
     );
     let norm = seconds(device, || squared_norm(&[&gradient]).map(drop))?;
     println!(
@@ -580,6 +580,7 @@ fn timings(device: &Device) -> Result<()> {
         norm * 1e6,
         4.0 * elements / norm / 1e9
     );
+    training::timings(device)?;
     let wave = Tensor::rand(-1f32, 1.0, (64, 64_000), device)?;
     let transform = Stft::new(1024, 640, 160, DType::F32, device)?;
     let magnitude = seconds(device, || transform.magnitude(&wave).map(drop))?;
