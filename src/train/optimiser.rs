@@ -166,18 +166,26 @@ impl Optimiser {
         } else {
             1.0
         };
-        for (slot, gradient) in self.slots.iter().zip(&gradients.0) {
-            if let (Some(gradient), Rule::AdamW { decays }) = (gradient, slot.rule) {
-                let step = fused::AdamW {
-                    lr,
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay: if decays { weight_decay } else { 0.0 },
-                };
-                let scale = GradientScale::Host(scale);
-                step.step(&slot.weight, &slot.moments, gradient, self.updates, scale)?;
-            }
+        for (decays, weight_decay) in [(true, weight_decay), (false, 0.0)] {
+            let slots: Vec<fused::Slot> = self
+                .slots
+                .iter()
+                .zip(&gradients.0)
+                .filter_map(|(slot, gradient)| match slot.rule {
+                    Rule::AdamW { decays: own } if own == decays => {
+                        Some(fused::Slot::new(&slot.weight, &slot.moments, gradient.as_ref()?))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let step = fused::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            };
+            step.step_all(&slots, self.updates, GradientScale::Host(scale))?;
         }
         for (&(_, longer), group) in &self.groups {
             let length = lr * self.config.muon_size * (longer as f64).sqrt();

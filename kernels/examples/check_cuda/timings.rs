@@ -8,7 +8,7 @@ use fulgur_kernels::{glu, norm, shift};
 use std::time::Instant;
 
 /// Seconds of one call, the mean of 30 after 5.
-fn seconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+pub(crate) fn seconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut start = Instant::now();
     for i in 0..35 {
         if i == 5 {
@@ -124,7 +124,7 @@ pub(crate) fn timings(device: &Device) -> Result<()> {
         "{:<26} {:>9.1} {:>9.0}",
         "adamw step",
         step * 1e6,
-        36.0 * elements / step / 1e9
+        28.0 * elements / step / 1e9
     );
     let norm = seconds(device, || squared_norm(&[&gradient]).map(drop))?;
     println!(
@@ -133,6 +133,7 @@ pub(crate) fn timings(device: &Device) -> Result<()> {
         norm * 1e6,
         4.0 * elements / norm / 1e9
     );
+    crate::training::timings(device)?;
     let wave = Tensor::rand(-1f32, 1.0, (64, 64_000), device)?;
     let transform = Stft::new(1024, 640, 160, DType::F32, device)?;
     let magnitude = seconds(device, || transform.magnitude(&wave).map(drop))?;

@@ -1,7 +1,9 @@
-//! The loss of a language model's head.
+//! The loss of a language model's head, and the optimiser of many tensors.
 
+use crate::timings::seconds;
 use crate::{BOTH, Case, host, master, relative_rms, tolerance_of, values};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use fulgur_kernels::adamw::{AdamW, Clipper, Slot, squared_norm, zero_moments_in};
 use fulgur_kernels::cross_entropy::{Options, Reduction, TargetWatch, head, head_losses};
 
 /// What one operator is tested for beside its gradients: the errors that it found, or why it failed.
@@ -102,6 +104,14 @@ pub(crate) fn checks() -> Vec<Check> {
             name: "cross_entropy targets",
             run: wrong_and_ignored_targets,
         },
+        Check {
+            name: "adamw groups",
+            run: groups_of_every_type,
+        },
+        Check {
+            name: "adamw skips",
+            run: steps_without_a_finite_norm,
+        },
     ]
 }
 
@@ -189,4 +199,198 @@ fn wrong_and_ignored_targets(device: &Device) -> Result<String> {
         )?;
     }
     Ok("ignored, wrong, noted down".into())
+}
+
+/// Parameters of many sizes: aligned and not, less than a block and several.
+const SHAPES: [&[usize]; 6] = [&[1], &[7, 9], &[30_001], &[64, 36], &[16_384], &[400, 300]];
+
+/// Parameters, moments, copies in bf16.
+struct Model(Vec<[Tensor; 3]>);
+
+impl Model {
+    fn new(moments: DType, device: &Device) -> Result<Self> {
+        let mut slots = vec![];
+        for (i, shape) in SHAPES.into_iter().enumerate() {
+            let parameter = host(i as u64, shape, DType::F32)?
+                .to_dtype(DType::F32)?
+                .to_device(device)?;
+            let moments = zero_moments_in(&parameter, moments)?;
+            slots.push([parameter, moments, Tensor::zeros(shape, DType::BF16, device)?]);
+        }
+        Ok(Self(slots))
+    }
+
+    fn slots<'a>(&'a self, gradients: &'a [Tensor]) -> Vec<Slot<'a>> {
+        let pairs = self.0.iter().zip(gradients).enumerate();
+        pairs
+            .map(|(i, ([parameter, moments, copy], gradient))| Slot {
+                rounded: (i != 1).then_some(copy),
+                ..Slot::new(parameter, moments, gradient)
+            })
+            .collect()
+    }
+
+    /// Parameters and moments, then copies.
+    fn state(&self) -> Result<Vec<Vec<f64>>> {
+        let first = self.0.iter().flat_map(|[p, m, _]| [p, m]);
+        first
+            .chain(self.0.iter().map(|[_, _, copy]| copy))
+            .map(values)
+            .collect()
+    }
+}
+
+/// Gradients of a step; one starts off the grid of vectors.
+fn gradients(step: u64, dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
+    let mut all = vec![];
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        let count: usize = shape.iter().product();
+        let off = usize::from(i == 3);
+        let draws = host(100 * step + i as u64, &[count + off], DType::BF16)?.to_dtype(dtype)?;
+        all.push(draws.to_device(device)?.narrow(0, off, count)?.reshape(shape)?);
+    }
+    Ok(all)
+}
+
+/// Five clipped steps with moments and gradients of each type against the processor, twice.
+fn groups_of_every_type(device: &Device) -> Result<String> {
+    let mut details = vec![];
+    for (moments, kind) in BOTH.iter().flat_map(|&m| BOTH.iter().map(move |&g| (m, g))) {
+        let run = |device: &Device| -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
+            let (model, clipper) = (Model::new(moments, device)?, Clipper::new(Some(3.0), device)?);
+            let mut norms = vec![];
+            let adamw = AdamW {
+                lr: 0.01,
+                beta2: 0.95,
+                ..AdamW::default()
+            };
+            for step in 1..=5 {
+                let gradients = gradients(step, kind, device)?;
+                let clip = clipper.measure(&gradients.iter().collect::<Vec<_>>())?;
+                adamw.step_all(&model.slots(&gradients), step, clip.scale())?;
+                norms.extend(values(clip.norm())?);
+            }
+            require(clipper.skipped()? == 0, "steps were skipped")?;
+            Ok((norms, model.state()?))
+        };
+        let (wanted, found, again) = (run(&Device::Cpu)?, run(device)?, run(device)?);
+        require(found == again, "second run differs")?;
+        let norms = relative_rms(&found.0, &wanted.0);
+        require(norms < 1e-6, format!("norms {norms:.1e}"))?;
+        let mut worst = 0f64;
+        for (i, (found, wanted)) in found.1.iter().zip(&wanted.1).enumerate() {
+            let error = relative_rms(found, wanted);
+            // Numbers between two of bf16 may be rounded to the other one.
+            let exact = moments == DType::F32 && i < 2 * SHAPES.len();
+            require(
+                error < if exact { 1e-6 } else { 5e-3 },
+                format!("moments {moments:?}, gradients {kind:?}, result {i}: {error:.1e}"),
+            )?;
+            worst = worst.max(error);
+        }
+        details.push(format!("{worst:.1e}"));
+    }
+    Ok(details.join(" "))
+}
+
+/// A gradient that is not finite, in the last element of the last tensor, changes nothing and is counted.
+fn steps_without_a_finite_norm(device: &Device) -> Result<String> {
+    for &kind in BOTH {
+        let (model, clipper) = (Model::new(DType::BF16, device)?, Clipper::new(None, device)?);
+        let update = |gradients: &[Tensor], step| -> Result<()> {
+            let clip = clipper.measure(&gradients.iter().collect::<Vec<_>>())?;
+            AdamW::default().step_all(&model.slots(gradients), step, clip.scale())
+        };
+        update(&gradients(1, kind, device)?, 1)?;
+        let before = model.state()?;
+        for (step, wrong) in [(2, f64::NAN), (3, f64::INFINITY), (4, 1e30)] {
+            let mut gradients = gradients(step, kind, device)?;
+            let last = &mut gradients[SHAPES.len() - 1];
+            let mut host = values(last)?;
+            let end = host.len() - 1;
+            host[end] = wrong;
+            *last = Tensor::from_vec(host, last.shape(), &Device::Cpu)?
+                .to_dtype(kind)?
+                .to_device(device)?;
+            update(&gradients, step)?;
+            require(model.state()? == before, format!("{wrong} changed something"))?;
+            require(
+                clipper.skipped()? == step as u32 - 1,
+                format!("{wrong} was not counted"),
+            )?;
+        }
+        update(&gradients(5, kind, device)?, 5)?;
+        require(
+            model.state()? != before,
+            "a step with finite gradients was skipped",
+        )?;
+        require(
+            clipper.skipped()? == 3,
+            "a step with finite gradients was counted",
+        )?;
+    }
+    Ok("not a number, infinite, too large".into())
+}
+
+/// The head of a small language model in bf16 with its time in products alone, and a step on many tensors.
+pub(crate) fn timings(device: &Device) -> Result<()> {
+    let (rows, vocabulary, width) = (8192, 50_257, 1024);
+    let x = Tensor::randn(0f32, 1.0, (rows, width), device)?.to_dtype(DType::BF16)?;
+    let weight = Tensor::randn(0f32, 0.03, (vocabulary, width), device)?;
+    let targets = targets(rows, vocabulary, device)?;
+    let (x, weight) = (Var::from_tensor(&x)?, Var::from_tensor(&weight)?);
+    let teraflops = 2e-12 * (rows * vocabulary * width) as f64;
+    for chunk in [None, Some(2048), Some(8192)] {
+        let options = Options {
+            chunk,
+            ..Default::default()
+        };
+        let losses = seconds(device, || head_losses(&x, &weight, &targets, &options).map(drop))?;
+        let both = seconds(device, || {
+            head(&x, &weight, &targets, &options)?.backward().map(drop)
+        })?;
+        println!(
+            "cross_entropy {rows} x {vocabulary} x {width} bf16, chunks of {}: losses {:.0} us ({:.0} TFLOP/s), \
+             with gradients {:.0} us ({:.0} TFLOP/s)",
+            chunk.map_or("64 MiB".into(), |chunk| format!("{chunk} rows")),
+            losses * 1e6,
+            teraflops / losses,
+            both * 1e6,
+            3.0 * teraflops / both,
+        );
+    }
+    let tensors = 200;
+    let mut state = vec![];
+    for _ in 0..tensors {
+        let parameter = Tensor::randn(0f32, 1.0, (512, 512), device)?;
+        let gradient = parameter.ones_like()?;
+        let copy = parameter.to_dtype(DType::BF16)?;
+        state.push((
+            zero_moments_in(&parameter, DType::F32)?,
+            copy,
+            gradient,
+            parameter,
+        ));
+    }
+    let slots: Vec<Slot> = state
+        .iter()
+        .map(|(moments, copy, gradient, parameter)| Slot {
+            rounded: Some(copy),
+            ..Slot::new(parameter, moments, gradient)
+        })
+        .collect();
+    let gradients: Vec<&Tensor> = slots.iter().map(|slot| slot.gradient).collect();
+    let clipper = Clipper::new(Some(1.0), device)?;
+    let elements = (tensors * 512 * 512) as f64;
+    let clip = clipper.measure(&gradients)?;
+    let step = seconds(device, || AdamW::default().step_all(&slots, 1, clip.scale()))?;
+    let norm = seconds(device, || squared_norm(&gradients).map(drop))?;
+    println!(
+        "{tensors} tensors of 512 x 512: adamw step {:.1} us ({:.0} GB/s), norm {:.1} us ({:.0} GB/s)",
+        step * 1e6,
+        30.0 * elements / step / 1e9,
+        norm * 1e6,
+        4.0 * elements / norm / 1e9,
+    );
+    Ok(())
 }

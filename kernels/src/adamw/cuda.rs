@@ -1,90 +1,142 @@
-//! The optimiser on a GPU: launches of `cuda/adamw.cu`.
+//! The optimiser on a GPU: launches of `cuda/adamw.cu`, with tables of tensors in device memory.
 
-use super::{MomentUpdate, ParameterUpdate};
-use crate::cuda_module::{Module, THREADS, flat, launch, module, pointer, room};
-use crate::gpu;
-use crate::pass::view;
-use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
-use candle_core::{CudaStorage, Error, Layout, Result, Storage, StorageRef};
+use super::{GradientScale, OP, Slot, Step};
+use crate::cuda_module::{Module, Slice, THREADS, launch, module, room};
+use crate::gpu::{self, Locked};
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
+use candle_core::{CudaDevice, DType, Result, Shape, Tensor};
 
 const ADAMW: Module = module!("adamw");
 
-/// Elements whose squares one block adds.
+/// Elements of one block.
 const RUN: usize = 16 * 1024;
 
-impl MomentUpdate {
-    pub(super) fn run_cuda(
-        &self,
-        (moments, moments_layout): (&mut CudaStorage, &Layout),
-        (gradient, gradient_layout): (&CudaStorage, &Layout),
-        scale: Option<(&CudaStorage, &Layout)>,
-    ) -> Result<()> {
-        const OP: &str = "adamw moments";
-        let device = gradient.device();
-        let gradient = view::<f32>(OP, gradient, gradient_layout)?;
-        let scale = scale
-            .map(|(storage, layout)| view::<f32>(OP, storage, layout))
-            .transpose()?;
-        let moments = view::<f32>(OP, moments, moments_layout)?;
-        let count = gradient.len();
-        launch!(device, ADAMW, "adamw_moments", flat(count);
-            moments, gradient, pointer(device, scale.as_ref()), self.scale, self.beta1, self.beta2, count as u64);
-        Ok(())
-    }
+/// Bits of `kind`.
+const BF16_GRADIENT: u32 = 1;
+const BF16_MOMENTS: u32 = 2;
+const ALIGNED: u32 = 4;
+
+/// `Slot` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SlotRow {
+    parameter: u64,
+    moments: u64,
+    gradient: u64,
+    rounded: u64,
+    count: u64,
+    first_block: u32,
+    kind: u32,
 }
 
-impl ParameterUpdate {
-    pub(super) fn run_cuda(
-        &self,
-        (parameter, parameter_layout): (&mut CudaStorage, &Layout),
-        (moments, moments_layout): (&CudaStorage, &Layout),
-    ) -> Result<()> {
-        const OP: &str = "adamw parameter";
-        let device = moments.device();
-        let moments = view::<f32>(OP, moments, moments_layout)?;
-        let parameter = view::<f32>(OP, parameter, parameter_layout)?;
-        let count = parameter.len();
-        launch!(device, ADAMW, "adamw_parameter", flat(count);
-            parameter, moments, self.keep, self.rate, self.second, self.eps, count as u64);
-        Ok(())
-    }
+/// `Addend` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AddendRow {
+    data: u64,
+    count: u64,
+    first_block: u32,
+    kind: u32,
 }
 
-/// Sum of squares of all tensors: one launch for each, and one for all partial sums.
-pub(super) fn squared_norm(tensors: &[(StorageRef<'_>, &Layout)]) -> Result<CudaStorage> {
-    const OP: &str = "squared_norm";
-    let mut views = Vec::with_capacity(tensors.len());
-    let mut device = None;
-    for (storage, layout) in tensors {
-        let Storage::Cuda(storage) = &**storage else {
-            return Err(Error::Msg(format!("{OP}: tensors lie on different devices")));
-        };
-        device = Some(storage.device());
-        views.push(view::<f32>(OP, storage, layout)?);
-    }
-    let Some(device) = device else {
-        return Err(Error::Msg(format!("{OP}: no tensor")));
-    };
-    let blocks: usize = views.iter().map(|view| view.len().div_ceil(RUN)).sum();
-    let partials = room::<f64>(device, blocks)?;
-    let mut first = 0;
-    for view in views {
-        let count = view.len();
-        let own = count.div_ceil(RUN);
-        launch!(device, ADAMW, "squares", blocks_of(own);
-            view, partials.slice(first..first + own), RUN as u32, count as u64);
-        first += own;
-    }
-    let sum = room::<f32>(device, 1)?;
-    launch!(device, ADAMW, "squares_sum", blocks_of(1); partials.as_view(), sum.as_view(), blocks as u64);
-    Ok(gpu::storage(sum, device))
-}
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for SlotRow {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for AddendRow {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for Step {}
 
-fn blocks_of(count: usize) -> LaunchConfig {
+fn blocks(count: usize) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (count as u32, 1, 1),
         block_dim: (THREADS, 1, 1),
         shared_mem_bytes: 0,
     }
+}
+
+fn bit(tensor: &Tensor, bit: u32) -> u32 {
+    if tensor.dtype() == DType::BF16 { bit } else { 0 }
+}
+
+/// The row of a slot whose blocks begin at `first_block`.
+fn row(slot: &Slot, first_block: usize) -> Result<SlotRow> {
+    let address = |tensor: &Tensor| Locked::new(OP, tensor).address();
+    let (parameter, moments) = (address(slot.parameter)?, address(slot.moments)?);
+    let gradient = address(slot.gradient)?;
+    let rounded = slot.rounded.map_or(Ok((0, true)), address)?;
+    let count = slot.parameter.elem_count();
+    // The second moment lies behind the first.
+    let aligned = count.is_multiple_of(4) && parameter.1 && moments.1 && gradient.1 && rounded.1;
+    Ok(SlotRow {
+        parameter: parameter.0,
+        moments: moments.0,
+        gradient: gradient.0,
+        rounded: rounded.0,
+        count: count as u64,
+        first_block: first_block as u32,
+        kind: bit(slot.gradient, BF16_GRADIENT)
+            | bit(slot.moments, BF16_MOMENTS)
+            | if aligned { ALIGNED } else { 0 },
+    })
+}
+
+/// A step on all slots: one launch.
+pub(super) fn step(slots: &[Slot], step: &Step, scale: GradientScale) -> Result<()> {
+    let device = slots[0].parameter.device().as_cuda_device()?;
+    let (mut rows, mut count) = (Vec::with_capacity(slots.len()), 0);
+    for slot in slots {
+        rows.push(row(slot, count)?);
+        count += slot.parameter.elem_count().div_ceil(RUN);
+    }
+    let table = device.clone_htod(&rows)?;
+    let (pointer, factor) = match scale {
+        GradientScale::Host(factor) => (0, factor as f32),
+        GradientScale::Device(factor) => (Locked::new(OP, factor).start()?, 1.0),
+    };
+    launch!(device, ADAMW, "adamw_step", blocks(count);
+        table.as_view(), rows.len() as u32, pointer, factor, *step, RUN as u32);
+    Ok(())
+}
+
+/// Sums of squares of runs of all tensors, in order: one launch.
+fn partials(device: &CudaDevice, tensors: &[Tensor]) -> Result<Slice<f64>> {
+    let (mut rows, mut count) = (Vec::with_capacity(tensors.len()), 0);
+    for tensor in tensors {
+        rows.push(AddendRow {
+            data: Locked::new(OP, tensor).start()?,
+            count: tensor.elem_count() as u64,
+            first_block: count as u32,
+            kind: bit(tensor, BF16_GRADIENT),
+        });
+        count += tensor.elem_count().div_ceil(RUN);
+    }
+    let table = device.clone_htod(&rows)?;
+    let partials = room::<f64>(device, count)?;
+    launch!(device, ADAMW, "squares", blocks(count);
+        table.as_view(), rows.len() as u32, partials.as_view(), RUN as u32);
+    Ok(partials)
+}
+
+/// Sum of squares of all tensors: one launch, and one for the partial sums.
+pub(super) fn squared_norm(tensors: &[Tensor]) -> Result<Tensor> {
+    let device = tensors[0].device().as_cuda_device()?;
+    let partials = partials(device, tensors)?;
+    let sum = room::<f32>(device, 1)?;
+    launch!(device, ADAMW, "squares_sum", blocks(1); partials.as_view(), sum.as_view(), partials.len() as u64);
+    Ok(gpu::tensor(sum, device, &Shape::from(1)))
+}
+
+/// Norm and scale of all tensors: [1] each. A norm that is not finite counts as `skipped`.
+pub(super) fn clip(
+    tensors: &[Tensor],
+    max_norm: Option<f32>,
+    skipped: &Slice<u32>,
+) -> Result<(Tensor, Tensor)> {
+    let device = tensors[0].device().as_cuda_device()?;
+    let partials = partials(device, tensors)?;
+    let result = room::<f32>(device, 2)?;
+    launch!(device, ADAMW, "clip", blocks(1);
+        partials.as_view(), result.as_view(), skipped.as_view(), max_norm.unwrap_or(0.0), partials.len() as u64);
+    let result = gpu::tensor(result, device, &Shape::from(2));
+    Ok((result.narrow(0, 0, 1)?, result.narrow(0, 1, 1)?))
 }
