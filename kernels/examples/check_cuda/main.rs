@@ -13,6 +13,7 @@
 #![allow(clippy::print_stdout)]
 
 mod recurrence;
+mod softmax_attention;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
@@ -604,6 +605,7 @@ fn main() -> ExitCode {
     for case in cases()
         .iter()
         .chain(&recurrence::cases())
+        .chain(&softmax_attention::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {
