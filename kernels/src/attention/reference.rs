@@ -69,12 +69,12 @@ impl Inputs<'_> {
                     for (&key, power) in keys.iter().zip(&powers) {
                         let (weight, at) = (power / total, key_row(key));
                         let d_score = weight * (dot(&self.v[at * e..][..e], d_o) - mean) * p.scale;
-                        for c in 0..e {
-                            results.dv[at * e + c] += weight * d_o[c];
+                        for (c, d_o) in d_o.iter().enumerate() {
+                            results.dv[at * e + c] += weight * d_o;
                         }
-                        for c in 0..d {
+                        for (c, q) in q.iter().enumerate() {
                             results.dq[row * d + c] += d_score * self.k[at * d + c];
-                            results.dk[at * d + c] += d_score * q[c];
+                            results.dk[at * d + c] += d_score * q;
                         }
                     }
                 }
