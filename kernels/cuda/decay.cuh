@@ -1,14 +1,8 @@
 // What all kernels of the causal recurrence with decay are told, and how a block finds its part of the work.
 #pragma once
-#include <cstdint>
+#include "token_rows.cuh"
 
 namespace fulgur {
-
-// Rows of tokens in global memory; the last axis is dense. Strides in elements.
-template <typename T> struct Rows {
-    T *data;
-    int64_t batch, token, head;
-};
 
 // Consecutive tokens of one sequence.
 struct Segment {

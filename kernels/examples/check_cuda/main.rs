@@ -20,6 +20,7 @@ mod parts;
 mod recurrence;
 mod timings;
 mod training;
+mod softmax_attention;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};
@@ -499,6 +500,7 @@ fn main() -> ExitCode {
         .chain(&recurrence::cases())
         .chain(&fused::cases())
         .chain(&training::cases())
+        .chain(&softmax_attention::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {

@@ -234,14 +234,14 @@ pub(in crate::decay) struct LogDecayArg {
 // SAFETY: plain numbers in the layout of C, as the kernels declare them.
 unsafe impl DeviceRepr for LogDecayArg {}
 
-/// `Rows` of `cuda/decay.cuh`.
+/// `Rows` of `cuda/token_rows.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RowsArg {
-    data: u64,
-    batch: i64,
-    token: i64,
-    head: i64,
+    pub(crate) data: u64,
+    pub(crate) batch: i64,
+    pub(crate) token: i64,
+    pub(crate) head: i64,
 }
 
 // SAFETY: plain numbers in the layout of C, as the kernels declare them.

@@ -1,4 +1,4 @@
-// The parts of softmax attention between its products; formulas in src/attention.rs.
+// The parts of softmax attention between its products; formulas in src/attention/composed.rs.
 //
 // swap_heads     [B, N, H, D] <-> [B, H, N, D] in vectors of 8 bf16: 4 a element.
 // softmax        one warp a row of scores, in place; padding gets a penalty instead of a weight: 4 a element.

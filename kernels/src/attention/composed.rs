@@ -127,7 +127,7 @@ fn softmax_back(weights: &Tensor, adjoint: Tensor, scale: f64) -> Result<Tensor>
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    //! Launches of `cuda/attention.cu`.
+    //! Launches of `cuda/attention_composed.cu`.
 
     use super::OP;
     use crate::cuda_module::{Module, THREADS, flat, launch, module, room};
@@ -136,7 +136,7 @@ mod cuda {
     use candle_core::{DType, Result, Tensor};
     use half::bf16;
 
-    const ATTENTION: Module = module!("attention");
+    const ATTENTION: Module = module!("attention_composed");
     /// Elements of a vector that moves at once.
     pub(super) const VECTOR: usize = 8;
 
