@@ -548,6 +548,7 @@ fn timings(device: &Device) -> Result<()> {
             dtype,
             device,
         )?;
+        fused::timings(dtype, device)?;
     }
     let parameter = Var::zeros((32_768, 512), DType::F32, device)?;
     let gradient = parameter.ones_like()?;
