@@ -2,9 +2,9 @@
 //
 // X is the type of the stream, Y that of branches. All are dense; gain is float, or null.
 // add_norm            2 X + 2 Y a element.
-// add_norm_backward   reads the sum, its adjoint (which may be null) and that of the norm: 3 X + 2 Y a element, one Y less
-//                     where X and Y are the same (dbranch null). A row of threads walks over a run of rows and keeps its sums
-//                     of dgain, which it writes to partials [runs, width] (null: not wanted) at the end.
+// add_norm_backward   reads the sum, its adjoint (which may be null) and that of the norm: 3 X + 2 Y a element, one Y
+//                     less where X and Y are the same (dbranch null). A row of threads walks over a run of rows and
+//                     keeps its sums of dgain, which it writes to partials [runs, width] (null: not wanted) at the end.
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 

@@ -1,10 +1,10 @@
 // Layer norms; formulas in src/norm/layer/mod.rs.
 //
-// X is the type of x, Y that of y and dy. Rows of x may have gaps between them (x_stride in elements), all others are dense.
-// gain and bias are float, or null.
+// X is the type of x, Y that of y and dy. Rows of x may have gaps between them (x_stride in elements), all others are
+// dense. gain and bias are float, or null.
 // layer_norm            1 X + 1 Y a element.
-// layer_norm_backward   2 X + 1 Y a element. A row of threads walks over a run of rows and keeps its sums of dgain and dbias,
-//                       which it writes to partials [runs, 2, width] (null: not wanted) at the end.
+// layer_norm_backward   2 X + 1 Y a element. A row of threads walks over a run of rows and keeps its sums of dgain and
+//                       dbias, which it writes to partials [runs, 2, width] (null: not wanted) at the end.
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 

@@ -1,10 +1,10 @@
 // Root-mean-square norms times a gate; formulas in src/norm/gated/mod.rs.
 //
-// A row of statistics is one head of a token; x and gate may be columns of a wider matrix (strides of tokens in elements),
-// y, dy, dx and dgate are dense. gain is float, or null.
+// A row of statistics is one head of a token; x and gate may be columns of a wider matrix (strides of tokens in
+// elements), y, dy, dx and dgate are dense. gain is float, or null.
 // rms_norm_gated            3 T a element.
-// rms_norm_gated_backward   5 T a element. A row of threads walks over a run of tokens with one head and keeps its sums of
-//                           dgain, which it writes to partials [runs, heads, width] (null: not wanted) at the end.
+// rms_norm_gated_backward   5 T a element. A row of threads walks over a run of tokens with one head and keeps its sums
+//                           of dgain, which it writes to partials [runs, heads, width] (null: not wanted) at the end.
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 

@@ -17,6 +17,7 @@ pub mod decay;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod ema;
+pub mod embedding;
 pub mod eos;
 pub mod error;
 pub mod exchange;

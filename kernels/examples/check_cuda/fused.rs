@@ -1,7 +1,10 @@
 //! What lies between the products of a language model: gated norms, norms with the residual, rotations, embeddings.
 
+use crate::timings::time;
 use crate::{BOTH, Case, EPS, master};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use fulgur_kernels::embedding::{Ids, lookup};
+use fulgur_kernels::lrpe::{Pairing, double, rotary_frequencies, rotate, token_phases};
 use fulgur_kernels::norm::{Gate, add_norm, layer_norm, layer_norm_to, rms_norm_gated};
 
 /// The norm of the first operand times the second one's gate, and an f32 master as the gain if there is a third.
@@ -186,8 +189,166 @@ fn other_norms() -> Vec<Case> {
     ]
 }
 
+/// Rotary positions with learnt frequencies, of tokens that follow after others.
+fn rotary(t: &[Tensor], pairing: Pairing) -> Result<Tensor> {
+    let phase = token_phases(&master(&t[1])?, t[0].dim(1)?, 5)?;
+    rotate(&t[0], &phase, pairing)
+}
+
+/// [`rotary`] of the middle heads of three times as many, with fixed frequencies.
+fn rotary_columns(t: &[Tensor], pairing: Pairing) -> Result<Tensor> {
+    let (tokens, heads, width) = (t[0].dim(1)?, t[0].dim(2)? / 3, t[0].dim(3)?);
+    let wide = match t[0].dtype() {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    // Rounded alike for both sides: far away the frequencies' last bits count.
+    let theta = rotary_frequencies(width, 1e4, &Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .to_dtype(wide)?
+        .to_device(t[0].device())?;
+    let phase = token_phases(&theta, tokens, 100_000)?;
+    rotate(&t[0].narrow(2, heads, heads)?, &phase, pairing)
+}
+
+fn rotations() -> Vec<Case> {
+    // Batch, tokens, heads, phases of a row.
+    let sizes = [
+        [1, 1, 1, 1],
+        [2, 7, 3, 5],
+        [2, 65, 4, 32],
+        [3, 500, 2, 64],
+        [1, 1, 16, 64],
+        [70, 3, 33, 8],
+    ];
+    let list = |make: fn([usize; 4]) -> Vec<Vec<usize>>| -> Vec<Vec<Vec<usize>>> {
+        sizes.iter().map(|&size| make(size)).collect()
+    };
+    vec![
+        Case {
+            name: "rotary, halves",
+            entry: |t| rotary(t, Pairing::Halves),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p], vec![p]]),
+        },
+        Case {
+            name: "rotary, neighbours",
+            entry: |t| rotary(t, Pairing::Neighbours),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p], vec![p]]),
+        },
+        Case {
+            name: "rotary by head",
+            entry: |t| rotary(t, Pairing::Halves),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p], vec![h, p]]),
+        },
+        Case {
+            name: "rotary of columns",
+            entry: |t| rotary_columns(t, Pairing::Neighbours),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, 3 * h, 2 * p]]),
+        },
+        Case {
+            name: "lrpe",
+            entry: |t| double(&t[0], &master(&t[1])?),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, p], vec![n, p]]),
+        },
+        Case {
+            name: "lrpe by head",
+            entry: |t| double(&t[0], &master(&t[1])?),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, p], vec![n, h, p]]),
+        },
+    ]
+}
+
+/// Rows of a table by ids of which every other one is the same, and some do not occur.
+fn embedded(table: &Tensor, count: usize, dtype: DType) -> Result<Tensor> {
+    let rows = table.dim(0)?;
+    let ids: Vec<u32> = (0..count)
+        .map(|i| if i % 2 == 0 { rows / 2 } else { i * i * 7 % rows } as u32)
+        .collect();
+    lookup(table, &Ids::new(&ids, &[1, count], rows)?, dtype)
+}
+
+fn embeddings() -> Vec<Case> {
+    let tables = [[1, 1], [5, 3], [70, 64], [300, 33], [1000, 384], [3, 2048]];
+    let shapes = || tables.map(|[rows, width]| vec![vec![rows, width]]).to_vec();
+    vec![
+        Case {
+            name: "embedding of a master",
+            entry: |t| embedded(&master(&t[0])?, 1111, t[0].dtype()),
+            dtypes: BOTH,
+            shapes: shapes(),
+        },
+        Case {
+            name: "embedding",
+            entry: |t| embedded(&t[0], 1111, t[0].dtype()),
+            dtypes: BOTH,
+            shapes: shapes(),
+        },
+        Case {
+            name: "embedding, few",
+            entry: |t| embedded(&t[0], 7, t[0].dtype()),
+            dtypes: BOTH,
+            shapes: shapes(),
+        },
+    ]
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = gated_norms();
     cases.extend(other_norms());
+    cases.extend(rotations());
+    cases.extend(embeddings());
     cases
+}
+
+/// Times the operators on [32768 x 512], the rotation on heads of 64.
+pub(crate) fn timings(dtype: DType, device: &Device) -> Result<()> {
+    let (x, gain): (&[usize], &[usize]) = (&[32, 1024, 512], &[512]);
+    let heads: &[usize] = &[32, 1024, 8, 64];
+    time(
+        "norm, silu gate",
+        |t| gated(t, Gate::Silu, 8),
+        &[x, x, gain],
+        [3.0, 5.0],
+        dtype,
+        device,
+    )?;
+    time(
+        "layer_norm",
+        |t| layer_norm(&t[0], Some(&master(&t[1])?), Some(&master(&t[2])?), EPS),
+        &[x, gain, gain],
+        [2.0, 3.0],
+        dtype,
+        device,
+    )?;
+    // Without a sum whose adjoint would be counted with it.
+    time(
+        "add_norm, norm only",
+        |t| Ok(add_norm(&t[0], &t[1], Some(&master(&t[2])?), EPS)?.1),
+        &[x, x, gain],
+        [4.0, 3.0],
+        dtype,
+        device,
+    )?;
+    time(
+        "rotary, halves",
+        |t| rotary(t, Pairing::Halves),
+        &[heads, &[32]],
+        [2.0, 3.0],
+        dtype,
+        device,
+    )?;
+    time(
+        "embedding",
+        |t| embedded(&t[0], 32_768, t[0].dtype()),
+        &[&[8192, 512]],
+        [2.0, 1.0],
+        dtype,
+        device,
+    )
 }

@@ -18,9 +18,9 @@
 mod fused;
 mod parts;
 mod recurrence;
+mod softmax_attention;
 mod timings;
 mod training;
-mod softmax_attention;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero_moments};

@@ -24,7 +24,7 @@ pub(crate) fn seconds(device: &Device, mut call: impl FnMut() -> Result<()>) -> 
 /// Times forward, and forward with backward, over [32768 x 512] operands.
 ///
 /// `passes` counts elements read and written forward, and backward, in units of 32768 x 512.
-fn time(
+pub(crate) fn time(
     name: &str,
     entry: Entry,
     shapes: &[&[usize]],
@@ -112,6 +112,9 @@ pub(crate) fn timings(device: &Device) -> Result<()> {
             dtype,
             device,
         )?;
+    }
+    for &dtype in BOTH {
+        crate::fused::timings(dtype, device)?;
     }
     let parameter = Var::zeros((32_768, 512), DType::F32, device)?;
     let gradient = parameter.ones_like()?;

@@ -8,6 +8,15 @@
 //!
 //! Channel c of a head belongs to axis c / e and sees the offset along that axis alone. A token without a place, such
 //! as a condition token, has position zero on every axis and so phase zero.
+//!
+//! Phases are small tensors that all layers and queries and keys may share; [`double`] and [`rotate`] apply them to rows in
+//! one pass. The latter is rotary positions, the other way to scores that depend on offsets.
+
+mod tokens;
+mod turn;
+
+pub use tokens::{rotary_frequencies, token_phases};
+pub use turn::{Pairing, double, rotate};
 
 use crate::error::OpError;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -126,22 +135,6 @@ pub fn frequencies(width: usize, axes: usize, device: &Device) -> Result<Tensor>
         .map(|j| 1e4f64.powf(-2.0 * j as f64 / count as f64))
         .collect::<Vec<_>>();
     Tensor::from_vec(theta, count, device)
-}
-
-/// Doubles `x` `[B, N, H, D]` to `[x cos Theta, x sin Theta]` `[B, N, H, 2D]` with phases `[N, D]` or `[N, H, D]`;
-/// differentiable in both. The recurrences fuse this; the plain form serves mixers without one.
-///
-/// Fails on shapes that do not fit.
-pub fn double(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
-    let phase = if phase.rank() == 2 {
-        phase.unsqueeze(1)?
-    } else {
-        phase.clone()
-    };
-    Tensor::cat(
-        &[x.broadcast_mul(&phase.cos()?)?, x.broadcast_mul(&phase.sin()?)?],
-        D::Minus1,
-    )
 }
 
 #[cfg(test)]
