@@ -1,6 +1,8 @@
 //! Our CUDA kernels as they reach the device: PTX in the program, loaded once for each device, launched by name.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, LaunchConfig};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaView, DeviceRepr, LaunchConfig, ValidAsZeroBits,
+};
 
 /// Contiguous operand of a kernel.
 pub(crate) type View<'a, T> = CudaView<'a, T>;
@@ -119,7 +121,7 @@ pub(crate) fn pointer<T>(device: &candle_core::CudaDevice, view: Option<&View<'_
 }
 
 /// Room for `count` elements that a kernel writes before anything reads them.
-pub(crate) fn room<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+pub(crate) fn room<T: DeviceRepr>(
     device: &candle_core::CudaDevice,
     count: usize,
 ) -> candle_core::Result<Slice<T>> {
@@ -128,4 +130,15 @@ pub(crate) fn room<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
     }
     // SAFETY: every kernel writes all elements of its results.
     unsafe { device.alloc::<T>(count) }
+}
+
+/// Zeros for kernels that write some elements only.
+pub(crate) fn zeros<T: DeviceRepr + ValidAsZeroBits>(
+    device: &candle_core::CudaDevice,
+    count: usize,
+) -> candle_core::Result<Slice<T>> {
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+    let zeros = device.alloc_zeros::<T>(count)?;
+    crate::probe::unguarded(zeros.device_ptr(&device.cuda_stream()).0);
+    Ok(zeros)
 }

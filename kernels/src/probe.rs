@@ -79,10 +79,10 @@ static TRESPASSES: AtomicUsize = AtomicUsize::new(0);
 /// Where guards begin, by the address of their memory.
 static GUARDS: Mutex<Option<HashMap<u64, u64>>> = Mutex::new(None);
 
-/// From now on, memory for results is full of NaN before kernels write it, and has guard bytes behind it, which are looked at
-/// when a result becomes a tensor. For tests: every result then waits for the GPU.
-pub fn poison() {
-    POISONED.store(true, Ordering::Relaxed);
+/// Whether, from now on, memory for results is full of NaN before kernels write it, and has guard bytes behind it, which are
+/// looked at when a result becomes a tensor. For tests: every result then waits for the GPU.
+pub fn poison(poisoned: bool) {
+    POISONED.store(poisoned, Ordering::Relaxed);
 }
 
 /// Results so far behind which something was written.
@@ -111,6 +111,15 @@ pub(crate) fn poisoned_room<T: DeviceRepr>(device: &CudaDevice, count: usize) ->
         .insert(start, behind);
     // SAFETY: the allocation is longer than that, and its owner is the slice from now on.
     Ok(Some(unsafe { stream.upgrade_device_ptr(start, count) }))
+}
+
+/// Memory at `start` came from elsewhere: it has no guard, whatever was there before.
+pub(crate) fn unguarded(start: u64) {
+    if POISONED.load(Ordering::Relaxed)
+        && let Some(guards) = &mut *GUARDS.lock().unwrap_or_else(PoisonError::into_inner)
+    {
+        guards.remove(&start);
+    }
 }
 
 /// Looks at the guard bytes behind a result.

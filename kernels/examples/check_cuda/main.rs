@@ -27,7 +27,7 @@ use fulgur_kernels::adamw::{AdamW, GradientScale, clip_scale, squared_norm, zero
 use fulgur_kernels::additive::{self, NonCausal};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::spectrum::{Mel, MelConfig, Stft};
-use fulgur_kernels::{attention, ema, glu, linear, norm, residual, rows, shift};
+use fulgur_kernels::{attention, device, ema, glu, linear, norm, probe, residual, rows, shift};
 use std::process::ExitCode;
 
 type Entry = fn(&[Tensor]) -> Result<Tensor>;
@@ -483,14 +483,14 @@ fn main() -> ExitCode {
         .filter(|a| *a != "small" && !a.starts_with("record="))
         .collect();
     let chosen = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
-    let device = match Device::new_cuda(0) {
+    let device = match device::open_cuda(0) {
         Ok(device) => device,
         Err(error) => {
             println!("FAIL no CUDA device: {error}");
             return ExitCode::from(2);
         }
     };
-    fulgur_kernels::probe::poison();
+    probe::poison(true);
     println!(
         "     operator             type  shape                  relative RMS error of the result and gradients"
     );
@@ -533,10 +533,10 @@ fn main() -> ExitCode {
         }
     }
     count += 1;
-    if fulgur_kernels::probe::trespasses() > 0 {
+    if probe::trespasses() > 0 {
         println!(
             "FAIL something was written behind {} results",
-            fulgur_kernels::probe::trespasses()
+            probe::trespasses()
         );
         failed += 1;
     }
@@ -545,6 +545,7 @@ fn main() -> ExitCode {
         failed += 1;
     }
     println!("{} of {count} checks passed", count.saturating_sub(failed));
+    probe::poison(false);
     if names.is_empty()
         && let Err(error) = timings::timings(&device)
     {

@@ -3,7 +3,7 @@
 use super::ids::Order;
 use super::{Ids, OP};
 use crate::autograd::Value;
-use crate::cuda_module::{Module, THREADS, by_rows, launch, module, room};
+use crate::cuda_module::{Module, THREADS, by_rows, launch, module, room, zeros};
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
@@ -118,7 +118,7 @@ pub(super) fn backward<Y: CudaReal>(table: &Tensor, ids: &Ids, grad: &Tensor) ->
     let v = vector(width, size_of::<Y>(), address);
     let positions = device.clone_htod(&order.positions)?;
     let pieces = device.clone_htod(&plan.pieces)?;
-    let gradient = device.alloc_zeros::<f32>(rows * width)?;
+    let gradient = zeros::<f32>(device, rows * width)?;
     let parts = room::<f32>(device, plan.parts.max(1) * width)?;
     let count = plan.pieces.len();
     launch!(device, EMBEDDING, format!("sum_pieces_{}_v{v}", Y::SUFFIX), by_rows(count, width / v);
