@@ -13,6 +13,7 @@ pub mod config;
 pub mod encoders;
 pub mod glu;
 pub mod linear;
+pub mod lm;
 pub mod mixer;
 pub mod norm;
 pub mod params;

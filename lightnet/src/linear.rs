@@ -40,6 +40,11 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// The weight, `[output, input]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Width of the result.
     pub fn output(&self) -> usize {
         self.weight.dims()[0]

@@ -1,5 +1,6 @@
 //! Token mixers: one file a mixer.
 
+pub mod causal;
 mod lightnet;
 
 pub use lightnet::{LightNet, LightNetConfig, MixerContext};

@@ -1,0 +1,18 @@
+//! Causal language models: one skeleton, several token mixers.
+//!
+//! ```text
+//! x = embedding[ids]
+//! x = x + mixer(norm(x))        for each layer
+//! x = x + glu(norm(x))
+//! logits = norm(x) W^T
+//! ```
+//!
+//! Tensors have the names of Hugging Face's LLaMA or of flash-linear-attention, so that their checkpoints fit. The residual
+//! stream is f32; branches compute in the type that a [`LanguageModel`] is asked for, `BF16` on a GPU.
+
+mod config;
+mod layer;
+mod model;
+
+pub use config::{Architecture, Config};
+pub use model::LanguageModel;
