@@ -376,7 +376,7 @@ impl<'a> Session<'a> {
         let rate = self.window.samples as f64 / self.window.since.elapsed().as_secs_f64().max(1e-9);
         values.push(("lr".into(), self.window.lr));
         values.push(("grad_norm".into(), self.window.norm));
-        values.push(("samples_per_s".into(), rate));
+        values.push((format!("{}_per_s", self.task.unit()), rate));
         if self.state.skipped > 0 {
             values.push(("skipped".into(), self.state.skipped as f64));
         }

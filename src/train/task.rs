@@ -17,6 +17,11 @@ pub trait Task: Send + Sync {
     /// All trainable parameters. The model must be built before the run starts: names are fixed from then on.
     fn params(&self) -> &Params;
 
+    /// What [`Batch::samples`] counts, for the throughput that is logged.
+    fn unit(&self) -> &'static str {
+        "samples"
+    }
+
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
     /// number of the step here ([`Cursor::noise`]), those of the loss included.
     ///
@@ -108,6 +113,8 @@ pub struct Step {
 pub struct Batch {
     /// The tensors.
     pub tensors: BTreeMap<&'static str, Tensor>,
+    /// Tensors that stay on the host.
+    pub host: BTreeMap<&'static str, Tensor>,
     /// How many samples they hold, for the throughput that is logged.
     pub samples: usize,
 }
@@ -117,6 +124,7 @@ impl Batch {
     pub fn new(samples: usize) -> Self {
         Self {
             tensors: BTreeMap::new(),
+            host: BTreeMap::new(),
             samples,
         }
     }
@@ -128,12 +136,19 @@ impl Batch {
         self
     }
 
+    /// Adds a tensor that stays on the host: ids, which are looked at there.
+    #[must_use]
+    pub fn on_host(mut self, name: &'static str, tensor: Tensor) -> Self {
+        self.host.insert(name, tensor);
+        self
+    }
+
     /// The tensor called `name`.
     ///
     /// # Errors
     /// The batch has none of this name.
     pub fn get(&self, name: &str) -> candle_core::Result<&Tensor> {
-        match self.tensors.get(name) {
+        match self.tensors.get(name).or_else(|| self.host.get(name)) {
             Some(tensor) => Ok(tensor),
             None => candle_core::bail!(
                 "the batch has no tensor `{name}`, it has {:?}",
@@ -153,6 +168,7 @@ impl Batch {
             .map(|(name, tensor)| Ok((*name, tensor.to_device(device)?)));
         Ok(Self {
             tensors: moved.collect::<candle_core::Result<_>>()?,
+            host: self.host.clone(),
             samples: self.samples,
         })
     }

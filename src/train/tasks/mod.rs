@@ -4,6 +4,7 @@ pub mod clips;
 mod encoder;
 mod export;
 mod judge;
+mod lm;
 mod mean;
 mod mel_codec;
 pub(crate) mod tav;
@@ -40,6 +41,9 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("judge", |r, d, _| {
         Ok(Box::new(judge::JudgeTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("lm", |r, d, _| {
+        Ok(Box::new(lm::LmTask::open(r.own()?, r.seed, d)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

@@ -1,0 +1,312 @@
+//! Task `lm`: the next token of a text.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use fulgur_kernels::cross_entropy;
+use fulgur_kernels::embedding::Ids;
+use fulgur_lightnet::lm::{Architecture, Config, LanguageModel};
+use fulgur_lightnet::params::{Params, Precision};
+use serde::{Deserialize, Serialize};
+
+use super::export::{compute_dtype, write_part};
+use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
+
+/// Largest file of tokens that is read.
+const MOST_BYTES: u64 = 8 << 30;
+/// Rows of logits that a GPU holds at a time: more re-read the weight's gradient less often.
+const ROWS_ON_GPU: usize = 4096;
+
+/// The shape of the model.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModelOptions {
+    /// `tnl`, `hgrn2`, `lightnet` or `llama`.
+    pub architecture: Architecture,
+    /// Layers.
+    pub layers: usize,
+    /// Model width.
+    pub width: usize,
+    /// Hidden width of the gated linear units.
+    pub hidden: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Heads of keys and values of softmax attention; 0 for as many as heads.
+    pub key_value_heads: usize,
+    /// Rows of the embedding; 0 for 256, one a byte.
+    pub vocabulary: usize,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Added to the mean square in norms.
+    pub norm_eps: f64,
+    /// Base of the frequencies of rotary positions.
+    pub rope_theta: f64,
+    /// Standard deviation of the first weights.
+    pub init: f64,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::Tnl,
+            layers: 6,
+            width: 256,
+            hidden: 704,
+            heads: 4,
+            key_value_heads: 0,
+            vocabulary: 0,
+            tied: true,
+            norm_eps: 1e-6,
+            rope_theta: 1e4,
+            init: 0.02,
+        }
+    }
+}
+
+impl ModelOptions {
+    fn config(&self) -> Config {
+        Config {
+            architecture: self.architecture,
+            vocab_size: if self.vocabulary == 0 {
+                256
+            } else {
+                self.vocabulary
+            },
+            hidden_size: self.width,
+            intermediate_size: self.hidden,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: (self.key_value_heads > 0).then_some(self.key_value_heads),
+            head_dim: None,
+            rms_norm_eps: self.norm_eps,
+            rope_theta: self.rope_theta,
+            tie_word_embeddings: self.tied,
+            initializer_range: self.init,
+        }
+    }
+}
+
+/// In which order windows of the text come.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Order {
+    /// Every window once an epoch, in an order of its own.
+    Shuffled,
+    /// One after the other, and from the front again.
+    Sequential,
+}
+
+/// Recipe of the task.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Options {
+    /// A text, a byte a token; or, if its name ends in `.u16`, token ids of two bytes, the lower one first.
+    pub tokens: PathBuf,
+    /// Part of the tokens, at the end, that is held out for validation.
+    pub held_out: f64,
+    /// Windows in a batch.
+    pub batch: usize,
+    /// Tokens in a window.
+    pub context: usize,
+    /// Order of the windows.
+    pub order: Order,
+    /// Windows of a validation.
+    pub validation: usize,
+    /// The network.
+    pub model: ModelOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tokens: PathBuf::new(),
+            held_out: 0.01,
+            batch: 16,
+            context: 256,
+            order: Order::Shuffled,
+            validation: 64,
+            model: ModelOptions::default(),
+        }
+    }
+}
+
+/// The task.
+pub(super) struct LmTask {
+    options: Options,
+    tokens: Arc<Vec<u16>>,
+    /// Tokens that are trained on; the rest is held out.
+    trained: usize,
+    params: Params,
+    model: LanguageModel,
+}
+
+impl LmTask {
+    /// Builds the network and reads the tokens.
+    ///
+    /// # Errors
+    /// A file that is no tokens of this vocabulary, too short for a window, or a network that cannot be.
+    pub(super) fn open(options: Options, seed: u64, device: &Device) -> TaskResult<Self> {
+        let config = options.model.config();
+        let path = options.tokens.display();
+        if options.batch == 0 || options.context == 0 {
+            let (batch, context) = (options.batch, options.context);
+            return Err(format!("[lm]: batch {batch}, context {context}: expected both above 0").into());
+        }
+        if !(0.0..1.0).contains(&options.held_out) {
+            return Err(format!("[lm]: held_out is {}, expected 0 to 1", options.held_out).into());
+        }
+        let tokens = read_tokens(&options.tokens)?;
+        if let Some(at) = tokens.iter().position(|&id| usize::from(id) >= config.vocab_size) {
+            let (id, rows) = (tokens[at], config.vocab_size);
+            return Err(
+                format!("{path}: token {at} is {id}, expected less than {rows}, the vocabulary").into(),
+            );
+        }
+        let held_out = (tokens.len() as f64 * options.held_out) as usize;
+        let trained = tokens.len() - held_out;
+        let least = options.context + 1;
+        if trained < least || (options.held_out > 0.0 && held_out < least) {
+            return Err(format!(
+                "{path}: {trained} tokens to train on and {held_out} held out, expected {least} of each, a window of {} and \
+                 its targets",
+                options.context
+            )
+            .into());
+        }
+        let params = Params::random(seed, device);
+        let model = LanguageModel::new(&config, compute_dtype(device), &params.builder())?;
+        Ok(Self {
+            options,
+            tokens: Arc::new(tokens),
+            trained,
+            params,
+            model,
+        })
+    }
+
+    /// Where the windows of a batch begin.
+    fn starts(&self, cursor: &Cursor) -> Vec<usize> {
+        let Options { batch, context, .. } = self.options;
+        match self.options.order {
+            Order::Shuffled => {
+                let windows = (self.trained - 1) / context;
+                let chosen = cursor.shuffled(windows, batch);
+                chosen.into_iter().map(|window| window * context).collect()
+            }
+            Order::Sequential => {
+                let places = self.trained - context;
+                (0..batch)
+                    .map(|i| (cursor.index as usize * batch + i) * context % places)
+                    .collect()
+            }
+        }
+    }
+
+    /// Ids `[B, N]` of the windows that begin there, and the tokens after each of them.
+    fn windows(&self, starts: &[usize]) -> TaskResult<[Tensor; 2]> {
+        let context = self.options.context;
+        let gather = |shift: usize| {
+            let ids: Vec<u32> = starts
+                .iter()
+                .flat_map(|start| &self.tokens[start + shift..][..context])
+                .map(|&id| u32::from(id))
+                .collect();
+            Tensor::from_vec(ids, (starts.len(), context), &Device::Cpu)
+        };
+        Ok([gather(0)?, gather(1)?])
+    }
+
+    fn head(&self) -> cross_entropy::Options<'static> {
+        cross_entropy::Options {
+            chunk: self.params.device().is_cuda().then_some(ROWS_ON_GPU),
+            ..Default::default()
+        }
+    }
+
+    fn ids(&self, ids: &Tensor) -> TaskResult<Ids> {
+        Ok(Ids::of(ids, self.model.config().vocab_size)?)
+    }
+}
+
+impl Task for LmTask {
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn unit(&self) -> &'static str {
+        "tokens"
+    }
+
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+        let [ids, targets] = self.windows(&self.starts(cursor))?;
+        let tokens = ids.elem_count();
+        // The order of ids is found on the host, so that is where they stay.
+        Ok(Batch::new(tokens).on_host("ids", ids).with("targets", targets))
+    }
+
+    fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
+        let ids = self.ids(batch.get("ids")?)?;
+        let loss = self.model.loss(&ids, batch.get("targets")?, &self.head())?;
+        Ok(loss.into())
+    }
+
+    fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
+        let Options {
+            batch,
+            context,
+            validation,
+            ..
+        } = self.options;
+        let windows = (self.tokens.len() - self.trained).saturating_sub(1) / context;
+        let starts: Vec<usize> = (0..windows.min(validation))
+            .map(|window| self.trained + window * context)
+            .collect();
+        let (mut sum, mut count) = (0.0, 0);
+        for starts in starts.chunks(batch) {
+            let [ids, targets] = self.windows(starts)?;
+            let targets = targets.to_device(self.params.device())?;
+            let losses = self.model.losses(&self.ids(&ids)?, &targets, &self.head())?;
+            let losses: Vec<f32> = losses.to_dtype(DType::F32)?.to_vec1()?;
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            count += losses.len();
+        }
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let loss = sum / count as f64;
+        Ok(vec![("loss".into(), loss), ("perplexity".into(), loss.exp())])
+    }
+
+    fn export(&self, folder: &Path) -> TaskResult<()> {
+        write_part(folder, self.model.config(), &self.params, None, Precision::F32)
+    }
+}
+
+/// The tokens of a file: bytes, or ids of two bytes where its name ends in `.u16`.
+fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
+    let name = path.display();
+    if path.as_os_str().is_empty() {
+        return Err("[lm]: tokens is missing, expected a file of text or of token ids (.u16)".into());
+    }
+    let file = File::open(path).map_err(|e| format!("{name}: {e}"))?;
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("{name}: {e}"))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(format!("{name}: more than {MOST_BYTES} bytes, expected at most that").into());
+    }
+    if path.extension().is_some_and(|extension| extension == "u16") {
+        if bytes.len() % 2 == 1 {
+            return Err(format!("{name}: {} bytes, expected two a token", bytes.len()).into());
+        }
+        let ids = bytes
+            .chunks_exact(2)
+            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        return Ok(ids.collect());
+    }
+    Ok(bytes.into_iter().map(u16::from).collect())
+}
