@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 
 use candle_core::backprop::GradStore;
 use candle_core::op::BackpropOp;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Storage, Tensor, TensorId, bail};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Storage, Tensor, TensorId, Var, bail};
 
 use crate::autograd::{Gradient, Value, attach1, attach2};
 
@@ -36,15 +36,19 @@ pub struct Tape {
 
 struct Entry {
     step: Step,
-    /// A variable in candle's eyes.
-    result: Tensor,
+    /// Variables in candle's eyes; one, but for a replay.
+    results: Vec<Tensor>,
 }
 
 enum Step {
     One(Box<dyn CustomOp1>, [Tensor; 1]),
     Two(Box<dyn CustomOp2>, [Tensor; 2]),
     Three(Box<dyn CustomOp3>, [Tensor; 3]),
+    /// Work that is done again in the backward pass.
+    Replay(Box<Replay>),
 }
+
+type Replay = dyn Fn() -> Result<Vec<Tensor>>;
 
 thread_local! {
     static RECORDING: RefCell<Option<Tape>> = const { RefCell::new(None) };
@@ -70,13 +74,34 @@ fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
 }
 
-fn note(step: Step, result: &Tensor) {
-    let result = result.clone();
+fn note(step: Step, results: Vec<Tensor>) {
     RECORDING.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
-            tape.entries.push(Entry { step, result });
+            tape.entries.push(Entry { step, results });
         }
     });
+}
+
+/// Runs `work` and forgets what lies between its operands and its results: the backward pass runs it again. `work` must give
+/// the same each time. Whatever it captures may be tracked, and gets its gradients.
+///
+/// Saves memory for time: a block of a network keeps its results only. Without a recording tape it is just `work`.
+///
+/// # Errors
+/// Those of `work`.
+pub fn recompute(work: impl Fn() -> Result<Vec<Tensor>> + 'static) -> Result<Vec<Tensor>> {
+    if !is_recording() {
+        return work();
+    }
+    let (made, forgotten) = record(&work);
+    drop(forgotten);
+    // Results of operators are variables already; of others there are copies, which are cut off from their graph.
+    let results: Vec<Tensor> = made?
+        .iter()
+        .map(|result| Ok(Var::from_tensor(result)?.into_inner()))
+        .collect::<Result<_>>()?;
+    note(Step::Replay(Box::new(work)), results.clone());
+    Ok(results)
 }
 
 /// The forward pass of `$op` on `$x`, .., as a variable.
@@ -120,7 +145,7 @@ pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: C) ->
         return x.apply_op1(op);
     }
     let result = run!(op, x);
-    note(Step::One(Box::new(op), [x.clone()]), &result);
+    note(Step::One(Box::new(op), [x.clone()]), vec![result.clone()]);
     Ok(result)
 }
 
@@ -130,7 +155,10 @@ pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(x: &Tensor, y: &Tenso
         return x.apply_op2(y, op);
     }
     let result = run!(op, x, y);
-    note(Step::Two(Box::new(op), [x.clone(), y.clone()]), &result);
+    note(
+        Step::Two(Box::new(op), [x.clone(), y.clone()]),
+        vec![result.clone()],
+    );
     Ok(result)
 }
 
@@ -147,13 +175,13 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
     let result = run!(op, x, y, z);
     note(
         Step::Three(Box::new(op), [x.clone(), y.clone(), z.clone()]),
-        &result,
+        vec![result.clone()],
     );
     Ok(result)
 }
 
 impl Step {
-    /// Operands and their adjoints.
+    /// Operands and their adjoints, but for a replay.
     fn adjoints(&self, result: &Tensor, grad: &Tensor) -> Result<Vec<(&Tensor, Option<Tensor>)>> {
         Ok(match self {
             Self::One(op, [x]) => vec![(x, op.bwd(x, result, grad)?)],
@@ -165,6 +193,7 @@ impl Step {
                 let (dx, dy, dz) = op.bwd(x, y, z, result, grad)?;
                 vec![(x, dx), (y, dy), (z, dz)]
             }
+            Self::Replay(_) => Vec::new(),
         })
     }
 }
@@ -193,31 +222,50 @@ impl Tape {
                 result.dtype()
             );
         }
+        self.backward_from_all(&[(result, adjoint.clone())])
+    }
+
+    fn backward_from_all(self, ends: &[(&Tensor, Tensor)]) -> Result<GradStore> {
+        let Some((first, _)) = ends.first() else {
+            bail!("tape: no result to start from")
+        };
         // Candle makes gradient stores only by backward passes.
-        let mut store = Tensor::zeros((), DType::F32, result.device())?.backward()?;
+        let mut store = Tensor::zeros((), DType::F32, first.device())?.backward()?;
         let mut pieces = Pieces::default();
-        if result.is_variable() {
-            store.insert(result, adjoint.clone());
-        } else {
-            pieces.push(result, adjoint.clone())?;
+        for (end, adjoint) in ends {
+            if end.is_variable() {
+                add(&mut store, end, adjoint.clone())?;
+            } else {
+                pieces.push(end, adjoint.clone())?;
+            }
         }
         self.walk(store, pieces)
     }
 
     fn walk(mut self, mut store: GradStore, mut pieces: Pieces) -> Result<GradStore> {
-        let results: HashMap<usize, usize> = self
+        let results: HashMap<usize, (usize, usize)> = self
             .entries
             .iter()
             .enumerate()
-            .map(|(index, entry)| (memory(&entry.result), index))
+            .flat_map(|(index, entry)| {
+                let results = entry.results.iter().enumerate();
+                results.map(move |(place, result)| (memory(result), (index, place)))
+            })
             .collect();
-        while let Some(Entry { step, result }) = self.entries.pop() {
-            pieces.walk_if_they_lead_to(&result, &mut store)?;
+        while let Some(Entry { step, results: own }) = self.entries.pop() {
+            for result in &own {
+                pieces.walk_if_they_lead_to(result, &mut store)?;
+            }
+            if let Step::Replay(work) = &step {
+                replay(work, &own, &mut store)?;
+                continue;
+            }
+            let [result] = own.as_slice() else { continue };
             // A result that the loss does not depend on.
-            let Some(grad) = store.remove(&result) else {
+            let Some(grad) = store.remove(result) else {
                 continue;
             };
-            for (operand, adjoint) in step.adjoints(&result, &grad)? {
+            for (operand, adjoint) in step.adjoints(result, &grad)? {
                 let Some(adjoint) = adjoint else { continue };
                 let adjoint = adjoint.detach().contiguous()?;
                 if operand.is_variable() {
@@ -234,14 +282,50 @@ impl Tape {
     }
 
     /// The result of which `operand` is another shape: candle's graph need not be asked then.
-    fn reshaped(&self, results: &HashMap<usize, usize>, operand: &Tensor) -> Option<&Tensor> {
-        let whole = &self.entries.get(*results.get(&memory(operand))?)?.result;
+    fn reshaped(&self, results: &HashMap<usize, (usize, usize)>, operand: &Tensor) -> Option<&Tensor> {
+        let &(index, place) = results.get(&memory(operand))?;
+        let whole = self.entries.get(index)?.results.get(place)?;
         let same = operand.track_op()
             && operand.is_contiguous()
             && operand.layout().start_offset() == 0
             && operand.elem_count() == whole.elem_count();
         same.then_some(whole)
     }
+}
+
+/// Does `work` again, whose results had the adjoints in `store`, and adds the gradients of all that it depends on.
+fn replay(work: &Replay, results: &[Tensor], store: &mut GradStore) -> Result<()> {
+    let adjoints: Vec<Option<Tensor>> = results.iter().map(|result| store.remove(result)).collect();
+    if adjoints.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let (again, tape) = record(work);
+    let again = again?;
+    let ends: Vec<(&Tensor, Tensor)> = again
+        .iter()
+        .zip(adjoints)
+        .filter_map(|(end, adjoint)| adjoint.map(|adjoint| (end, adjoint)))
+        .filter(|(end, _)| end.track_op())
+        .collect();
+    if ends.is_empty() {
+        return Ok(());
+    }
+    merge(store, &tape.backward_from_all(&ends)?)
+}
+
+/// Adds all gradients of `found`.
+fn merge(store: &mut GradStore, found: &GradStore) -> Result<()> {
+    for &id in found.get_ids() {
+        let Some(gradient) = found.get_id(id) else {
+            continue;
+        };
+        let sum = match store.get_id(id) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient.clone(),
+        };
+        store.insert_id(id, sum);
+    }
+    Ok(())
 }
 
 /// Ends of pieces of candle's graph with their adjoints, until a gradient is needed that they lead to: pieces that share
@@ -278,18 +362,7 @@ impl Pieces {
         let Some(root) = self.root.take() else {
             return Ok(());
         };
-        let found = root.backward()?;
-        for &id in found.get_ids() {
-            let Some(gradient) = found.get_id(id) else {
-                continue;
-            };
-            let sum = match store.get_id(id) {
-                Some(sum) => (sum + gradient)?,
-                None => gradient.clone(),
-            };
-            store.insert_id(id, sum);
-        }
-        Ok(())
+        merge(store, &root.backward()?)
     }
 }
 
@@ -403,6 +476,50 @@ mod tests {
         assert!(found.get(&vars[3]).is_none());
         // Nothing is left but the gradients of the weights.
         assert_eq!(found.get_ids().count(), 3);
+    }
+
+    /// A block of the network twice, as it is and forgotten; both of its results go on.
+    #[test]
+    fn what_is_recomputed_has_the_same_gradients() -> Result<()> {
+        let (x, vars) = inputs();
+        let weights: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let block = |x: &Tensor, scale: &Tensor, weights: &[Tensor]| -> Result<Vec<Tensor>> {
+            let normed = rms_norm(x, Some(&weights[2]), 1e-6)?;
+            let branch = linear(&swiglu(&linear(&normed, &weights[0], None)?)?, &weights[1], None)?;
+            // One result of an operator, one of candle's graph, from a scale that lies outside.
+            Ok(vec![add_branch(x, &branch, None)?, branch.broadcast_mul(scale)?])
+        };
+        let run = |forget: bool| -> Result<Vec<Vec<f64>>> {
+            let (loss, tape) = record(|| -> Result<Tensor> {
+                let mut x = linear(
+                    &x,
+                    &weights[3].repeat((3, 3))?.narrow(0, 0, 8)?.narrow(1, 0, 8)?,
+                    None,
+                )?;
+                let scale = weights[2].tanh()?;
+                for _ in 0..2 {
+                    let (inner, outer) = ((x.clone(), scale.clone()), weights.clone());
+                    let results = if forget {
+                        recompute(move || block(&inner.0, &inner.1, &outer))?
+                    } else {
+                        block(&x, &scale, &weights)?
+                    };
+                    x = (&results[0] + &results[1])?;
+                }
+                x.sqr()?.mean_all()
+            });
+            if forget {
+                assert_eq!(tape.entries.len(), 3);
+            }
+            let loss = loss?;
+            let found = tape.backward(&loss)?;
+            let gradients = vars.iter().map(|var| values(found.get(var).unwrap()));
+            Ok([values(&loss)].into_iter().chain(gradients).collect())
+        };
+        for (forgotten, kept) in run(true)?.iter().zip(&run(false)?) {
+            assert!(relative_rms(forgotten, kept) < 1e-14);
+        }
+        Ok(())
     }
 
     #[test]
