@@ -12,6 +12,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod eos;
 mod recurrence;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -604,6 +605,7 @@ fn main() -> ExitCode {
     for case in cases()
         .iter()
         .chain(&recurrence::cases())
+        .chain(&eos::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {
