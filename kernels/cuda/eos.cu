@@ -1,10 +1,10 @@
 // The element-wise scan of src/eos: m_t = o_t (*) m_{t-1} + e_t i_t^T, y_t = m_t^T s_t, with a gate for every element of the
 // memory K x D, given by its logarithm.
 //
-// A block takes one segment of tokens of one head and a tile of COLUMNS columns of the memory. A thread holds R rows of one
+// A block takes one segment of tokens of one head and a tile of 8, 16 or 32 columns of the memory. A thread holds R rows of one
 // column in registers; nothing but sums over rows (y, di) and columns (de, ds) leaves it, through shared memory once for
 // every CHUNK tokens. The rows e, i, s, dy of the next chunk are on their way while one is computed; gates go straight to
-// registers, a burst of 32 for each thread ahead, in whatever element type and with whatever strides.
+// registers, a burst of 32 ahead for each thread (16 where it has one row), in either element type and with any strides.
 //
 // The reverse sweep starts every chunk from a memory that the forward sweep left at its border, goes through the chunk once
 // to find the memories at the borders of its bursts, then through its bursts from the last to the first: forward, with all
@@ -25,7 +25,9 @@
 
 namespace fulgur {
 
-constexpr int THREADS = 256, CHUNK = 16, TILE = 32, PARTIAL = CHUNK + 1; // odd, so that neighbouring threads meet different banks
+// Most threads of a block, tokens of a chunk, most columns of a tile, and floats of a thread for sums over rows: an odd number,
+// so that neighbouring threads meet different banks.
+constexpr int THREADS = 256, CHUNK = 16, TILE = 32, PARTIAL = CHUNK + 1;
 
 // What the adjoint of gates is summed over inside of the reverse sweep.
 enum Adjoint {
@@ -61,10 +63,9 @@ template <typename T> struct Scan {
     int vector; // rows may be copied in pieces of 16 bytes
 };
 
+// Tokens whose gates a thread has in registers, and floats of a thread for the memories at their borders, an odd number.
 template <int R> struct Sizes {
-    static constexpr int BURST = R == 1 ? CHUNK : CHUNK / 4, BURSTS = CHUNK / BURST;
-    static constexpr int MOST = R == 1 ? 128 : THREADS; // threads
-    static constexpr int OWN = BURSTS * R | 1; // odd, likewise
+    static constexpr int BURST = R == 1 ? CHUNK : CHUNK / 4, BURSTS = CHUNK / BURST, OWN = BURSTS * R | 1;
     static_assert(R == 1 || R == 8, "sums over columns take eight values of neighbouring rows or tokens");
 };
 
@@ -459,7 +460,6 @@ template <typename T, int R> __device__ __forceinline__ void backward(const Scan
                     dm[r] *= __uint_as_float(raw[t][r]);
                     d_logs[(t * R + r) % 8] = dm[r] * (t > 0 ? before[t][r] : own[b * R + r]);
                 }
-                gates.read(next + t, raw[t]);
                 own_partial[token] = di;
                 if (t * R % 8 == 0) spot.put_sums(eight, token * R, expand_sums);
                 if (job.adjoint == ELEMENTS) {
@@ -481,10 +481,12 @@ template <typename T, int R> __device__ __forceinline__ void backward(const Scan
 #pragma unroll
                     for (int r = 0; r < R; r++) sum += d_logs[(t * R + r) % 8];
                     own_log_sums[token] = sum;
-                } else if (job.adjoint == TOKENS) {
+                } else if (job.adjoint == TOKENS && first + token < spot.segment.count) {
+                    // Behind the last token the memory and its adjoint stay as they are, which is not the share of a token.
 #pragma unroll
                     for (int r = 0; r < R; r++) own_log_sums[r] += d_logs[(t * R + r) % 8];
                 }
+                gates.read(next + t, raw[t]);
             }
         }
         __syncthreads();
@@ -518,20 +520,17 @@ __device__ __forceinline__ void sum(const float *x, T *y, int64_t outer, int64_t
 
 using namespace fulgur;
 
-// Blocks of rows of memories: R is 1 where a memory has no more than 4, else 8.
-#define SWEEPS(T, NAME, R)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(Sizes<R>::MOST, R == 1 ? 3 : 2) eos_forward_##NAME##_##R(Scan<T> job) {                   \
-        forward<T, R>(job);                                                                                            \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(Sizes<R>::MOST, R == 1 ? 3 : 2) eos_local_forward_##NAME##_##R(Scan<T> job) {             \
-        local<T, R, false>(job);                                                                                       \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(Sizes<R>::MOST, R == 1 ? 3 : 2) eos_local_reverse_##NAME##_##R(Scan<T> job) {             \
-        local<T, R, true>(job);                                                                                        \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(Sizes<R>::MOST, R == 1 ? 3 : 2) eos_backward_##NAME##_##R(Scan<T> job) {                  \
-        backward<T, R>(job);                                                                                           \
+// R is 1 where a memory has no more than four rows, and a block then at most 128 threads, else 8.
+#define SWEEP(KIND, T, NAME, R, ...)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(R == 1 ? 128 : THREADS, R == 1 ? 3 : 2)                               \
+        eos_##KIND##_##NAME##_##R(Scan<T> job) {                                                                       \
+        __VA_ARGS__(job);                                                                                              \
     }
+#define SWEEPS(T, NAME, R)                                                                                             \
+    SWEEP(forward, T, NAME, R, forward<T, R>)                                                                          \
+    SWEEP(local_forward, T, NAME, R, local<T, R, false>)                                                               \
+    SWEEP(local_reverse, T, NAME, R, local<T, R, true>)                                                                \
+    SWEEP(backward, T, NAME, R, backward<T, R>)
 SWEEPS(float, f32, 1)
 SWEEPS(float, f32, 8)
 SWEEPS(bf16, bf16, 1)
@@ -548,8 +547,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // From what each segment adds to the memory, `locals`, to what enters it, in place; `last` is what leaves a sequence. Every
 // sequence has `parts` segments, and a memory `size` elements, one for each thread. Reverse goes from the last to the first.
-extern "C" __global__ void __launch_bounds__(THREADS) eos_join(float *locals, const float *totals, const float *own, float *last,
-                                                               int64_t sequences, int parts, int64_t size, int reverse) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    eos_join(float *locals, const float *totals, const float *own, float *last, int64_t sequences, int parts, int64_t size,
+             int reverse) {
     const int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x, sequence = index / size, element = index % size;
     if (sequence >= sequences) return;
     float m = own ? own[index] : 0.0f;
