@@ -17,6 +17,7 @@
 
 mod fused;
 mod parts;
+mod eos;
 mod recurrence;
 mod softmax_attention;
 mod timings;
@@ -501,6 +502,7 @@ fn main() -> ExitCode {
         .chain(&fused::cases())
         .chain(&training::cases())
         .chain(&softmax_attention::cases())
+        .chain(&eos::cases())
         .filter(|case| chosen(case.name))
     {
         for &dtype in case.dtypes {

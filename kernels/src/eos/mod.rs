@@ -14,10 +14,14 @@
 //! |---|---|---|
 //! | reference | `tests.rs` | literal loops in `f64`, for tests |
 //! | scan | `cpu.rs` | CPU, multi-threaded over heads and columns of the memory, `f32` and `f64` |
+//! | scan | `cuda.rs`, `cuda/eos.cu` | GPU, `f32` and `bf16`, memories of up to 256 rows, in `f32` |
 //!
-//! Kept for the backward pass: the inputs. Memories are computed again, from one for every 32 tokens.
+//! Kept for the backward pass: the inputs. Memories are computed again, from one for every 32 tokens on the CPU and for every
+//! 16 on a GPU, which keeps those of full gates from the forward pass on, a sixteenth of the gates' size.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -50,12 +54,13 @@ pub struct Options<'a> {
 /// `[B, N, H, K, D]`, at most zero, each axis of which may be 1, to the output `[B, N, H, D]` in the type of `input` and the
 /// final memory `[B, H, K, D]`.
 ///
-/// Inputs are f32, f16, bf16 or f64 on the CPU; work is in f32, or in f64 if any input is. Differentiable in all of them,
-/// through the output and through the final memory.
+/// Inputs are f32, f16, bf16 or f64 on the CPU; work is in f32, or in f64 if any input is. On a GPU they are f32 or bf16, work
+/// is in f32, and gates are read where they lie, whatever their strides. Differentiable in all of them, through the output and
+/// through the final memory.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that are not floats, tensors that do not lie on the CPU, packed sequences
-/// together with an exchange, and an exchange that fails.
+/// Shapes that do not fit, element types that are not floats or not for the device, tensors on different devices, more than 256
+/// channels K on a GPU, packed sequences together with an exchange, and an exchange that fails.
 pub fn scan(
     expand: &Tensor,
     input: &Tensor,
@@ -64,6 +69,11 @@ pub fn scan(
     options: &Options<'_>,
 ) -> Result<(Tensor, Tensor)> {
     let dims = check(expand, input, log_oscillation, shrink, options)?;
+    #[cfg(feature = "cuda")]
+    if expand.device().is_cuda() {
+        let (y, state) = cuda::scan([expand, input, shrink], log_oscillation, options, dims)?;
+        return Ok((y.to_dtype(input.dtype())?, state));
+    }
     let all = [
         Some(expand),
         Some(input),
@@ -96,10 +106,10 @@ pub fn scan(
 }
 
 /// One token: `expand`, `shrink` `[B, H, K]`, `input` `[B, H, D]`, logarithms of gates that broadcast to `[B, H, K, D]`, and
-/// the memory before it, to the output `[B, H, D]` and the memory after it. Not differentiable.
+/// the memory before it, to the output `[B, H, D]` in the type of `input` and the memory after it in its own. Not differentiable.
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// Shapes that do not fit, and on a GPU what [`scan`] refuses.
 pub fn step(
     expand: &Tensor,
     input: &Tensor,
@@ -107,6 +117,10 @@ pub fn step(
     shrink: &Tensor,
     memory: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if memory.device().is_cuda() {
+        return cuda::step([expand, input, shrink], log_oscillation, memory);
+    }
     let wide = |tensor: &Tensor| tensor.detach().to_dtype(memory.dtype())?.contiguous();
     let kept = memory.detach().broadcast_mul(&wide(log_oscillation)?.exp()?)?;
     let added = wide(expand)?.unsqueeze(3)?.matmul(&wide(input)?.unsqueeze(2)?)?;
@@ -172,13 +186,25 @@ fn check(
     ];
     for (field, tensor) in named {
         let Some(tensor) = tensor else { continue };
-        if !matches!(tensor.dtype(), DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
+        let (fits, expected) = if tensor.device().is_cuda() {
+            let fits = matches!(tensor.dtype(), DType::BF16 | DType::F32);
+            (fits, "f32 or bf16 on a GPU")
+        } else {
+            let floats = [DType::F16, DType::BF16, DType::F32, DType::F64];
+            (floats.contains(&tensor.dtype()), "f32, f16, bf16 or f64")
+        };
+        if !fits {
             let found = format!("{:?}", tensor.dtype());
-            return Err(OpError::value(NAME, field, found, "f32, f16, bf16 or f64").into());
+            return Err(OpError::value(NAME, field, found, expected).into());
         }
-        if !tensor.device().is_cpu() {
+        if !(tensor.device().is_cpu() || cfg!(feature = "cuda") && tensor.device().is_cuda()) {
             let found = format!("on {:?}", tensor.device().location());
-            let expected = "a tensor on the CPU: there is no kernel for GPUs yet";
+            let expected = "a tensor on the CPU, or on a GPU with the feature `cuda`";
+            return Err(OpError::value(NAME, field, found, expected).into());
+        }
+        if !tensor.device().same_device(expand.device()) {
+            let found = format!("on {:?}", tensor.device().location());
+            let expected = format!("a tensor on {:?} like expand", expand.device().location());
             return Err(OpError::value(NAME, field, found, expected).into());
         }
     }

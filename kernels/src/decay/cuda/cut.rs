@@ -17,7 +17,7 @@ const MOST_PARTS: usize = 64;
 
 /// Segments of every sequence.
 #[derive(Debug)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     device: CudaDevice,
     sequences: usize,
     parts: usize,
@@ -30,7 +30,7 @@ pub(super) struct Cut {
 
 impl Cut {
     /// Cuts `batch` sequences of `tokens` tokens, of which each takes `blocks` blocks, or packed ones at `borders`.
-    pub(super) fn new(
+    pub(crate) fn new(
         device: &CudaDevice,
         (batch, tokens): (usize, usize),
         borders: Option<&[usize]>,
@@ -77,11 +77,11 @@ impl Cut {
     }
 
     /// Segments of each sequence.
-    pub(super) fn parts(&self) -> usize {
+    pub(crate) fn parts(&self) -> usize {
         self.parts
     }
 
-    pub(super) fn sequences(&self) -> usize {
+    pub(crate) fn sequences(&self) -> usize {
         self.sequences
     }
 
@@ -90,7 +90,7 @@ impl Cut {
         self.longest
     }
 
-    pub(super) fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         self.sequences * self.parts
     }
 
@@ -101,7 +101,7 @@ impl Cut {
             .map_or(0, |(_, borders)| self.address(borders))
     }
 
-    pub(super) fn argument(&self) -> Result<CutArg> {
+    pub(crate) fn argument(&self) -> Result<CutArg> {
         Ok(CutArg {
             table: self.packed.as_ref().map_or(0, |(table, _)| self.address(table)),
             parts: self.parts as i32,

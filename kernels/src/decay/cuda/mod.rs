@@ -17,7 +17,7 @@
 //! are several. During the backward pass of learnt decays of channels, one bf16 state for 64 tokens and head as well.
 
 mod additive;
-mod cut;
+pub(crate) mod cut;
 mod step;
 pub(crate) mod sweep;
 

@@ -250,7 +250,7 @@ unsafe impl DeviceRepr for RowsArg {}
 /// `Cut` of `cuda/decay.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct CutArg {
+pub(crate) struct CutArg {
     pub(super) table: u64,
     pub(super) parts: i32,
     pub(super) length: i32,
@@ -324,13 +324,13 @@ pub(crate) fn rows_of(tensor: &Tensor) -> Result<RowsArg> {
 }
 
 /// Memory that a kernel writes, on its way to a tensor or to a node of the graph.
-pub(super) struct Made {
+pub(crate) struct Made {
     storage: CudaStorage,
     shape: Shape,
 }
 
 impl Made {
-    fn new(device: &CudaDevice, dtype: DType, shape: Shape) -> Result<Self> {
+    pub(crate) fn new(device: &CudaDevice, dtype: DType, shape: Shape) -> Result<Self> {
         let count = shape.elem_count();
         let storage = match dtype {
             DType::BF16 => CudaStorage::wrap_cuda_slice(room::<bf16>(device, count)?, device.clone()),
@@ -349,6 +349,7 @@ impl Made {
     }
 
     fn start(&self) -> Result<u64> {
+    pub(crate) fn start(&self) -> Result<u64> {
         let stream = self.storage.device().cuda_stream();
         Ok(match self.storage.dtype() {
             DType::BF16 => self.storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
@@ -359,12 +360,14 @@ impl Made {
     /// As a tensor without a graph.
     pub(super) fn tensor(self) -> Tensor {
         self.look_behind();
+    pub(crate) fn tensor(self) -> Tensor {
         Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
     }
 
     /// As the value of a node.
     pub(super) fn value(self) -> Value {
         self.look_behind();
+    pub(crate) fn value(self) -> Value {
         Value::Cuda(self.storage, self.shape)
     }
 }
