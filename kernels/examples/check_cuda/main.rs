@@ -15,9 +15,9 @@
 
 #![allow(clippy::print_stdout)]
 
+mod eos;
 mod fused;
 mod parts;
-mod eos;
 mod recurrence;
 mod softmax_attention;
 mod timings;

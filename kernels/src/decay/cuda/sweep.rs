@@ -348,7 +348,6 @@ impl Made {
         }
     }
 
-    fn start(&self) -> Result<u64> {
     pub(crate) fn start(&self) -> Result<u64> {
         let stream = self.storage.device().cuda_stream();
         Ok(match self.storage.dtype() {
@@ -358,16 +357,14 @@ impl Made {
     }
 
     /// As a tensor without a graph.
-    pub(super) fn tensor(self) -> Tensor {
-        self.look_behind();
     pub(crate) fn tensor(self) -> Tensor {
+        self.look_behind();
         Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
     }
 
     /// As the value of a node.
-    pub(super) fn value(self) -> Value {
-        self.look_behind();
     pub(crate) fn value(self) -> Value {
+        self.look_behind();
         Value::Cuda(self.storage, self.shape)
     }
 }
