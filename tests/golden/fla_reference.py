@@ -100,7 +100,7 @@ def random_model(kind, config, seed):
 
 
 def write(family, models, vocabulary, mixer):
-    """Writes the folder {family}_{name} of each model, and input_ids and logits.{name} to {family}_logits.safetensors."""
+    """Writes the folder {family}_{name} of each model, and input_ids and all logits.{name} to one file."""
     torch.set_num_threads(1)
     torch.manual_seed(5)
     input_ids = torch.randint(0, vocabulary, (2, 37))
@@ -113,9 +113,9 @@ def write(family, models, vocabulary, mixer):
         expected = logits(model, input_ids, mixer)
         check(folder.name, model, input_ids, expected)
         tensors[f"logits.{name}"] = expected.float().contiguous()
-    versions = {
-        "flash-linear-attention": fla.__version__, "transformers": transformers.__version__, "torch": torch.__version__,
-    }
+    # One entry: the order of several would differ from run to run.
+    packages = {"flash-linear-attention": fla, "transformers": transformers, "torch": torch}
+    versions = ", ".join(f"{name} {package.__version__}" for name, package in packages.items())
     path = FOLDER / f"{family}_logits.safetensors"
-    save_file(tensors, path, metadata=versions)
+    save_file(tensors, path, metadata={"versions": versions})
     path.chmod(0o644)

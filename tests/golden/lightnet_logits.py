@@ -5,7 +5,7 @@ Reference: fla_reference.py and `mixer` below, f64, rounded to f32; the library'
 
 Tensors: input_ids [2, 37] (i64) and for each model logits.NAME [2, 37, 61] (f32).
     lightnet_square/  expand_ratio alone, which makes as many key channels as hidden ones
-    lightnet_narrow/  num_heads and expand_ratio that make fewer keys than hidden channels, tied embeddings, norm_eps 1e-3
+    lightnet_narrow/  num_heads and expand_ratio, fewer key channels than hidden ones, tied embeddings, norm_eps of 1e-3
 """
 
 import fla_reference
@@ -19,7 +19,7 @@ OUTPUT_NORM_EPS = 1e-6
 
 
 def additive_gate(x):
-    """k_t = exp(x_t) / sum of exp(x) up to t, and the decay, the ratio of that sum before t to that up to t: 0 at first."""
+    """k_t = exp(x_t) / z_t with z_t the sum of exp(x) up to t, and the decay z_(t-1) / z_t, which starts as 0."""
     total = x.exp().cumsum(1)
     before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
     return x.exp() / total, before / total

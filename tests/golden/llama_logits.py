@@ -1,7 +1,7 @@
 """Writes llama_logits.safetensors: logits of the two tiny LLaMAs on one batch of ids.
 
-Run: pip install torch transformers safetensors && python llama_logits.py, after llama_steps.py, which writes the models
-Reference: transformers.LlamaForCausalLM, f32, eager attention, one thread on a CPU; versions are in the file's metadata.
+Run: pip install torch transformers safetensors && python llama_logits.py, after llama_steps.py wrote the models
+Reference: transformers.LlamaForCausalLM, f32, eager attention, one thread on a CPU; versions in the metadata.
 
 Tensors: input_ids [2, 37] (i64), logits.untied, logits.tied and logits.theta_500000 [2, 37, 97] (f32). The last are
 those of the weights of llama_untied under the configuration llama_theta_500000.json, which this script writes in the
@@ -52,9 +52,10 @@ def main():
         "logits.tied": logits(FOLDER / "llama_tied", input_ids),
         "logits.theta_500000": logits(FOLDER / "llama_untied", input_ids, config_of_old_form()),
     }
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    # One entry: the order of several would differ from run to run.
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     path = FOLDER / "llama_logits.safetensors"
-    save_file(tensors, path, metadata=versions)
+    save_file(tensors, path, metadata={"versions": versions})
     path.chmod(0o644)
 
 
