@@ -1,0 +1,121 @@
+"""What hgrn2_logits.py and lightnet_logits.py share: parts of flash-linear-attention's models in literal f64.
+
+Needs: pip install torch transformers safetensors einops, then
+       pip install --no-deps flash-linear-attention==0.6.0 fla-core==0.6.0
+No GPU: the library's classes give configuration, names and starting weights; the logits come from the formulas below.
+`check` then runs the library's own kernels in Triton's interpreter on the CPU and compares. Import this file before
+anything of the library: the interpreter is chosen when Triton is first imported.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import pathlib
+
+import fla
+import torch
+import transformers
+import triton.language as tl
+from fla.ops.utils import op
+from safetensors.torch import save_file
+from torch.nn.functional import silu
+from triton.runtime.autotuner import Autotuner
+
+FOLDER = pathlib.Path(__file__).parent
+
+# There is nothing to time in the interpreter: every configuration is as good as the first.
+Autotuner.do_bench = lambda self, call, quantiles: [1.0, 1.0, 1.0]
+# The interpreter has no libdevice.
+op.tldevice.log1p = lambda x: tl.log(1.0 + x)
+
+
+def norm(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def mlp(x, weights, prefix):
+    gate = x @ weights[f"{prefix}.gate_proj.weight"].T
+    up = x @ weights[f"{prefix}.up_proj.weight"].T
+    return (silu(gate) * up) @ weights[f"{prefix}.down_proj.weight"].T
+
+
+def gated_recurrence(q, k, v, decay):
+    """S_t = diag(decay_t) S_(t-1) + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), for q, k, decay [T, K] and v [T, V]."""
+    state = q.new_zeros(q.shape[1], v.shape[1])
+    rows = []
+    for t in range(q.shape[0]):
+        state = decay[t][:, None] * state + k[t][:, None] * v[t][None, :]
+        rows.append(state.T @ q[t] / q.shape[1] ** 0.5)
+    return torch.stack(rows)
+
+
+def mix_heads(q, k, v, decay, heads):
+    """The recurrence for each sequence and head; heads are consecutive runs of channels."""
+    def split(x):
+        return x.unflatten(-1, (heads, -1))
+    q, k, v, decay = split(q), split(k), split(v), split(decay)
+    out = torch.empty_like(v)
+    for b in range(v.shape[0]):
+        for h in range(heads):
+            out[b, :, h] = gated_recurrence(q[b, :, h], k[b, :, h], v[b, :, h], decay[b, :, h])
+    return out.flatten(-2)
+
+
+def logits(model, input_ids, mixer):
+    """The model in f64; `mixer(x, weights, config, layer)` is the token mixer on the normed state."""
+    config = model.config
+    weights = {name: value.double() for name, value in model.state_dict().items()}
+    state = weights["model.embeddings.weight"][input_ids]
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        normed = norm(state, weights[f"{prefix}.attn_norm.weight"], config.norm_eps)
+        state = state + mixer(normed, weights, config, layer)
+        normed = norm(state, weights[f"{prefix}.mlp_norm.weight"], config.norm_eps)
+        state = state + mlp(normed, weights, f"{prefix}.mlp")
+    state = norm(state, weights["model.norm.weight"], config.norm_eps)
+    return state @ weights["lm_head.weight"].T
+
+
+def check(name, model, input_ids, expected):
+    """The library's forward pass, f32, its kernels interpreted."""
+    with torch.no_grad():
+        found = model.eval()(input_ids=input_ids, use_cache=False).logits
+    deviation = (found - expected).abs().max().item()
+    print(f"{name}: logits of deviation {expected.std().item():.2f}, the library differs by {deviation:.1e}")
+    assert deviation < 1e-5, deviation
+
+
+def random_model(kind, config, seed):
+    torch.manual_seed(seed)
+    model = kind(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                # Away from 1, so that a norm left out shows in the logits.
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "lower_bounds" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+def write(family, models, vocabulary, mixer):
+    """Writes the folder {family}_{name} of each model, and input_ids and all logits.{name} to one file."""
+    torch.set_num_threads(1)
+    torch.manual_seed(5)
+    input_ids = torch.randint(0, vocabulary, (2, 37))
+    tensors = {"input_ids": input_ids}
+    for name, model in models.items():
+        folder = FOLDER / f"{family}_{name}"
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink()
+        (folder / "model.safetensors").chmod(0o644)
+        expected = logits(model, input_ids, mixer)
+        check(folder.name, model, input_ids, expected)
+        tensors[f"logits.{name}"] = expected.float().contiguous()
+    # One entry: the order of several would differ from run to run.
+    packages = {"flash-linear-attention": fla, "transformers": transformers, "torch": torch}
+    versions = ", ".join(f"{name} {package.__version__}" for name, package in packages.items())
+    path = FOLDER / f"{family}_logits.safetensors"
+    save_file(tensors, path, metadata={"versions": versions})
+    path.chmod(0o644)
