@@ -342,7 +342,7 @@ impl Scan {
             shared_mem_bytes: self.lanes.shared(buffers, self.dtype.size_in_bytes()) as u32,
         };
         let name = format!("eos_{name}_{}_{}", suffix(self.dtype), self.lanes.rows);
-        launch!(self.device, EOS, name, config; argument);
+        launch!(&self.device, EOS, name, config; argument);
         Ok(())
     }
 
@@ -456,7 +456,7 @@ impl Scan {
         let Dims { h, k, d, .. } = self.dims;
         let (sequences, size) = (self.cut.sequences(), h * k * d);
         let last = self.memories(sequences)?;
-        launch!(self.device, EOS, "eos_join", flat(sequences * size);
+        launch!(&self.device, EOS, "eos_join", flat(sequences * size);
             start(Some(locals))?, start(Some(totals))?, start(own)?, last.start()?, sequences as i64,
             self.cut.parts() as i32, size as i64, i32::from(direction == Direction::Backward));
         Ok(last)

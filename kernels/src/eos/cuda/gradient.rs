@@ -89,7 +89,7 @@ impl ScanGradient {
         let (outer, inner): (usize, usize) = (shape[..axis].iter().product(), shape[axis..].iter().product());
         let sums = Made::new(&self.scan.device, dtype, shape.into())?;
         let name = format!("eos_sum_{}", suffix(dtype));
-        launch!(self.scan.device, EOS, name, flat(outer * inner);
+        launch!(&self.scan.device, EOS, name, flat(outer * inner);
             start(Some(x))?, sums.start()?, outer as i64, count as i64, inner as i64);
         Ok(sums.tensor())
     }

@@ -69,7 +69,8 @@ impl Hgrn2 {
             ..Default::default()
         };
         let (o, _) = causal(&q?, &k?, &v?, &options)?;
-        let o = rms_norm_to(&o.reshape(x.shape())?, Some(&self.gain), 1, self.eps, x.dtype())?;
+        let gain = self.gain.to_dtype(x.dtype())?;
+        let o = rms_norm_to(&o.reshape(x.shape())?, Some(&gain), 1, self.eps, x.dtype())?;
         self.output.forward(&o)
     }
 }
