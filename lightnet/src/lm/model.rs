@@ -7,6 +7,7 @@ use fulgur_kernels::embedding::{Ids, lookup};
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::lrpe::{rotary_frequencies, token_phases};
 use fulgur_kernels::norm::{add_norm, rms_norm_to};
+use fulgur_kernels::tape;
 
 use super::config::{Architecture, Config};
 use super::layer::{Layer, Names};
@@ -24,6 +25,7 @@ pub struct LanguageModel {
     lower_bounds: Option<Tensor>,
     head: Tensor,
     compute: DType,
+    recompute: bool,
 }
 
 impl LanguageModel {
@@ -75,7 +77,14 @@ impl LanguageModel {
             lower_bounds,
             head,
             compute,
+            recompute: false,
         })
+    }
+
+    /// Whether the backward pass runs each layer again instead of keeping what it made: less memory, more time.
+    #[must_use]
+    pub fn recomputed(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// Its shape.
@@ -128,14 +137,23 @@ impl LanguageModel {
         let mut x = lookup(&self.embedding, ids, self.stream())?;
         let mut normed = rms_norm_to(&x, Some(&self.gains[0]), 1, eps, self.compute)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let context = CausalContext {
-                phase: phase.as_ref(),
-                lower_bound: bounds.get(index),
+            let block = Block {
+                layer: layer.clone(),
+                phase: phase.clone(),
+                lower_bound: bounds.get(index).cloned(),
+                gains: [2 * index + 1, 2 * index + 2].map(|gain| self.gains[gain].clone()),
+                eps,
             };
-            let branch = layer.mix(&normed, &context)?;
-            (x, normed) = add_norm(&x, &branch, Some(&self.gains[2 * index + 1]), eps)?;
-            let branch = layer.expand(&normed)?;
-            (x, normed) = add_norm(&x, &branch, Some(&self.gains[2 * index + 2]), eps)?;
+            (x, normed) = if self.recompute {
+                let entering = [x, normed];
+                let leaving = tape::recompute(move || block.run(&entering[0], &entering[1]).map(Vec::from))?;
+                match <[Tensor; 2]>::try_from(leaving) {
+                    Ok([x, normed]) => (x, normed),
+                    Err(others) => bail!("a layer gave {} tensors, expected 2", others.len()),
+                }
+            } else {
+                block.run(&x, &normed)?.into()
+            };
         }
         Ok(normed)
     }
@@ -158,5 +176,30 @@ impl LanguageModel {
             all.push(sum.clone());
         }
         Ok(all)
+    }
+}
+
+/// A layer with all that it needs beside the stream.
+struct Block {
+    layer: Layer,
+    phase: Option<Tensor>,
+    lower_bound: Option<Tensor>,
+    /// Of the norm before the gated linear unit, and of the one after it.
+    gains: [Tensor; 2],
+    eps: f64,
+}
+
+impl Block {
+    /// The stream and its norm behind the layer, from those before it.
+    fn run(&self, x: &Tensor, normed: &Tensor) -> Result<[Tensor; 2]> {
+        let context = CausalContext {
+            phase: self.phase.as_ref(),
+            lower_bound: self.lower_bound.as_ref(),
+        };
+        let branch = self.layer.mix(normed, &context)?;
+        let (x, normed) = add_norm(x, &branch, Some(&self.gains[0]), self.eps)?;
+        let branch = self.layer.expand(&normed)?;
+        let (x, normed) = add_norm(&x, &branch, Some(&self.gains[1]), self.eps)?;
+        Ok([x, normed])
     }
 }

@@ -115,6 +115,8 @@ pub(super) struct Options {
     pub order: Order,
     /// Windows of a validation.
     pub validation: usize,
+    /// Run each layer again in the backward pass instead of keeping what it made: less memory, more time.
+    pub recompute: bool,
     /// The network.
     pub model: ModelOptions,
 }
@@ -128,6 +130,7 @@ impl Default for Options {
             context: 256,
             order: Order::Shuffled,
             validation: 64,
+            recompute: false,
             model: ModelOptions::default(),
         }
     }
@@ -178,6 +181,7 @@ impl LmTask {
         }
         let params = Params::random(seed, device);
         let model = LanguageModel::new(&config, compute_dtype(device), &params.builder())?;
+        let model = model.recomputed(options.recompute);
         Ok(Self {
             options,
             tokens: Arc::new(tokens),
