@@ -48,15 +48,32 @@ pub struct Config {
     /// Added to the mean square in norms.
     #[serde(default = "norm_eps", alias = "norm_eps")]
     pub rms_norm_eps: f64,
-    /// Base of the frequencies of rotary positions.
+    /// Base of the frequencies of rotary positions, where [`Self::rope_parameters`] names none.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
+    /// What newer files say of rotary positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_parameters: Option<RopeParameters>,
     /// Whether the head is the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Standard deviation of the weights that a model starts from.
     #[serde(default = "initializer_range")]
     pub initializer_range: f64,
+}
+
+/// Rotary positions as newer versions of transformers write them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RopeParameters {
+    /// Base of the frequencies.
+    pub rope_theta: f64,
+    /// Only `default`, without scaling, is known.
+    #[serde(default = "plain")]
+    pub rope_type: String,
+}
+
+fn plain() -> String {
+    "default".into()
 }
 
 fn norm_eps() -> f64 {
@@ -76,6 +93,13 @@ impl Config {
     pub fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Base of the frequencies of rotary positions.
+    pub fn theta(&self) -> f64 {
+        self.rope_parameters
+            .as_ref()
+            .map_or(self.rope_theta, |rope| rope.rope_theta)
     }
 
     /// Heads G of keys and values.

@@ -13,6 +13,8 @@
 mod config;
 mod layer;
 mod model;
+#[cfg(test)]
+mod tests;
 
-pub use config::{Architecture, Config};
+pub use config::{Architecture, Config, RopeParameters};
 pub use model::LanguageModel;

@@ -128,7 +128,7 @@ impl LanguageModel {
             Architecture::Llama => {
                 let (width, device) = (self.config.head_width(), self.embedding.device());
                 let theta =
-                    rotary_frequencies(width, self.config.rope_theta, device)?.to_dtype(self.stream())?;
+                    rotary_frequencies(width, self.config.theta(), device)?.to_dtype(self.stream())?;
                 Some(token_phases(&theta, tokens, 0)?)
             }
             _ => None,

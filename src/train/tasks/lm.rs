@@ -36,6 +36,8 @@ pub(super) struct ModelOptions {
     pub heads: usize,
     /// Heads of keys and values of softmax attention; 0 for as many as heads.
     pub key_value_heads: usize,
+    /// Width of a head; 0 for the width over the heads.
+    pub head_width: usize,
     /// Rows of the embedding; 0 for 256, one a byte.
     pub vocabulary: usize,
     /// Whether the head is the embedding.
@@ -57,6 +59,7 @@ impl Default for ModelOptions {
             hidden: 704,
             heads: 4,
             key_value_heads: 0,
+            head_width: 0,
             vocabulary: 0,
             tied: true,
             norm_eps: 1e-6,
@@ -80,9 +83,10 @@ impl ModelOptions {
             num_hidden_layers: self.layers,
             num_attention_heads: self.heads,
             num_key_value_heads: (self.key_value_heads > 0).then_some(self.key_value_heads),
-            head_dim: None,
+            head_dim: (self.head_width > 0).then_some(self.head_width),
             rms_norm_eps: self.norm_eps,
             rope_theta: self.rope_theta,
+            rope_parameters: None,
             tie_word_embeddings: self.tied,
             initializer_range: self.init,
         }
@@ -201,7 +205,7 @@ impl LmTask {
                 chosen.into_iter().map(|window| window * context).collect()
             }
             Order::Sequential => {
-                let places = self.trained - context;
+                let places = (self.trained - context - 1).max(1);
                 (0..batch)
                     .map(|i| (cursor.index as usize * batch + i) * context % places)
                     .collect()
@@ -313,4 +317,70 @@ fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
         return Ok(ids.collect());
     }
     Ok(bytes.into_iter().map(u16::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::{Options as RunOptions, Recipe, run};
+    use serde_json::Value;
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+    /// 200 steps of AdamW from a given start on given tokens, beside PyTorch and transformers (`tests/golden/llama_steps.py`).
+    #[test]
+    fn losses_are_those_of_pytorch() {
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/llama_steps.json")).unwrap()).unwrap();
+        for name in ["untied", "tied"] {
+            let model = format!("{GOLDEN}/llama_{name}");
+            let shape = shape_of(&model);
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = folder.path().join("tokens.u16");
+            std::fs::copy(format!("{GOLDEN}/llama_tokens.bin"), &tokens).unwrap();
+            let recipe = format!(
+                "task = 'lm'\n[train]\nstart = '{model}/model.safetensors'\nmax_steps = 200\nema = 0.0\nlog_every = 1\n\
+                 checkpoint_seconds = 1e9\n[optimiser]\nlr = 3e-3\nbeta1 = 0.9\nbeta2 = 0.95\nweight_decay = 0.1\n\
+                 [schedule]\nwarmup = 20\nfloor = 0.1\n[lm]\ntokens = '{}'\nheld_out = 0.0\nbatch = 8\ncontext = 64\n\
+                 order = 'sequential'\n[lm.model]\narchitecture = 'llama'\nvocabulary = 97\n{shape}\n",
+                tokens.display()
+            );
+            let run_dir = folder.path().join("run");
+            let recipe = Recipe::check(recipe.parse().unwrap(), "test".into(), &run_dir).unwrap();
+            let task = LmTask::open(recipe.own().unwrap(), 1, &Device::Cpu).unwrap();
+            run(&task, &recipe, &RunOptions::default(), |_| {}).unwrap();
+            let lines = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
+            let found: Vec<f64> = lines
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64())
+                .collect();
+            let wanted = golden[name]["loss"].as_array().unwrap();
+            assert_eq!(found.len(), wanted.len());
+            for (step, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+                let wanted = wanted.as_f64().unwrap();
+                assert!(
+                    (found - wanted).abs() < 1e-4 * wanted,
+                    "{name}, step {step}: {found}, expected {wanted}"
+                );
+            }
+        }
+    }
+
+    /// The shape of a model as its `config.json` says.
+    fn shape_of(model: &str) -> String {
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(format!("{model}/config.json")).unwrap()).unwrap();
+        let keys = [
+            ("width", "hidden_size"),
+            ("hidden", "intermediate_size"),
+            ("layers", "num_hidden_layers"),
+            ("heads", "num_attention_heads"),
+            ("key_value_heads", "num_key_value_heads"),
+            ("head_width", "head_dim"),
+            ("tied", "tie_word_embeddings"),
+            ("norm_eps", "rms_norm_eps"),
+        ];
+        keys.map(|(own, theirs)| format!("{own} = {}", config[theirs]))
+            .join("\n")
+    }
 }
