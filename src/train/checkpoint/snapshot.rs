@@ -48,8 +48,8 @@ impl InplaceOp1 for Fill<'_> {
 
     fn cpu_fwd(&self, target: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let (storage, from) = self.from.storage_and_layout();
-        let (Some((to, to_end)), Some((from, from_end))) =
-            (layout.contiguous_offsets(), from.contiguous_offsets())
+        // The target is one of our own copies, which has its memory to itself.
+        let (Some((0, length)), Some((from, end))) = (layout.contiguous_offsets(), from.contiguous_offsets())
         else {
             candle_core::bail!("a snapshot of a tensor that is not contiguous")
         };
@@ -58,16 +58,16 @@ impl InplaceOp1 for Fill<'_> {
                 match (&*storage, target) {
                     $(
                         (Storage::Cpu(CpuStorage::$kind(source)), CpuStorage::$kind(target)) => {
-                            target[to..to_end].copy_from_slice(&source[from..from_end]);
+                            target[..length].copy_from_slice(&source[from..end]);
                             Ok(())
                         }
                         #[cfg(feature = "cuda")]
                         (Storage::Cuda(source), CpuStorage::$kind(target)) => {
-                            let values = source.as_cuda_slice()?.slice(from..from_end);
+                            let values = source.as_cuda_slice()?.slice(from..end);
                             self.from
                                 .device()
                                 .as_cuda_device()?
-                                .memcpy_dtoh(&values, &mut target[to..to_end])
+                                .memcpy_dtoh(&values, target)
                         }
                     )*
                     _ => candle_core::bail!("a snapshot of element type {:?}", self.from.dtype()),
