@@ -5,9 +5,11 @@
 
 CARGO ?= cargo
 FLAGS ?= --locked
+# Goes into checkpoints; nothing where this is no checkout.
+REVISION = $(shell git describe --always --dirty --abbrev=40 --match= 2>/dev/null)
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test check-cuda bench bench-gpu sanitize-gpu
+.PHONY: help setup build demo test soak check-cuda bench bench-gpu sanitize-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +18,7 @@ setup: ## install missing system packages (FFmpeg libraries, clang, pkg-config)
 	@./scripts/setup.sh
 
 build: setup ## build the program: target/release/fulgur
-	$(CARGO) build $(FLAGS) --release
+	FULGUR_REVISION="$(REVISION)" $(CARGO) build $(FLAGS) --release
 
 demo: build ## make a clip from a sentence: demo.mp4, with demo.png and demo.json
 	$(PROGRAM) generate "a dog barks as it drops in from the left" -o demo.mp4 --report demo.png
@@ -35,6 +37,9 @@ test: setup ## format check, lints, and every test
 	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) test $(FLAGS) --workspace
 	@./scripts/gpu-record.sh
+
+soak: ## kill training at 20 random moments of saving; takes a minute
+	$(CARGO) test $(FLAGS) -p fulgur --test end_to_end -- --ignored soak
 
 check-cuda: ## compile everything for GPUs, without one; fetches a CUDA toolkit where there is none
 	@./scripts/check-cuda.sh

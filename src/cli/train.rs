@@ -10,17 +10,22 @@ use serde::Serialize;
 use super::answer::{Answer, Status};
 use super::context::Context;
 use super::progress::Unit;
-use crate::train::{self, Options, Outcome, Recipe, Report, tasks};
+use crate::train::checkpoint::portable;
+use crate::train::{self, Options, Outcome, Recipe, Report, TrainError, tasks};
 
 /// Train a model as a recipe describes
 ///
 /// The run folder gets checkpoints, metrics.jsonl, TensorBoard files and samples, and at the end the finished model.
 /// Ctrl-C stops after the present step with a checkpoint; --resume goes on from the newest one. The exit code is 1 where
 /// the run has not reached its end yet.
+///
+/// --export-state trains nothing: it writes the newest checkpoint of the run as files of a limited size, from which
+/// --import-state starts a run elsewhere. Moments and averages are rounded to 16 bits on the way.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur train recipes/codec.toml --set train.max_steps=2000 --set run_dir=runs/try\n  \
-                  fulgur train recipes/codec.toml --resume"
+                  fulgur train recipes/codec.toml --resume\n  \
+                  fulgur train recipes/codec.toml --export-state codec-state"
 )]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -34,14 +39,27 @@ pub(super) struct Arguments {
     /// Stop with a checkpoint after this many seconds
     #[arg(long, value_name = "SECONDS")]
     pause_after: Option<u64>,
+    /// Write the newest checkpoint of the run into this new folder, in small files
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "import_state", "pause_after"])]
+    export_state: Option<PathBuf>,
+    /// Largest file that --export-state writes
+    #[arg(long, value_name = "BYTES", requires = "export_state", default_value_t = portable::DEFAULT_SHARD)]
+    max_bytes: u64,
+    /// Start the run folder from what --export-state wrote
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    import_state: Option<PathBuf>,
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.sets)?;
+    if let Some(folder) = arguments.export_state {
+        return export(context, &recipe, folder, arguments.max_bytes);
+    }
     let device = context.open_device()?;
     let task = tasks::build(tasks::TASKS, &recipe, &device, context.interrupt.flag())?;
     let options = Options {
         resume: arguments.resume,
+        import: arguments.import_state,
         interrupt: Arc::clone(context.interrupt.flag()),
         pause_after: arguments.pause_after.map(Duration::from_secs),
     };
@@ -70,6 +88,39 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     })?;
     drop(progress);
     Answer::new(&Trained::from(outcome))
+}
+
+fn export(context: &Context, recipe: &Recipe, state_dir: PathBuf, largest: u64) -> anyhow::Result<Answer> {
+    let root = recipe.run_dir.join("checkpoints");
+    let skipped = |error: &TrainError| context.note(&format!("passed over: {error}"));
+    let portable::Exported { step, shards, bytes } = portable::export(&root, &state_dir, largest, skipped)?;
+    Answer::new(&State {
+        state_dir,
+        step,
+        shards,
+        bytes,
+    })
+}
+
+#[derive(Serialize)]
+struct State {
+    state_dir: PathBuf,
+    step: u64,
+    shards: usize,
+    bytes: u64,
+}
+
+impl super::answer::Report for State {}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            step, shards, bytes, ..
+        } = self;
+        let files = if *shards == 1 { "file" } else { "files" };
+        writeln!(f, "step {step}, {bytes} bytes in {shards} {files}")?;
+        writeln!(f, "{}", self.state_dir.display())
+    }
 }
 
 #[derive(Serialize)]

@@ -2,32 +2,43 @@
 //!
 //! A checkpoint is a folder `step-NNNNNNNNNN` with `weights.safetensors`, `optimiser.safetensors` (moments and the
 //! sums of the log interval that is under way), `ema.safetensors`, `state.json`, and last `manifest.json` with the size
-//! and SHA-256 of every file. It is written under another name, synced and renamed, and older ones are removed only
-//! afterwards: whenever the process dies, the newest complete checkpoint is still there.
+//! and SHA-256 of every file. Generators and the place in the data need no file: both follow from the seed and the step.
+//!
+//! It is written under another name, every file synced, renamed, and the folder of checkpoints synced; older ones are
+//! removed only afterwards: whenever the process dies, the newest complete checkpoint is still there. The run does not
+//! wait for any of this: it makes a copy on the host (`snapshot.rs`) and leaves the rest to the thread of a [`Saver`].
 
+mod lock;
+mod manifest;
+pub mod portable;
+mod saver;
+mod snapshot;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use fulgur_lightnet::params::Precision;
-use fulgur_lightnet::params::file::{self, write_atomically};
+use fulgur_lightnet::params::file;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::error::TrainError;
+use super::error::{TrainError, one_line};
+use manifest::{
+    Entry, LARGEST_JSON, MANIFEST, Manifest, Writer, parse, read_manifest, sync_folder, to_json, unusable,
+};
+
+pub(super) use lock::Lock;
+pub use saver::Saver;
 
 const FORMAT: u32 = 1;
-const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 const EMA: &str = "ema.safetensors";
 const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".tmp";
-/// Manifest and state are small; larger ones are not ours.
-const LARGEST_JSON: u64 = 16 << 20;
 
 /// The numbers of a run between two steps.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -72,18 +83,94 @@ pub struct Checkpoint {
     pub ema: BTreeMap<String, Tensor>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
-struct Manifest {
-    format: u32,
-    /// Moments and averages in 16 bits: small, but the run does not go on bit for bit.
-    compact: bool,
-    files: BTreeMap<String, Entry>,
+impl Checkpoint {
+    /// Makes this a copy of the present tensors, on the host, in the memory that it has already.
+    ///
+    /// # Errors
+    /// The host is out of memory, or the device failed.
+    pub fn copy(
+        &mut self,
+        state: State,
+        weights: &BTreeMap<String, Tensor>,
+        optimiser: &BTreeMap<String, Tensor>,
+        ema: &BTreeMap<String, Tensor>,
+    ) -> candle_core::Result<()> {
+        self.state = state;
+        snapshot::take(&mut self.weights, weights)?;
+        snapshot::take(&mut self.optimiser, optimiser)?;
+        snapshot::take(&mut self.ema, ema)
+    }
+
+    /// The files of tensors: name, tensors and how they are stored. `compact` ones hold moments in 16 bits, and averages
+    /// as differences from the weights in 16 bits.
+    fn files(&self, compact: bool) -> candle_core::Result<Vec<TensorFile<'_>>> {
+        let precision = if compact { Precision::BF16 } else { Precision::F32 };
+        let mut files = vec![
+            (WEIGHTS, Cow::Borrowed(&self.weights), Precision::F32),
+            (OPTIMISER, Cow::Borrowed(&self.optimiser), precision),
+        ];
+        if !self.ema.is_empty() {
+            let ema = if compact {
+                Cow::Owned(combine(&self.ema, &self.weights, Tensor::sub)?)
+            } else {
+                Cow::Borrowed(&self.ema)
+            };
+            files.push((EMA, ema, precision));
+        }
+        Ok(files)
+    }
+
+    /// Takes up what the file `name` of `folder` holds, whose bytes have been verified.
+    fn take_file(&mut self, folder: &Path, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
+        let slot = match name {
+            WEIGHTS => &mut self.weights,
+            OPTIMISER => &mut self.optimiser,
+            EMA => &mut self.ema,
+            STATE => {
+                self.state = parse(folder, name, bytes)?;
+                return Ok(());
+            }
+            _ => {
+                return Err(unusable(
+                    folder,
+                    format!("the manifest names `{name}`, which is unknown"),
+                ));
+            }
+        };
+        *slot = file::decode(&folder.join(name), bytes, &Device::Cpu)?.tensors;
+        for tensor in slot.values_mut() {
+            *tensor = tensor.to_dtype(DType::F32)?;
+        }
+        Ok(())
+    }
+
+    /// Widens averages that were stored as differences.
+    fn widen_ema(&mut self, folder: &Path) -> Result<(), TrainError> {
+        self.ema = combine(&self.ema, &self.weights, Tensor::add)
+            .map_err(|error| unusable(folder, format!("{EMA}: {}", one_line(&error.to_string()))))?;
+        Ok(())
+    }
 }
 
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-struct Entry {
-    bytes: u64,
-    sha256: String,
+type TensorFile<'a> = (&'static str, Cow<'a, BTreeMap<String, Tensor>>, Precision);
+
+/// Refuses a manifest that names other files than `names`, or lacks one that every checkpoint has.
+fn check_names<'a>(folder: &Path, names: impl Iterator<Item = &'a String>) -> Result<(), TrainError> {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    let known = [WEIGHTS, OPTIMISER, EMA, STATE];
+    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+        return Err(unusable(
+            folder,
+            format!("the manifest names `{name}`, which is unknown"),
+        ));
+    }
+    match [WEIGHTS, OPTIMISER, STATE]
+        .iter()
+        .find(|name| !names.contains(name))
+    {
+        Some(name) => Err(unusable(folder, format!("the manifest does not list {name}"))),
+        None => Ok(()),
+    }
 }
 
 /// Numbers as the shortest text that reads back as the same bits: JSON numbers may lose the last one.
@@ -101,7 +188,8 @@ mod exact {
     }
 }
 
-/// Writes `checkpoint` into the folder of checkpoints `root`, then removes all but the newest `keep`.
+/// Writes `checkpoint` into the folder of checkpoints `root`, then removes older ones, all but the newest `keep`. Where a
+/// whole checkpoint of its step is there already, that one stays.
 ///
 /// With `compact` moments are stored as bf16, and averages as bf16 differences from the weights.
 ///
@@ -110,9 +198,14 @@ mod exact {
 pub fn save(root: &Path, checkpoint: &Checkpoint, compact: bool, keep: usize) -> Result<PathBuf, TrainError> {
     let name = format!("{PREFIX}{:010}", checkpoint.state.step);
     let (temporary, target) = (root.join(format!("{name}{UNFINISHED}")), root.join(name));
-    fs::create_dir_all(root).map_err(TrainError::io(root))?;
+    if !root.is_dir() {
+        fs::create_dir_all(root).map_err(TrainError::io(root))?;
+        if let Some(run) = root.parent().filter(|run| !run.as_os_str().is_empty()) {
+            sync_folder(run)?;
+        }
+    }
     remove_unfinished(root)?;
-    if target.exists() && load(&target).is_ok() {
+    if target.exists() && verify(&target).is_ok() {
         // A run that was resumed and stopped at once; replacing a folder would leave a moment without either.
         return Ok(target);
     }
@@ -127,48 +220,61 @@ pub fn save(root: &Path, checkpoint: &Checkpoint, compact: bool, keep: usize) ->
     }
     fs::rename(&temporary, &target).map_err(TrainError::io(&target))?;
     sync_folder(root)?;
-    for old in list(root)?.into_iter().skip(keep.max(1)) {
-        fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
-    }
+    remove_old(root, checkpoint.state.step, keep.max(1))?;
     Ok(target)
 }
 
 fn write_into(folder: &Path, checkpoint: &Checkpoint, compact: bool) -> Result<(), TrainError> {
     fs::create_dir(folder).map_err(TrainError::io(folder))?;
-    let none = BTreeMap::new();
-    let precision = if compact { Precision::BF16 } else { Precision::F32 };
-    file::write(&folder.join(WEIGHTS), &checkpoint.weights, &none, Precision::F32)?;
-    file::write(&folder.join(OPTIMISER), &checkpoint.optimiser, &none, precision)?;
-    if !checkpoint.ema.is_empty() {
-        let ema = if compact {
-            combine(&checkpoint.ema, &checkpoint.weights, Tensor::sub)?
-        } else {
-            BTreeMap::new()
-        };
-        let ema = if compact { &ema } else { &checkpoint.ema };
-        file::write(&folder.join(EMA), ema, &none, precision)?;
-    }
-    write_json(&folder.join(STATE), &checkpoint.state)?;
     let mut files = BTreeMap::new();
-    for item in fs::read_dir(folder).map_err(TrainError::io(folder))? {
-        let item = item.map_err(TrainError::io(folder))?;
-        files.insert(
-            item.file_name().to_string_lossy().into_owned(),
-            digest(&item.path())?,
-        );
+    for (name, tensors, precision) in checkpoint.files(compact)? {
+        let path = folder.join(name);
+        file::write(&path, &tensors, &BTreeMap::new(), precision)?;
+        files.insert(name.to_string(), Entry::of_file(&path)?);
     }
-    write_json(
-        &folder.join(MANIFEST),
-        &Manifest {
-            format: FORMAT,
-            compact,
-            files,
-        },
-    )
+    let state = to_json(&folder.join(STATE), &checkpoint.state)?;
+    manifest::write(&folder.join(STATE), &state)?;
+    files.insert(STATE.to_string(), Entry::of(&state));
+    let manifest = Manifest {
+        format: FORMAT,
+        compact,
+        writer: Some(Writer::this()),
+        files,
+    };
+    let path = folder.join(MANIFEST);
+    manifest::write(&path, &to_json(&path, &manifest)?)
+}
+
+/// Removes checkpoints before `step` that have `keep` complete ones after them, that of `step` included. Later ones
+/// are those that a resumed run passed over: they neither count nor go before the run has overtaken them.
+fn remove_old(root: &Path, step: u64, keep: usize) -> Result<(), TrainError> {
+    let mut kept = 0;
+    for (number, folder) in numbered(root)? {
+        if kept >= keep {
+            // Under another name first: a removal that is cut short leaves nothing that looks like a checkpoint.
+            let leaving = root.join(format!("{PREFIX}{number:010}{UNFINISHED}"));
+            fs::rename(&folder, &leaving).map_err(TrainError::io(&folder))?;
+            fs::remove_dir_all(&leaving).map_err(TrainError::io(&leaving))?;
+        } else if number <= step && is_complete(&folder) {
+            kept += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Whether all files are there in their full length; their content is not read.
+fn is_complete(folder: &Path) -> bool {
+    let manifest: Result<Manifest, _> = read_manifest(folder, FORMAT);
+    manifest.is_ok_and(|manifest| {
+        manifest
+            .files
+            .iter()
+            .all(|(name, entry)| entry.fits(&folder.join(name)))
+    })
 }
 
 /// Reads the newest checkpoint under `root` that is whole; none where there is no checkpoint at all. Each one that is
-/// passed over is reported to `skipped`.
+/// passed over for an older one is reported to `skipped`.
 ///
 /// # Errors
 /// There are checkpoints and none is usable, or `root` is unreadable.
@@ -178,12 +284,12 @@ pub fn load_newest(
 ) -> Result<Option<Checkpoint>, TrainError> {
     let mut last = None;
     for folder in list(root)? {
+        if let Some(error) = last.take() {
+            skipped(&error);
+        }
         match load(&folder) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
-            Err(error) => {
-                skipped(&error);
-                last = Some(error);
-            }
+            Err(error) => last = Some(error),
         }
     }
     last.map_or(Ok(None), Err)
@@ -194,63 +300,45 @@ pub fn load_newest(
 /// # Errors
 /// A file is missing, changed or damaged, or the checkpoint is of another format.
 pub fn load(folder: &Path) -> Result<Checkpoint, TrainError> {
-    let unusable = |reason: String| TrainError::Checkpoint {
-        path: folder.to_path_buf(),
-        reason,
-    };
-    let manifest: Manifest = read_json(folder, MANIFEST)?;
-    if manifest.format != FORMAT {
-        return Err(unusable(format!(
-            "format {}, this program reads {FORMAT}",
-            manifest.format
-        )));
+    let mut checkpoint = Checkpoint::default();
+    let compact = read_files(folder, |name, bytes| checkpoint.take_file(folder, name, bytes))?;
+    if compact {
+        checkpoint.widen_ema(folder)?;
     }
-    for (name, expected) in &manifest.files {
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(unusable(format!(
-                "the manifest names `{name}`, which is no file name"
-            )));
+    Ok(checkpoint)
+}
+
+/// Verifies every byte of a checkpoint.
+fn verify(folder: &Path) -> Result<(), TrainError> {
+    read_files(folder, |_, _| Ok(())).map(drop)
+}
+
+/// Gives each file of a checkpoint to `take` after it was verified; answers whether the checkpoint is compact.
+fn read_files(
+    folder: &Path,
+    mut take: impl FnMut(&str, &[u8]) -> Result<(), TrainError>,
+) -> Result<bool, TrainError> {
+    let manifest: Manifest = read_manifest(folder, FORMAT)?;
+    check_names(folder, manifest.files.keys())?;
+    for (name, entry) in &manifest.files {
+        if name == STATE && entry.bytes > LARGEST_JSON {
+            let reason = format!("{name}: {} bytes, at most {LARGEST_JSON} are read", entry.bytes);
+            return Err(unusable(folder, reason));
         }
-        let found = digest(&folder.join(name))?;
-        if found != *expected {
-            let (found, expected) = (found.bytes, expected.bytes);
-            let what = if found == expected {
-                "its content changed".into()
-            } else {
-                format!("{found} bytes, expected {expected}")
-            };
-            return Err(unusable(format!("{name}: {what}")));
-        }
+        let mut bytes = Vec::new();
+        entry.read_into(&mut bytes, folder, name)?;
+        take(name, &bytes)?;
     }
-    let tensors = |name: &str| -> Result<BTreeMap<String, Tensor>, TrainError> {
-        if !manifest.files.contains_key(name) {
-            return Err(unusable(format!("the manifest does not list {name}")));
-        }
-        let mut tensors = file::read(&folder.join(name), &Device::Cpu)?.tensors;
-        for tensor in tensors.values_mut() {
-            *tensor = tensor.to_dtype(candle_core::DType::F32)?;
-        }
-        Ok(tensors)
-    };
-    let weights = tensors(WEIGHTS)?;
-    let mut ema = if manifest.files.contains_key(EMA) {
-        tensors(EMA)?
-    } else {
-        BTreeMap::new()
-    };
-    if manifest.compact {
-        ema = combine(&ema, &weights, Tensor::add)?;
-    }
-    Ok(Checkpoint {
-        state: read_json(folder, STATE)?,
-        weights,
-        optimiser: tensors(OPTIMISER)?,
-        ema,
-    })
+    Ok(manifest.compact)
 }
 
 /// Finished checkpoints under `root`, newest first.
 pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    Ok(numbered(root)?.into_iter().map(|(_, folder)| folder).collect())
+}
+
+/// Finished checkpoints under `root` with their steps, newest first.
+fn numbered(root: &Path) -> Result<Vec<(u64, PathBuf)>, TrainError> {
     let mut folders = Vec::new();
     if root.is_dir() {
         for item in fs::read_dir(root).map_err(TrainError::io(root))? {
@@ -262,15 +350,7 @@ pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, TrainError> {
         }
     }
     folders.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
-    Ok(folders.into_iter().map(|(_, folder)| folder).collect())
-}
-
-/// The step of the newest checkpoint, 0 where there is none.
-pub(super) fn newest_step(root: &Path) -> u64 {
-    let newest = list(root).ok().and_then(|folders| folders.into_iter().next());
-    newest
-        .and_then(|f| f.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok())
-        .unwrap_or(0)
+    Ok(folders)
 }
 
 fn remove_unfinished(root: &Path) -> Result<(), TrainError> {
@@ -296,42 +376,6 @@ fn combine(
         Ok((name.clone(), with(tensor, other)?))
     };
     left.iter().map(one).collect()
-}
-
-fn digest(path: &Path) -> Result<Entry, TrainError> {
-    let mut file = File::open(path).map_err(TrainError::io(path))?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        let n = file.read(&mut buffer).map_err(TrainError::io(path))?;
-        if n == 0 {
-            let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            return Ok(Entry { bytes, sha256 });
-        }
-        hash.update(&buffer[..n]);
-        bytes += n as u64;
-    }
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|e| TrainError::io(path)(e.into()))?;
-    Ok(write_atomically(path, |out| out.write_all(&text))?)
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(folder: &Path, name: &str) -> Result<T, TrainError> {
-    let bytes = file::read_bounded(&folder.join(name), LARGEST_JSON)?;
-    serde_json::from_slice(&bytes).map_err(|e| TrainError::Checkpoint {
-        path: folder.to_path_buf(),
-        reason: format!("{name}: {e}"),
-    })
-}
-
-fn sync_folder(folder: &Path) -> Result<(), TrainError> {
-    if cfg!(unix) {
-        File::open(folder)
-            .and_then(|file| file.sync_all())
-            .map_err(TrainError::io(folder))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -377,7 +421,6 @@ mod tests {
             save(&root, &sample(step), false, 2).unwrap();
         }
         assert_eq!(list(&root).unwrap().len(), 2);
-        assert_eq!(newest_step(&root), 20000);
         let (read, expected) = (load_newest(&root, |_| ()).unwrap().unwrap(), sample(20000));
         assert_eq!(read.state, expected.state);
         assert_eq!(values(&read.weights, "w"), values(&expected.weights, "w"));
@@ -447,7 +490,7 @@ mod tests {
             fs::write(path, bytes).unwrap();
         }
         type Spoil = fn(&Path);
-        let damage: [(&str, Spoil, &str); 5] = [
+        let damage: [(&str, Spoil, &str); 7] = [
             (
                 "flipped",
                 |folder| change(folder.join(WEIGHTS), |bytes| *bytes.last_mut().unwrap() ^= 1),
@@ -476,7 +519,27 @@ mod tests {
                         *bytes = text.into_bytes();
                     });
                 },
-                "format 2, this program reads 1",
+                "format 2 is newer than this program, which reads 1",
+            ),
+            (
+                "edited",
+                |folder| {
+                    change(folder.join(STATE), |bytes| {
+                        let text = String::from_utf8_lossy(bytes).replace("\"step\": 20", "\"step\": 90");
+                        *bytes = text.into_bytes();
+                    });
+                },
+                "state.json: its content changed",
+            ),
+            (
+                "led elsewhere",
+                |folder| {
+                    change(folder.join(MANIFEST), |bytes| {
+                        let text = String::from_utf8_lossy(bytes).replace("\"ema.", "\"../ema.");
+                        *bytes = text.into_bytes();
+                    });
+                },
+                "the manifest names `../ema.safetensors`, which is unknown",
             ),
         ];
         for (name, spoil, words) in damage {
@@ -492,5 +555,56 @@ mod tests {
         }
         fs::remove_dir_all(root.join("step-0000000010")).unwrap();
         assert!(load_newest(root, |_| ()).is_err());
+    }
+
+    /// The manifest promises more than there is room for: refused before memory is taken, by the length of the file.
+    #[test]
+    fn lengths_are_compared_before_memory_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = save(folder.path(), &sample(10), false, 2).unwrap();
+        let path = made.join(MANIFEST);
+        let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        text["files"][WEIGHTS]["bytes"] = u64::MAX.into();
+        fs::write(&path, text.to_string()).unwrap();
+        let message = load(&made).unwrap_err().to_string();
+        assert!(message.contains("expected 18446744073709551615"), "{message}");
+    }
+
+    #[test]
+    fn the_manifest_says_who_wrote_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = save(folder.path(), &sample(10), false, 2).unwrap();
+        let text: serde_json::Value =
+            serde_json::from_slice(&fs::read(made.join(MANIFEST)).unwrap()).unwrap();
+        assert_eq!(text["writer"]["version"], env!("CARGO_PKG_VERSION"));
+        let revision = option_env!("FULGUR_REVISION").filter(|revision| !revision.is_empty());
+        assert_eq!(text["writer"]["revision"].as_str(), revision);
+    }
+
+    /// A run that went back to step 10, because the checkpoint of step 30 is damaged, keeps what it writes from there.
+    #[test]
+    fn damaged_checkpoints_do_not_displace_whole_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let steps = || {
+            let found = numbered(root).unwrap().into_iter();
+            found.map(|(step, _)| step).collect::<Vec<_>>()
+        };
+        save(root, &sample(10), false, 1).unwrap();
+        let damaged = save(root, &sample(30), false, 2).unwrap();
+        fs::write(damaged.join(EMA), "short").unwrap();
+        save(root, &sample(11), false, 1).unwrap();
+        assert_eq!(steps(), [30, 11]);
+        assert_eq!(newest(root).0, 11);
+        // Overtaken, it does not count among those that are kept, and goes with the first one that is too old.
+        save(root, &sample(31), false, 2).unwrap();
+        assert_eq!(steps(), [31, 30, 11]);
+        save(root, &sample(32), false, 2).unwrap();
+        assert_eq!(steps(), [32, 31]);
+        assert!(
+            !fs::read_dir(root)
+                .unwrap()
+                .any(|item| { item.unwrap().file_name().to_string_lossy().ends_with(UNFINISHED) })
+        );
     }
 }

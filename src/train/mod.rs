@@ -5,7 +5,7 @@
 //! long as the schedule counts steps and not seconds.
 //!
 //! A run folder holds `recipe.toml` with all values, `metrics.jsonl`, TensorBoard event files, `samples/`,
-//! `checkpoints/`, `best.safetensors`, and at the end the finished `model/`.
+//! `checkpoints/`, `best.safetensors`, a `lock` that keeps other runs out, and at the end the finished `model/`.
 
 pub mod checkpoint;
 mod ema;

@@ -13,7 +13,7 @@ use fulgur_kernels::tape;
 use fulgur_lightnet::params::file::write_atomically;
 use fulgur_lightnet::params::{Frozen, Precision};
 
-use super::checkpoint::{self, Checkpoint, State};
+use super::checkpoint::{self, Checkpoint, Lock, Saver, State, portable};
 use super::ema::Ema;
 use super::error::TrainError;
 use super::log::Log;
@@ -30,6 +30,8 @@ const LOSS: &str = "loss";
 pub struct Options {
     /// Go on from the newest checkpoint; without one the run starts anew.
     pub resume: bool,
+    /// Start a run folder from the state that [`portable::export`] wrote into this one.
+    pub import: Option<PathBuf>,
     /// Set from elsewhere to stop after the present step, with a checkpoint.
     pub interrupt: Arc<AtomicBool>,
     /// Stop this long after the start, with a checkpoint: for machines that are lent by the minute.
@@ -76,8 +78,9 @@ pub struct Outcome {
 /// Trains `task` as `recipe` says.
 ///
 /// # Errors
-/// The run folder holds another run or is not writable, no checkpoint is usable, the task fails, or gradients are not
-/// finite too often. Everything up to the last checkpoint is kept.
+/// The run folder holds another run or is not writable, another run is at work in it, no checkpoint is usable, a
+/// checkpoint cannot be written, the task fails, or gradients are not finite too often. Everything up to the last
+/// checkpoint is kept, and where the task failed up to the last step.
 pub fn run(
     task: &dyn Task,
     recipe: &Recipe,
@@ -86,7 +89,7 @@ pub fn run(
 ) -> Result<Outcome, TrainError> {
     let mut session = Session::open(task, recipe, options, &mut report)?;
     let (seed, accumulate) = (recipe.seed, recipe.train.accumulate);
-    std::thread::scope(|scope| {
+    let trained = std::thread::scope(|scope| {
         let first = session.state.step * accumulate;
         let mut batches = Prefetch::start(scope, recipe.train.threads, first, move |index| {
             task.batch(&Cursor { seed, index })
@@ -96,8 +99,14 @@ pub fn run(
             session.between_steps(&mut report)?;
         }
         Ok::<_, TrainError>(())
-    })?;
-    session.close()
+    });
+    match trained {
+        Ok(()) => session.close(),
+        Err(error) => {
+            session.rescue(&error, &mut report);
+            Err(error)
+        }
+    }
 }
 
 /// A run between two pauses.
@@ -111,7 +120,15 @@ struct Session<'a> {
     state: State,
     window: Window,
     began: Began,
+    saver: Saver,
+    /// When the last checkpoint was begun.
     saved: Instant,
+    /// Whether it was said that saving takes longer than the time between checkpoints.
+    said_late: bool,
+    /// Weights, moments and averages are those of `state`: not while an update is made.
+    intact: bool,
+    /// Held until the session is over.
+    _lock: Lock,
 }
 
 /// Sums since the last log line.
@@ -144,13 +161,9 @@ impl<'a> Session<'a> {
     ) -> Result<Self, TrainError> {
         let folder = &recipe.run_dir;
         fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        let lock = Lock::take(folder)?;
         let root = folder.join("checkpoints");
         let note = |error: &TrainError| report(Report::Note(format!("passed over: {error}")));
-        let found = if options.resume {
-            checkpoint::load_newest(&root, note)?
-        } else {
-            None
-        };
         if !options.resume && !checkpoint::list(&root)?.is_empty() {
             let reason = "holds a run already; go on with --resume, or choose another run_dir".to_string();
             return Err(TrainError::Run {
@@ -158,6 +171,14 @@ impl<'a> Session<'a> {
                 reason,
             });
         }
+        let found = match &options.import {
+            Some(state) => Some(portable::import(state)?),
+            None if options.resume => checkpoint::load_newest(&root, note)?,
+            None => None,
+        };
+        // What was imported has yet to be written into this folder.
+        let resumed = found.as_ref().filter(|_| options.import.is_none());
+        let resumed = resumed.map(|found| found.state.step);
         if let (None, Some(start)) = (&found, &recipe.train.start) {
             let weights = Frozen::open(start, &Device::Cpu)?;
             task.params().assign(start, weights.tensors())?;
@@ -189,28 +210,37 @@ impl<'a> Session<'a> {
                 samples: 0,
                 aside: 0.0,
             },
+            saver: Saver::new(root.clone(), recipe.train.compact, recipe.train.keep, resumed),
             saved: Instant::now(),
+            said_late: false,
+            intact: true,
+            _lock: lock,
         };
         if let Some(found) = found {
-            session.restore(&found, &root)?;
+            session.restore(&found, options.import.as_ref().unwrap_or(&root))?;
+            report(Report::Note(format!("goes on from step {}", found.state.step)));
+        }
+        if options.import.is_some() {
+            session.save()?;
         }
         let text = session.state.recipe.clone();
         write_atomically(&folder.join("recipe.toml"), |out| out.write_all(text.as_bytes()))?;
         Ok(session)
     }
 
-    fn restore(&mut self, found: &Checkpoint, root: &Path) -> Result<(), TrainError> {
+    /// Takes up `found`, which lay in `origin`.
+    fn restore(&mut self, found: &Checkpoint, origin: &Path) -> Result<(), TrainError> {
         if found.state.seed != self.recipe.seed {
             let reason = format!(
                 "its seed is {}, the recipe's {}",
                 found.state.seed, self.recipe.seed
             );
             return Err(TrainError::Checkpoint {
-                path: root.to_path_buf(),
+                path: origin.to_path_buf(),
                 reason,
             });
         }
-        self.task.params().assign(root, &found.weights)?;
+        self.task.params().assign(origin, &found.weights)?;
         self.optimiser.restore(&found.optimiser, found.state.updates)?;
         if let Some(ema) = &mut self.ema {
             // A run that kept no averages so far begins with its weights.
@@ -239,10 +269,6 @@ impl<'a> Session<'a> {
 
     fn device(&self) -> &'a Device {
         self.task.params().device()
-    }
-
-    fn root(&self) -> PathBuf {
-        self.recipe.run_dir.join("checkpoints")
     }
 
     /// Seconds of training so far.
@@ -275,6 +301,7 @@ impl<'a> Session<'a> {
         let accumulate = self.recipe.train.accumulate;
         let doing = |what: &str| format!("step {number}: {what}");
         let mut gradients: Option<Gradients> = None;
+        let mut samples = 0;
         let mut scalars: Vec<(String, Tensor)> = Vec::new();
         for part in 0..accumulate {
             let cursor = Cursor {
@@ -301,10 +328,11 @@ impl<'a> Session<'a> {
                 let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
                 scalars.push((name.to_string(), (value / accumulate as f64)?));
             }
-            self.state.samples += batch.samples as u64;
-            self.window.samples += batch.samples as u64;
+            samples += batch.samples as u64;
         }
         self.state.step += 1;
+        self.state.samples += samples;
+        self.window.samples += samples;
         let Some(gradients) = gradients else { return Ok(()) };
         let norm = f64::from(gradients.norm(self.device())?.to_scalar::<f32>()?);
         let lr = self.recipe.optimiser.lr * self.recipe.schedule.factor(number, progress);
@@ -312,6 +340,7 @@ impl<'a> Session<'a> {
         if !norm.is_finite() {
             return self.skip();
         }
+        self.intact = false;
         self.optimiser.update(&gradients, norm, lr)?;
         if let Some(ema) = &mut self.ema {
             ema.update(self.optimiser.updates() - 1)?;
@@ -325,6 +354,7 @@ impl<'a> Session<'a> {
             };
             self.window.sums.insert(name, sum);
         }
+        self.intact = true;
         Ok(())
     }
 
@@ -334,7 +364,8 @@ impl<'a> Session<'a> {
         self.state.skipped_in_a_row += 1;
         let skips = self.state.skipped_in_a_row;
         if skips > self.recipe.train.max_skips {
-            let kept = checkpoint::newest_step(&self.root());
+            self.saver.wait()?;
+            let kept = self.saver.newest().unwrap_or(0);
             return Err(TrainError::Diverged {
                 step: self.state.step,
                 skips,
@@ -345,6 +376,7 @@ impl<'a> Session<'a> {
     }
 
     fn between_steps(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
+        self.saver.poll()?;
         let train = &self.recipe.train;
         let step = self.state.step;
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
@@ -358,7 +390,7 @@ impl<'a> Session<'a> {
             self.sample()?;
         }
         if self.saved.elapsed().as_secs_f64() >= train.checkpoint_seconds {
-            self.save()?;
+            self.save_when_free(report)?;
         }
         Ok(())
     }
@@ -465,8 +497,31 @@ impl<'a> Session<'a> {
         self.log.pictures(step, &files)
     }
 
+    /// Begins a checkpoint, unless the last one is still being written: then it waits for its turn, and training does not
+    /// wait for it.
+    fn save_when_free(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
+        let Some(before) = self.saver.at_work() else {
+            return self.save();
+        };
+        if !self.said_late {
+            self.said_late = true;
+            let (step, seconds) = (self.state.step, self.recipe.train.checkpoint_seconds);
+            report(Report::Note(format!(
+                "step {step}: the checkpoint that is due waits for that of step {before}, which is still being written; \
+                 saving takes longer than train.checkpoint_seconds = {seconds}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Begins a checkpoint of the present step.
     fn save(&mut self) -> Result<(), TrainError> {
         let began = Instant::now();
+        self.saver.wait()?;
+        if self.saver.newest() == Some(self.state.step) {
+            return Ok(());
+        }
+        let mut checkpoint = self.saver.buffers()?;
         self.state.elapsed_s = self.elapsed();
         self.state.updates = self.optimiser.updates();
         let weights = self
@@ -482,21 +537,29 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|(name, sum)| (format!("{WINDOW}{name}"), sum.clone())),
         );
-        let checkpoint = Checkpoint {
-            state: self.state.clone(),
-            weights: weights.collect(),
-            optimiser,
-            ema: self.ema.as_ref().map(Ema::tensors).unwrap_or_default(),
-        };
-        checkpoint::save(
-            &self.root(),
-            &checkpoint,
-            self.recipe.train.compact,
-            self.recipe.train.keep,
-        )?;
+        let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
+        checkpoint.copy(self.state.clone(), &weights.collect(), &optimiser, &ema)?;
+        self.saver.start(checkpoint)?;
         self.set_aside(began);
         self.saved = Instant::now();
         Ok(())
+    }
+
+    /// Keeps the steps since the last checkpoint of a run that ends by `error`, where that leaves them usable.
+    fn rescue(&mut self, error: &TrainError, report: &mut impl FnMut(Report)) {
+        let worth = self.intact
+            && self.state.step > 0
+            && matches!(error, TrainError::Task { .. } | TrainError::Candle(_));
+        let saved = if worth {
+            self.save().and_then(|()| self.saver.wait())
+        } else {
+            self.saver.wait()
+        };
+        if let Err(error) = saved {
+            report(Report::Note(format!(
+                "the steps since the last checkpoint are lost: {error}"
+            )));
+        }
     }
 
     /// Writes the finished model under another name first, so that `model` is always whole.
@@ -525,6 +588,7 @@ impl<'a> Session<'a> {
         let finished = self.is_over();
         let trained = self.elapsed() - self.began.elapsed;
         self.save()?;
+        self.saver.wait()?;
         if finished {
             self.validate()?;
             self.sample()?;

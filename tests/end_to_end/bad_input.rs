@@ -3,13 +3,16 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(target_os = "linux")]
 use std::process::Command;
 
 use candle_core::{Device, safetensors};
 use fulgur::datasets::media::{Sound, Video, WavFormat, WriteOptions, write_mp4, write_wav};
 use fulgur::tavdiffusion::pipeline::Part;
 
-use crate::support::{Ran, fulgur, names, run};
+#[cfg(unix)]
+use crate::support::on_a_small_disk;
+use crate::support::{Ran, names, run};
 use crate::{tiny, training};
 
 fn generate(model: &Path, clip: &Path, more: &[&str]) -> Ran {
@@ -206,18 +209,6 @@ fn places_that_take_no_file_are_refused_before_the_work() {
         ]);
         assert!(ran.error().contains(run_dir.to_str().unwrap()), "{}", ran.stderr);
     }
-}
-
-/// Runs the program where every file ends after `blocks` of 512 bytes, as on a disk that is full.
-#[cfg(unix)]
-fn on_a_small_disk(blocks: u32, arguments: &[&str]) -> Ran {
-    let program = fulgur().get_program().to_owned();
-    let mut shell = Command::new("sh");
-    // Without the trap the system ends a process that writes too much, before it can say so.
-    shell.args(["-c", "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"", "sh"]);
-    shell.arg(blocks.to_string()).arg(program).args(arguments);
-    shell.env_remove("RUST_BACKTRACE");
-    Ran::of(shell.output().unwrap())
 }
 
 #[cfg(unix)]

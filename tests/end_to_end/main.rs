@@ -4,6 +4,8 @@
 mod bad_input;
 #[cfg(feature = "media")]
 mod builtin;
+#[cfg(unix)]
+mod checkpoints;
 mod data;
 mod documentation;
 mod eval;

@@ -11,17 +11,17 @@ use crate::support::{Ran, fulgur, names, run};
 use crate::training;
 
 /// A test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The program at work.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     stderr: BufReader<ChildStderr>,
     said: String,
 }
 
 impl Running {
-    fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
+    pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
         let mut command = fulgur();
         command.args(arguments);
         Self::spawn(command)
@@ -57,7 +57,7 @@ impl Running {
 
     /// Waits until `ready` holds.
     #[track_caller]
-    fn wait_until(&mut self, ready: impl Fn() -> bool) {
+    pub(crate) fn wait_until(&mut self, ready: impl Fn() -> bool) {
         let began = Instant::now();
         while !ready() {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -70,14 +70,14 @@ impl Running {
     }
 
     /// Sends `INT` or `KILL`.
-    fn send(&self, signal: &str) {
+    pub(crate) fn send(&self, signal: &str) {
         let mut kill = Command::new("sh");
         kill.args(["-c", "kill -$1 $2", "sh", signal, &self.child.id().to_string()]);
         assert!(kill.status().expect("sh starts").success(), "kill -{signal}");
     }
 
     /// Waits for the end; the code is none where a signal ended it.
-    fn finish(mut self) -> (Option<i32>, Ran) {
+    pub(crate) fn finish(mut self) -> (Option<i32>, Ran) {
         self.stderr.read_to_string(&mut self.said).unwrap();
         let output = self.child.wait_with_output().unwrap();
         let code = output.status.code();
@@ -92,12 +92,12 @@ impl Running {
 }
 
 /// Lines that the run in `folder` has logged.
-fn logged(folder: &Path) -> usize {
+pub(crate) fn logged(folder: &Path) -> usize {
     fs::read_to_string(folder.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
 /// Everything in `folder` and below it that looks unfinished.
-fn unfinished(folder: &Path) -> Vec<String> {
+pub(crate) fn unfinished(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for name in names(folder) {
         let path = folder.join(&name);
@@ -111,7 +111,7 @@ fn unfinished(folder: &Path) -> Vec<String> {
     found
 }
 
-fn train(recipe: &Path, more: &[&str]) -> Ran {
+pub(crate) fn train(recipe: &Path, more: &[&str]) -> Ran {
     let recipe = recipe.to_str().unwrap();
     run(["train", recipe, "--json", "--device", "cpu"].iter().chain(more))
 }

@@ -13,6 +13,18 @@ pub(crate) fn fulgur() -> Command {
     command
 }
 
+/// Runs the program where every file ends after `blocks` of 512 bytes, as on a disk that is full.
+#[cfg(unix)]
+pub(crate) fn on_a_small_disk(blocks: u32, arguments: &[&str]) -> Ran {
+    let program = fulgur().get_program().to_owned();
+    let mut shell = Command::new("sh");
+    // Without the trap the system ends a process that writes too much, before it can say so.
+    shell.args(["-c", "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"", "sh"]);
+    shell.arg(blocks.to_string()).arg(program).args(arguments);
+    shell.env_remove("RUST_BACKTRACE");
+    Ran::of(shell.output().unwrap())
+}
+
 /// A finished run.
 pub(crate) struct Ran {
     /// The exit code.
