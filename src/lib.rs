@@ -26,6 +26,7 @@ pub mod doctor;
 pub mod eval;
 pub mod forward;
 pub mod models;
+pub mod report;
 pub mod sheet;
 pub mod tensors;
 pub mod train;

@@ -34,6 +34,7 @@ mod interrupt;
 mod log;
 mod pack;
 mod progress;
+mod report;
 #[cfg(feature = "media")]
 mod score;
 mod size;
@@ -83,6 +84,7 @@ enum Command {
     Eval(eval::Arguments),
     Forward(forward::Arguments),
     Train(train::Arguments),
+    Report(report::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -102,6 +104,7 @@ impl Command {
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
+            Self::Report(arguments) => report::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),
