@@ -22,6 +22,7 @@ mod context;
 mod data;
 mod doctor;
 mod encoder;
+mod estimate;
 mod eval;
 mod fault;
 mod files;
@@ -83,6 +84,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    Estimate(estimate::Arguments),
     Train(train::Arguments),
     Report(report::Arguments),
     Pack(pack::Arguments),
@@ -103,6 +105,7 @@ impl Command {
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
             Self::Report(arguments) => report::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),

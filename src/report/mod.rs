@@ -21,6 +21,7 @@ use fulgur_lightnet::params::file::read_bounded;
 
 use crate::train::log::tensorboard;
 use metrics::Metrics;
+pub(crate) use page::grouped;
 use samples::Samples;
 
 const METRICS: &str = "metrics.jsonl";

@@ -463,7 +463,7 @@ fn notes(page: &mut String, run: &Run) {
 }
 
 /// A count with a comma every three digits.
-fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {

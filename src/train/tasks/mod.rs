@@ -6,6 +6,7 @@ mod export;
 mod judge;
 mod mean;
 mod mel_codec;
+pub mod outline;
 pub(crate) mod tav;
 mod text;
 mod video_codec;
