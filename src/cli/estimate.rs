@@ -94,7 +94,11 @@ impl fmt::Display for Estimated {
             writeln!(f, "  {:<width$}  {:>10}", "checkpoint", size(bytes))?;
         }
         writeln!(f, "  {:<width$}  {:>10}", "together", size(estimate.disk_bytes))?;
-        writeln!(f, "not counted: {}", estimate.unknown.join("; "))
+        writeln!(f, "not counted")?;
+        estimate
+            .unknown
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
 
