@@ -289,7 +289,7 @@ pub fn short(value: f64) -> String {
     if size == 0.0 || !value.is_finite() {
         return format!("{value}");
     }
-    if size >= 1e6 || size < 1e-3 {
+    if !(1e-3..1e6).contains(&size) {
         let text = format!("{value:.3e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
         return format!("{}e{power}", trimmed(digits));
