@@ -235,8 +235,12 @@ fn every_recipe_of_the_repository_is_understood() {
         let recipe = Recipe::load(&item.unwrap().path(), &[]).unwrap();
         match Estimate::of_recipe(&recipe) {
             Ok(estimate) => assert!(estimate.parameters > 100_000, "{}", recipe.task),
-            // The judges' network depends on data that need not be here.
-            Err(error) => assert!(error.to_string().contains("fulgur data fetch stamps"), "{error}"),
+            // The judges' network depends on data that need not be here; not every task can be outlined.
+            Err(error) => {
+                let words = error.to_string();
+                let known = words.contains("fulgur data fetch") || words.contains("are not known");
+                assert!(known, "{words}");
+            }
         }
         seen += 1;
     }

@@ -14,7 +14,7 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 24.0;
 /// Width of a character of the labels, about.
-const CHARACTER: f64 = 6.2;
+const CHARACTER: f64 = 7.5;
 /// Lines with at most so many points show them as dots.
 const DOTS: usize = 48;
 /// Parts of an axis between ticks, at most.
