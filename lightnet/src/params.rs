@@ -23,6 +23,7 @@
 mod eight_bit;
 pub mod file;
 mod frozen;
+pub mod outline;
 pub mod pack;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::philox::Philox;
 
 pub use frozen::Frozen;
+pub use outline::Outline;
 
 /// What can be wrong with a file of weights or with a request for a parameter.
 #[derive(Debug, thiserror::Error)]

@@ -22,6 +22,7 @@ mod context;
 mod data;
 mod doctor;
 mod encoder;
+mod estimate;
 mod eval;
 mod fault;
 mod files;
@@ -34,6 +35,7 @@ mod interrupt;
 mod log;
 mod pack;
 mod progress;
+mod report;
 #[cfg(feature = "media")]
 mod score;
 mod size;
@@ -82,7 +84,9 @@ enum Command {
     Inspect(inspect::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    Estimate(estimate::Arguments),
     Train(train::Arguments),
+    Report(report::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -101,7 +105,9 @@ impl Command {
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
+            Self::Report(arguments) => report::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),

@@ -61,6 +61,18 @@ impl Default for OptimiserConfig {
     }
 }
 
+impl OptimiserConfig {
+    /// How many moments are kept of a parameter of this name and shape: two under AdamW, one under Muon.
+    pub fn moments(&self, name: &str, shape: &[usize]) -> usize {
+        if self.takes_muon(name, shape) { 1 } else { 2 }
+    }
+
+    fn takes_muon(&self, name: &str, shape: &[usize]) -> bool {
+        let matrix = matches!(*shape, [rows, columns] if rows.min(columns) >= muon::SMALLEST_SIDE);
+        matrix && self.muon.iter().any(|part| name.contains(part))
+    }
+}
+
 /// The optimiser of a run.
 pub struct Optimiser {
     config: OptimiserConfig,
@@ -97,10 +109,7 @@ impl Optimiser {
         let mut slots = Vec::new();
         for (index, (name, weight)) in params.vars().into_iter().enumerate() {
             let slot = match *weight.dims() {
-                [rows, columns]
-                    if rows.min(columns) >= muon::SMALLEST_SIDE
-                        && config.muon.iter().any(|part| name.contains(part)) =>
-                {
+                [rows, columns] if config.takes_muon(&name, weight.dims()) => {
                     groups
                         .entry((rows.min(columns), rows.max(columns)))
                         .or_default()

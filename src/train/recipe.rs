@@ -218,10 +218,21 @@ impl Recipe {
         };
         let mut whole =
             Table::try_from(T::default()).map_err(|e| refuse(one_line(&e.to_string()).to_string()))?;
-        merge(&mut whole, &self.own, &self.task).map_err(refuse)?;
-        whole
-            .try_into()
-            .map_err(|e: toml::de::Error| refuse(format!("[{}]: {}", self.task, explain(&e, ""))))
+        let mut strange = Vec::new();
+        merge(&mut whole, &self.own, &[], &mut strange);
+        let told = |field: &Strange| refuse(field.words(&self.task));
+        let value: T = whole.try_into().map_err(|e: toml::de::Error| {
+            let refused =
+                |field: &&Strange| e.message().starts_with(&format!("unknown field `{}`", field.key));
+            let field = strange.iter().find(refused);
+            field.map_or_else(|| refuse(format!("[{}]: {}", self.task, explain(&e, ""))), told)
+        })?;
+        // Optional fields are missing in the defaults; what the type does not know at all is missing in the value too.
+        let taken = Table::try_from(&value).map_err(|e| refuse(one_line(&e.to_string()).to_string()))?;
+        match strange.iter().find(|field| !field.is_in(&taken)) {
+            None => Ok(value),
+            Some(field) => Err(told(field)),
+        }
     }
 
     /// The recipe with all its values, as TOML.
@@ -389,22 +400,59 @@ fn set(table: &mut Table, argument: &str) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Lays the values of `own` over `defaults`, table by table; `name` is that of the table, for errors.
-fn merge(defaults: &mut Table, own: &Table, name: &str) -> Result<(), String> {
+/// A field that the defaults do not have: an optional one, or a mistake.
+struct Strange {
+    /// Names of the tables above it, below that of the task.
+    above: Vec<String>,
+    key: String,
+    /// What the defaults have in its place.
+    known: Vec<String>,
+}
+
+impl Strange {
+    fn words(&self, task: &str) -> String {
+        let table: Vec<&str> = [task]
+            .into_iter()
+            .chain(self.above.iter().map(String::as_str))
+            .collect();
+        format!(
+            "[{}]: unknown field `{}`, expected one of {}",
+            table.join("."),
+            self.key,
+            self.known.join(", ")
+        )
+    }
+
+    fn is_in(&self, table: &Table) -> bool {
+        let place = self
+            .above
+            .iter()
+            .try_fold(table, |table, key| table.get(key)?.as_table());
+        place.is_some_and(|table| table.contains_key(&self.key))
+    }
+}
+
+/// Lays the values of `own` over `defaults`, table by table; `above` names the tables above these. What the defaults do
+/// not have is noted in `strange`.
+fn merge(defaults: &mut Table, own: &Table, above: &[String], strange: &mut Vec<Strange>) {
+    let known: Vec<String> = defaults.keys().cloned().collect();
     for (key, value) in own {
         match (defaults.get_mut(key), value) {
-            (Some(Value::Table(below)), Value::Table(own)) => merge(below, own, &format!("{name}.{key}"))?,
+            (Some(Value::Table(below)), Value::Table(own)) => {
+                let above = [above, std::slice::from_ref(key)].concat();
+                merge(below, own, &above, strange);
+            }
             (Some(slot), value) => *slot = value.clone(),
             (None, _) => {
-                let known: Vec<_> = defaults.keys().map(String::as_str).collect();
-                return Err(format!(
-                    "[{name}]: unknown field `{key}`, expected one of {}",
-                    known.join(", ")
-                ));
+                strange.push(Strange {
+                    above: above.to_vec(),
+                    key: key.clone(),
+                    known: known.clone(),
+                });
+                defaults.insert(key.clone(), value.clone());
             }
         }
     }
-    Ok(())
 }
 
 /// A TOML error in one line, with the line number where it is known.
@@ -427,6 +475,7 @@ mod tests {
     struct Toy {
         width: usize,
         name: String,
+        start: Option<PathBuf>,
         model: ToyModel,
     }
 
@@ -434,11 +483,16 @@ mod tests {
     struct ToyModel {
         dim: usize,
         depth: usize,
+        seed: Option<u64>,
     }
 
     impl Default for ToyModel {
         fn default() -> Self {
-            Self { dim: 8, depth: 2 }
+            Self {
+                dim: 8,
+                depth: 2,
+                seed: None,
+            }
         }
     }
 
@@ -473,13 +527,40 @@ mod tests {
             Toy {
                 width: 3,
                 name: "a b".into(),
-                model: ToyModel { dim: 8, depth: 3 }
+                start: None,
+                model: ToyModel {
+                    depth: 3,
+                    ..ToyModel::default()
+                }
             }
         );
         let again = load(&recipe.resolved(), &[]).unwrap();
         assert_eq!(
             (&again.train, &again.own, again.schedule),
             (&recipe.train, &recipe.own, recipe.schedule)
+        );
+    }
+
+    /// A field without a default is no unknown one.
+    #[test]
+    fn optional_fields_may_be_given() {
+        let recipe = load(TEXT, &["toy.start=a/b", "toy.model.seed=5"]).unwrap();
+        let toy: Toy = recipe.own().unwrap();
+        assert_eq!(toy.start.as_deref(), Some(Path::new("a/b")));
+        assert_eq!(toy.model.seed, Some(5));
+        for (set, words) in [
+            ("toy.start=3", "[toy]: invalid type: integer"),
+            ("toy.model.seed=x", "[toy]: invalid type: string"),
+        ] {
+            let message = load(TEXT, &[set]).unwrap().own::<Toy>().unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
+        }
+        // The first mistake is named even where an optional field is given besides it.
+        let recipe = load(TEXT, &["toy.model.seed=5", "toy.model.height=3"]).unwrap();
+        let message = recipe.own::<Toy>().unwrap_err().to_string();
+        assert!(
+            message.contains("[toy.model]: unknown field `height`"),
+            "{message}"
         );
     }
 

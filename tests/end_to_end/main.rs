@@ -17,6 +17,7 @@ mod inspect;
 mod models;
 mod pack;
 mod program;
+mod report;
 mod repository;
 #[cfg(unix)]
 mod signals;

@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,8 @@ const STARTED: u64 = 1;
 const MASK: u32 = 0xa282_ead8;
 const CASTAGNOLI: u32 = 0x82f6_3b78;
 const RGBA: u64 = 4;
+/// The first two records of a file are shorter together.
+const HEAD: u64 = 512;
 
 /// An event file that is being written.
 pub struct EventFile {
@@ -87,6 +89,70 @@ impl EventFile {
             .write_all(&frame(payload))
             .map_err(TrainError::io(&self.path))
     }
+}
+
+/// After how many steps the run went on whose session wrote the event file `path`; none for a session that began a run,
+/// and for a file of another origin.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn resumed_after(path: &Path) -> std::io::Result<Option<u64>> {
+    let mut head = Vec::new();
+    File::open(path)?.take(HEAD).read_to_end(&mut head)?;
+    Ok(resumed_by(&head))
+}
+
+/// The step before that of the start event, which is the second record.
+fn resumed_by(mut head: &[u8]) -> Option<u64> {
+    let version = take_record(&mut head)?;
+    version.ends_with(VERSION).then_some(())?;
+    let mut event = take_record(&mut head)?;
+    let (mut step, mut started) = (0, false);
+    while !event.is_empty() {
+        let key = take_varint(&mut event)?;
+        match (key >> 3, key & 7) {
+            (2, 0) => step = take_varint(&mut event)?,
+            (field, 2) => {
+                let length = take_varint(&mut event)?;
+                take(&mut event, usize::try_from(length).ok()?)?;
+                started |= field == 7;
+            }
+            (_, 0) => drop(take_varint(&mut event)?),
+            (_, 1) => drop(take(&mut event, 8)?),
+            (_, 5) => drop(take(&mut event, 4)?),
+            _ => return None,
+        }
+    }
+    (started && step > 0).then(|| step - 1)
+}
+
+/// The payload of the record that `bytes` begin with, where it is whole.
+fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = take(bytes, 8)?;
+    let number = |bytes: &[u8]| Some(u32::from_le_bytes(bytes.try_into().ok()?));
+    let sound = |bytes: &[u8], crc: &[u8]| Some(number(crc)? == masked_crc(bytes));
+    sound(length, take(bytes, 4)?)?.then_some(())?;
+    let length = u64::from_le_bytes(length.try_into().ok()?);
+    let payload = take(bytes, usize::try_from(length).ok()?)?;
+    sound(payload, take(bytes, 4)?)?.then_some(payload)
+}
+
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken)
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = take(bytes, 1)?[0];
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 fn since_epoch() -> Duration {
@@ -253,5 +319,33 @@ mod tests {
         assert_eq!(found, golden);
         assert!(picture_event(when, 300, "sheet", &png[1..]).is_none());
         assert!(picture_event(when, 300, "sheet", &png[..20]).is_none());
+    }
+
+    #[test]
+    fn a_file_tells_from_where_its_session_went_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = [0, 300].map(|step| EventFile::create(folder.path(), step).unwrap());
+        for events in &mut files {
+            events.scalars(301, &[("loss".to_owned(), 0.5)]).unwrap();
+        }
+        let found = files
+            .each_ref()
+            .map(|events| resumed_after(&events.path).unwrap());
+        assert_eq!(found, [None, Some(300)]);
+        let whole = std::fs::read(&files[1].path).unwrap();
+        let second = 12 + 24 + 4;
+        for length in 0..whole.len() {
+            let expected = (length >= second + 12 + 16 + 4).then_some(300);
+            assert_eq!(
+                resumed_by(&whole[..length]),
+                expected,
+                "{length} of {}",
+                whole.len()
+            );
+        }
+        let mut damaged = whole.clone();
+        damaged[second + 13] ^= 1;
+        assert_eq!(resumed_by(&damaged), None);
+        assert_eq!(resumed_by(include_bytes!("event_golden.tfevents")), Some(300));
     }
 }

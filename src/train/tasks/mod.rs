@@ -7,6 +7,7 @@ mod judge;
 mod lm;
 mod mean;
 mod mel_codec;
+pub mod outline;
 pub(crate) mod tav;
 mod text;
 mod video_codec;

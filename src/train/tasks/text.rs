@@ -32,7 +32,7 @@ const JUDGED_AT_ONCE: usize = 64;
 /// The table `[text]` of a recipe.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-struct Settings {
+pub(super) struct Settings {
     /// Folder of `lessons.safetensors` and `tokenizer.json`; prepared when they are missing.
     lessons: PathBuf,
     /// Prepared set `stamps`: things and their names.
@@ -52,7 +52,7 @@ struct Settings {
     relation: f64,
     recall: f64,
     /// Shape of the encoder.
-    model: TextConfig,
+    pub(super) model: TextConfig,
 }
 
 impl Default for Settings {

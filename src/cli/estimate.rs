@@ -1,0 +1,128 @@
+//! `fulgur estimate`: what a run or a model needs.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::answer::{Answer, Report};
+use super::context::Context;
+use crate::estimate::Estimate;
+use crate::report::grouped;
+use crate::train::Recipe;
+
+/// The recipe in the folder of a run.
+const RECIPE: &str = "recipe.toml";
+/// Units of bytes, each a thousand of the one before it.
+const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+
+/// Show what a run or a model needs, before anything is allocated
+///
+/// For a recipe: parameters by part, memory by kind (weights, gradients, moments of the optimiser, averages and so on)
+/// and the size of a checkpoint. Networks are built on shapes alone, so that this takes neither memory nor a GPU. For a
+/// model folder: parameters and bytes by part, from the headers of its files. What cannot be known from shapes and
+/// settings is named and not counted.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur estimate recipes/tav.toml --set tav.model.depth=24\n  fulgur estimate models/builtin"
+)]
+pub(super) struct Arguments {
+    /// A recipe, the folder of a run, or the folder of a model
+    #[arg(value_name = "RECIPE|MODEL_DIR")]
+    what: PathBuf,
+    /// Replace or add one value of the recipe; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
+    let Arguments { what: path, sets } = arguments;
+    let of_run = path.join(RECIPE);
+    let recipe = if !path.is_dir() {
+        Some(&path)
+    } else {
+        Some(&of_run).filter(|recipe| recipe.is_file())
+    };
+    let estimate = match recipe {
+        Some(recipe) => Estimate::of_recipe(&Recipe::load(recipe, &sets)?)?,
+        None if sets.is_empty() => Estimate::of_model(&path)?,
+        None => bail!(
+            "--set: {} is the folder of a model, expected a recipe",
+            path.display()
+        ),
+    };
+    Answer::new(&Estimated { path, estimate })
+}
+
+#[derive(Serialize)]
+struct Estimated {
+    path: PathBuf,
+    #[serde(flatten)]
+    estimate: Estimate,
+}
+
+impl Report for Estimated {}
+
+impl fmt::Display for Estimated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let estimate = &self.estimate;
+        writeln!(
+            f,
+            "{}: {}, {} parameters",
+            self.path.display(),
+            estimate.kind,
+            grouped(estimate.parameters)
+        )?;
+        let names = estimate.parts.iter().map(|part| part.name.as_str());
+        let names = names.chain(estimate.stages.iter().map(|stage| stage.name));
+        let width = names.map(str::len).max().unwrap_or(0).max("checkpoint".len());
+        for part in &estimate.parts {
+            let (name, parameters) = (&part.name, grouped(part.parameters));
+            writeln!(f, "  {name:<width$}  {:>10}  {parameters:>15}", size(part.bytes))?;
+        }
+        writeln!(f, "memory")?;
+        for stage in &estimate.stages {
+            let (name, words) = (stage.name, stage.words);
+            writeln!(f, "  {name:<width$}  {:>10}  {words}", size(stage.bytes))?;
+        }
+        if estimate.stages.len() > 1 {
+            writeln!(f, "  {:<width$}  {:>10}", "together", size(estimate.memory_bytes))?;
+        }
+        writeln!(f, "disk")?;
+        if let Some(bytes) = estimate.checkpoint_bytes {
+            writeln!(f, "  {:<width$}  {:>10}", "checkpoint", size(bytes))?;
+        }
+        writeln!(f, "  {:<width$}  {:>10}", "together", size(estimate.disk_bytes))?;
+        writeln!(f, "not counted")?;
+        estimate
+            .unknown
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+/// Bytes with three digits or so.
+fn size(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let decimals = if unit > 0 && value < 99.95 { 1 } else { 0 };
+    format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let sizes = [0, 999, 1000, 99_940, 99_960, 1_234_567, 999_600_000, u64::MAX].map(size);
+        let expected = [
+            "0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "1.2 MB", "1.0 GB", "18447 PB",
+        ];
+        assert_eq!(sizes, expected);
+    }
+}

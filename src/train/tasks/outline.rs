@@ -1,0 +1,420 @@
+//! What a task will need, found without building it: the shapes of its parameters, and the sizes that its settings fix.
+//!
+//! Constructors run as they are, on an [`Outline`]; what depends on data that are not there stays unknown.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use fulgur_benchmark::encoder::BuiltinEncoder;
+use fulgur_benchmark::judge::{JudgeConfig, Judges};
+use fulgur_datasets::scenes::{ClipSpec, Motion};
+use fulgur_datasets::things::Things;
+use fulgur_kernels::spectrum::LogMel;
+use fulgur_lightnet::config;
+use fulgur_lightnet::params::Outline;
+use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
+use fulgur_tavdiffusion::streams::TwoStream;
+use fulgur_tavdiffusion::text::TextEncoder;
+
+use super::super::error::{TaskResult, TrainError};
+use super::super::recipe::Recipe;
+use super::{encoder, judge, mel_codec, tav, text, video_codec, vocoder};
+
+/// Bytes of an f32 or u32 value.
+const WIDE: u64 = 4;
+/// Bytes of a bf16 value.
+const NARROW: u64 = 2;
+const RGB: usize = 3;
+/// The name of every matrix contains this.
+const ALL: &[&str] = &[""];
+
+/// What a task needs on the device of its parameters.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// The parameters that are trained.
+    pub params: Outline,
+    /// What the names of those matrices contain that are rounded to bf16 on a GPU; a step keeps the rounded copies for
+    /// its way back.
+    pub rounded: &'static [&'static str],
+    /// Folders of trained networks that take part and stay as they are.
+    pub frozen: Vec<PathBuf>,
+    /// Bytes of data that lie on the device for the whole run; 0 where the task keeps none.
+    pub pool: Option<u64>,
+    /// Bytes of a batch, where its size does not depend on what is in it.
+    pub batch: Option<u64>,
+    /// What is not known, and why.
+    pub unknown: Vec<String>,
+}
+
+/// Finds what the task of a recipe needs.
+type Look = fn(&Recipe) -> TaskResult<Needs>;
+
+/// The tasks that can be looked at before they are built.
+const OUTLINES: &[(&str, Look)] = &[
+    ("text", text),
+    ("video-codec", video_codec),
+    ("mel-codec", mel_codec),
+    ("vocoder", vocoder),
+    ("encoder", encoder),
+    ("judge", judge),
+    ("tav", tav),
+];
+
+/// What the task that `recipe` names needs. Data sets are looked at where the network depends on them; weights are not
+/// read, and none are made.
+///
+/// # Errors
+/// The task is none of those that can be looked at, or it refuses its part of the recipe.
+pub fn needs(recipe: &Recipe) -> Result<Needs, TrainError> {
+    let Some((name, look)) = OUTLINES.iter().find(|(name, _)| *name == recipe.task) else {
+        let known: Vec<_> = OUTLINES.iter().map(|(name, _)| *name).collect();
+        return Err(TrainError::Recipe {
+            origin: recipe.origin.clone(),
+            reason: format!(
+                "the needs of a task `{}` are not known, only those of {}",
+                recipe.task,
+                known.join(", ")
+            ),
+        });
+    };
+    look(recipe).map_err(TrainError::task(format!("{}: task {name}", recipe.origin)))
+}
+
+/// The clips of all tasks.
+fn clips() -> ClipSpec {
+    ClipSpec::default()
+}
+
+/// The number of values, as a product that does not overflow.
+fn values(dims: &[usize]) -> u64 {
+    fulgur_lightnet::params::outline::values_of(dims)
+}
+
+fn samples_bytes(batch: usize) -> u64 {
+    WIDE.saturating_mul(values(&[batch, clips().samples()]))
+}
+
+fn text(recipe: &Recipe) -> TaskResult<Needs> {
+    let settings: text::Settings = recipe.own()?;
+    let params = Outline::new();
+    TextEncoder::new(&settings.model, &params.builder())?;
+    Ok(Needs {
+        params,
+        rounded: &["blocks."],
+        pool: Some(0),
+        unknown: vec!["a batch, which is as wide as its longest sentence".to_owned()],
+        ..Needs::default()
+    })
+}
+
+fn video_codec(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: video_codec::Options = recipe.own()?;
+    let (params, spec, n) = (Outline::new(), clips(), options.batch);
+    let codec = VideoCodec::new(&options.model, true, &params.builder())?;
+    let [t, h, w] = codec.grid(spec.frames(), spec.height, spec.width)?;
+    // Pictures and how much of each pixel is covered, in bytes.
+    let clip = values(&[spec.frames(), spec.height, spec.width, RGB + 1]);
+    let noise = WIDE.saturating_mul(values(&[n, t, h, w, options.model.latent_channels]));
+    let drawn = if options.pool == 0 { clip } else { WIDE };
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(clip.saturating_mul(options.pool as u64)),
+        batch: Some(noise.saturating_add(drawn.saturating_mul(n as u64))),
+        ..Needs::default()
+    })
+}
+
+fn mel_codec(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: mel_codec::Options = recipe.own()?;
+    let (params, n) = (Outline::new(), options.batch);
+    let codec = MelCodec::new(&options.model, true, &params.builder())?;
+    let [frames, bands] = codec.grid(mel_frames()?)?;
+    let noise = values(&[n, frames, bands, options.model.latent_channels]);
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        batch: Some(samples_bytes(n).saturating_add(WIDE.saturating_mul(noise))),
+        ..Needs::default()
+    })
+}
+
+fn vocoder(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: vocoder::Options = recipe.own()?;
+    let params = Outline::new();
+    Vocoder::new(&options.model, &params.builder())?;
+    Ok(Needs {
+        params,
+        frozen: options.mel_codec.into_iter().collect(),
+        pool: Some(0),
+        batch: Some(samples_bytes(options.batch)),
+        ..Needs::default()
+    })
+}
+
+fn encoder(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: encoder::Options = recipe.own()?;
+    let (params, spec, n) = (Outline::new(), clips(), options.batch);
+    BuiltinEncoder::new(&options.model, &params.builder())?;
+    // A frame in bytes and its grain; the strength of the grain and the class of the clip.
+    let frame = values(&[spec.height, spec.width, RGB]).saturating_mul(1 + WIDE) + 2 * WIDE;
+    Ok(Needs {
+        params,
+        pool: Some(0),
+        batch: Some(samples_bytes(n).saturating_add(frame.saturating_mul(n as u64))),
+        ..Needs::default()
+    })
+}
+
+/// The judges tell the things apart that the data have.
+fn judge(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: judge::Options = recipe.own()?;
+    let dir = options.clips.data.join("stamps");
+    let mut things = Things::load(&dir).map_err(|e| format!("{e}; run `fulgur data fetch stamps`"))?;
+    if options.clips.without_gpl {
+        things.retain_licences(|licence| !licence.contains("GPL"));
+    }
+    let (params, spec) = (Outline::new(), clips());
+    let config = JudgeConfig {
+        things: things.iter().map(|thing| thing.id.clone()).collect(),
+        motions: Motion::ALL
+            .iter()
+            .map(|motion| motion.name().to_owned())
+            .collect(),
+        size: spec.width,
+        frames: spec.frames(),
+        fps: spec.fps,
+        samples: spec.samples(),
+        dim: options.dim,
+        depth: options.depth,
+    };
+    Judges::new(&config, &params.builder())?;
+    Ok(Needs {
+        params,
+        pool: Some(0),
+        unknown: vec!["a batch, which holds filters besides its clips".to_owned()],
+        ..Needs::default()
+    })
+}
+
+fn tav(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: tav::Options = recipe.own()?;
+    let params = Outline::new();
+    TwoStream::new(&options.model, true, DType::F32, &params.builder())?;
+    let pool = latents(&options.video_codec, &options.mel_codec)?.map(|[video, audio, things]| {
+        let latents = video.saturating_add(audio).saturating_add(things);
+        let clips = NARROW
+            .saturating_mul(options.pool as u64)
+            .saturating_add(WIDE.saturating_mul(options.validation as u64));
+        latents.saturating_mul(clips)
+    });
+    let mut unknown = vec!["a batch, which is as wide as its longest caption".to_owned()];
+    if pool.is_none() {
+        unknown.push("the pool of latents, for one of the codecs is not there yet".to_owned());
+    }
+    Ok(Needs {
+        params,
+        rounded: &["blocks.", "fusion.", ".input.", ".tpe."],
+        frozen: vec![options.text_encoder, options.video_codec, options.mel_codec],
+        pool,
+        batch: None,
+        unknown,
+    })
+}
+
+/// Values of a clip's picture and sound behind the codecs in these folders, and of the map of its things; none where a
+/// codec is not there.
+fn latents(video: &Path, mel: &Path) -> TaskResult<Option<[u64; 3]>> {
+    let [video, mel] = [video, mel].map(|dir| dir.join("config.json"));
+    if !video.is_file() || !mel.is_file() {
+        return Ok(None);
+    }
+    let (video, mel): (VideoCodecConfig, MelCodecConfig) = (config::read(&video)?, config::read(&mel)?);
+    let spec = clips();
+    let [t, h, w] = VideoCodec::new(&video, true, &Outline::new().builder())?.grid(
+        spec.frames(),
+        spec.height,
+        spec.width,
+    )?;
+    let [s, bands] = MelCodec::new(&mel, true, &Outline::new().builder())?.grid(mel_frames()?)?;
+    Ok(Some([
+        values(&[t, h, w, video.latent_channels]),
+        values(&[s, bands, mel.latent_channels]),
+        values(&[t, h, w]),
+    ]))
+}
+
+fn mel_frames() -> candle_core::Result<usize> {
+    Ok(LogMel::speech_16k(&Device::Cpu)?.frames(clips().samples()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicBool;
+
+    use fulgur_datasets::things;
+    use fulgur_lightnet::params::Params;
+
+    use super::super::{TASKS, build};
+    use super::*;
+    use crate::train::{Batch, Cursor};
+
+    /// The smallest networks that the tasks allow.
+    const TINY: [(&str, &str); 5] = [
+        (
+            "video-codec",
+            "batch = 2\n[video-codec.model]\nlatent_channels = 4\nencoder = [24, 1]\ndecoder = [24, 1]\nfine = [24, 1]",
+        ),
+        (
+            "mel-codec",
+            "batch = 3\n[mel-codec.model]\nlatent_channels = 4\nencoder = [16, 1]\ndecoder = [16, 1]",
+        ),
+        ("vocoder", "batch = 2\n[vocoder.model]\nstack = [16, 1]"),
+        (
+            "encoder",
+            "batch = 3\n[encoder.model]\ndim = 32\ndepth = 1\nheads = 1\nembedding = 8",
+        ),
+        ("judge", "batch = 2\ndim = 64\ndepth = 1"),
+    ];
+
+    fn recipe(task: &str, own: &str) -> Recipe {
+        let text = format!("task = '{task}'\n[train]\nmax_steps = 1\n[{task}]\n{own}\n");
+        Recipe::check(text.parse().unwrap(), "test.toml".into(), Path::new("runs/test")).unwrap()
+    }
+
+    fn shapes(params: &Params) -> BTreeMap<String, Vec<usize>> {
+        let vars = params.vars().into_iter();
+        vars.map(|(name, var)| (name, var.dims().to_vec())).collect()
+    }
+
+    fn bytes(batch: &Batch) -> u64 {
+        let bytes = |tensor: &candle_core::Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        batch.tensors.values().map(bytes).sum::<usize>() as u64
+    }
+
+    /// A folder of prepared things, and the line of a recipe that names it.
+    fn data() -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        things::save(&Things::synthetic(4), &folder.path().join("stamps")).unwrap();
+        let line = format!(
+            "clips = {{ data = {:?}, film = 0.0, pictures = 0.0 }}\n",
+            folder.path()
+        );
+        (folder, line)
+    }
+
+    #[test]
+    fn outlines_and_batches_are_those_of_the_tasks() {
+        let (_folder, clips) = data();
+        for (name, own) in TINY {
+            let recipe = recipe(name, &(clips.clone() + own));
+            let needs = needs(&recipe).unwrap();
+            let task = build(TASKS, &recipe, &Device::Cpu, &AtomicBool::new(false)).unwrap();
+            assert_eq!(needs.params.shapes(), shapes(task.params()), "{name}");
+            assert_eq!(needs.params.count(), task.params().count() as u64, "{name}");
+            let batch = task.batch(&Cursor { seed: 1, index: 0 }).unwrap();
+            match needs.batch {
+                Some(found) => assert_eq!(found, bytes(&batch), "{name}"),
+                None => assert_eq!(name, "judge"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_is_counted_with_what_it_holds() {
+        let (_folder, clips) = data();
+        let own = clips + "pool = 5\n" + TINY[0].1;
+        let recipe = recipe("video-codec", &own);
+        let needs = needs(&recipe).unwrap();
+        let task = build(TASKS, &recipe, &Device::Cpu, &AtomicBool::new(false)).unwrap();
+        assert_eq!(needs.pool, Some(5 * 48 * 96 * 96 * 4));
+        let batch = task.batch(&Cursor { seed: 1, index: 0 }).unwrap();
+        assert_eq!(needs.batch, Some(bytes(&batch)));
+    }
+
+    /// The tasks that need other runs before they can be built: their networks alone.
+    #[test]
+    fn outlines_of_text_and_denoiser_are_those_of_their_networks() {
+        let text = "[text.model]\nvocab_size = 300\nembedding_size = 8\nhidden_size = 16\nnum_hidden_layers = 1\n\
+                    num_attention_heads = 2\nhead_dim = 4\nintermediate_size = 16\nsentence_size = 8";
+        let recipe_of_text = recipe("text", text);
+        let params = Params::random(1, &Device::Cpu);
+        let settings: text::Settings = recipe_of_text.own().unwrap();
+        TextEncoder::new(&settings.model, &params.builder()).unwrap();
+        assert_eq!(needs(&recipe_of_text).unwrap().params.shapes(), shapes(&params));
+
+        let stream = "channels = 4\ndim = 24\nheads = 2\nhead_dim = 6\nhidden = 24";
+        let tav = format!(
+            "video_codec = 'none'\n[tav.model]\ndepth = 2\ntext_every = 2\nfusion = [1]\nfusion_heads = 2\ntext_dim = 16\n\
+             contrast_dim = 8\n[tav.model.video]\n{stream}\n[tav.model.audio]\n{stream}"
+        );
+        let recipe_of_tav = recipe("tav", &tav);
+        let params = Params::random(1, &Device::Cpu);
+        let options: tav::Options = recipe_of_tav.own().unwrap();
+        TwoStream::new(&options.model, true, DType::F32, &params.builder()).unwrap();
+        let needs = needs(&recipe_of_tav).unwrap();
+        assert_eq!(needs.params.shapes(), shapes(&params));
+        assert_eq!((needs.pool, needs.batch, needs.unknown.len()), (None, None, 2));
+        // Every part of a name that marks rounded matrices is one of this network's.
+        for part in needs.rounded {
+            assert!(shapes(&params).keys().any(|name| name.contains(part)), "{part}");
+        }
+    }
+
+    #[test]
+    fn the_pool_of_latents_follows_the_codecs() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, config: String| {
+            let dir = folder.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("config.json"), config).unwrap();
+        };
+        put(
+            "video",
+            serde_json::to_string(&VideoCodecConfig::default()).unwrap(),
+        );
+        put("mel", serde_json::to_string(&MelCodecConfig::default()).unwrap());
+        let own = format!(
+            "video_codec = {:?}\nmel_codec = {:?}\npool = 10\nvalidation = 3",
+            folder.path().join("video"),
+            folder.path().join("mel")
+        );
+        let needs = needs(&recipe("tav", &own)).unwrap();
+        let (video, mel) = (VideoCodecConfig::default(), MelCodecConfig::default());
+        let cells = (48 / video.patch[0]) * (96 / video.patch[1]) * (96 / video.patch[2]);
+        let sound = (400 / mel.patch[0]) * (mel.bands / mel.patch[1]) * mel.latent_channels;
+        let clip = cells * (video.latent_channels + 1) + sound;
+        assert_eq!(needs.pool, Some((clip * (2 * 10 + 4 * 3)) as u64));
+    }
+
+    #[test]
+    fn what_a_task_refuses_is_refused() {
+        let message = |task: &str, own: &str| needs(&recipe(task, own)).unwrap_err().to_string();
+        for (task, own, words) in [
+            ("video-codec", "batches = 3", "unknown field `batches`"),
+            (
+                "video-codec",
+                "[video-codec.model]\npatch = [4, 7, 8]",
+                "must be even",
+            ),
+            (
+                "judge",
+                "clips = { data = 'nowhere' }",
+                "fulgur data fetch stamps",
+            ),
+            (
+                "weaving",
+                "",
+                "a task `weaving` are not known, only those of text, ",
+            ),
+        ] {
+            let message = message(task, own);
+            assert!(
+                message.contains(words) && message.contains("test.toml") && !message.contains('\n'),
+                "{message}"
+            );
+        }
+    }
+}
