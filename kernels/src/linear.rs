@@ -297,7 +297,7 @@ mod tests {
             .collect::<Result<_>>()?;
         assert!(relative_rms(&values(&found), &values(&Tensor::cat(&alone, 2)?)) < 1e-14);
         for count in 1..=3 {
-            let inputs = [&[x.clone()], &weights[..count]].concat();
+            let inputs = [std::slice::from_ref(&x), &weights[..count]].concat();
             check_gradients(&inputs, |t| joined(&t[0], &t[1..].iter().collect::<Vec<_>>()))?;
         }
         let message = joined(&x, &[]).unwrap_err().to_string();
