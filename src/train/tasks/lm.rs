@@ -70,7 +70,7 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config {
             architecture: self.architecture,
             vocab_size: if self.vocabulary == 0 {
@@ -326,6 +326,32 @@ mod tests {
     use serde_json::Value;
 
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+    /// What is estimated beforehand is what is built.
+    #[test]
+    fn its_outline_has_its_parameters() {
+        for architecture in ["tnl", "hgrn2", "lightnet", "llama"] {
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = folder.path().join("text.txt");
+            std::fs::write(&tokens, "words and words ".repeat(40)).unwrap();
+            let recipe = format!(
+                "task = 'lm'\n[train]\nmax_steps = 1\n[lm]\ntokens = '{}'\ncontext = 5\n[lm.model]\narchitecture = '{architecture}'\nlayers = 2\n\
+                 width = 32\nhidden = 48\n",
+                tokens.display()
+            );
+            let recipe = Recipe::check(recipe.parse().unwrap(), "test".into(), folder.path()).unwrap();
+            let task = LmTask::open(recipe.own().unwrap(), 1, &Device::Cpu).unwrap();
+            let needs = crate::train::tasks::outline::needs(&recipe).unwrap();
+            let shapes: Vec<_> = task
+                .params
+                .vars()
+                .into_iter()
+                .map(|(name, var)| (name, var.dims().to_vec()))
+                .collect();
+            let outlined: Vec<_> = needs.params.shapes().into_iter().collect();
+            assert_eq!(outlined, shapes, "{architecture}");
+        }
+    }
 
     /// 200 steps of AdamW from a given start on given tokens, beside PyTorch and transformers (`tests/golden/llama_steps.py`).
     #[test]

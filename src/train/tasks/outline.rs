@@ -11,6 +11,7 @@ use fulgur_datasets::scenes::{ClipSpec, Motion};
 use fulgur_datasets::things::Things;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::config;
+use fulgur_lightnet::lm::LanguageModel;
 use fulgur_lightnet::params::Outline;
 use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
 use fulgur_tavdiffusion::streams::TwoStream;
@@ -18,7 +19,7 @@ use fulgur_tavdiffusion::text::TextEncoder;
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{encoder, judge, mel_codec, tav, text, video_codec, vocoder};
+use super::{encoder, judge, lm, mel_codec, tav, text, video_codec, vocoder};
 
 /// Bytes of an f32 or u32 value.
 const WIDE: u64 = 4;
@@ -57,6 +58,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("vocoder", vocoder),
     ("encoder", encoder),
     ("judge", judge),
+    ("lm", lm),
     ("tav", tav),
 ];
 
@@ -103,6 +105,20 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
         rounded: &["blocks."],
         pool: Some(0),
         unknown: vec!["a batch, which is as wide as its longest sentence".to_owned()],
+        ..Needs::default()
+    })
+}
+
+fn lm(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: lm::Options = recipe.own()?;
+    let params = Outline::new();
+    LanguageModel::new(&options.model.config(), DType::F32, &params.builder())?;
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        // Targets; ids stay on the host.
+        batch: Some(WIDE.saturating_mul(values(&[options.batch, options.context]))),
         ..Needs::default()
     })
 }
