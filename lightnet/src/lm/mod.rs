@@ -7,8 +7,9 @@
 //! logits = norm(x) W^T
 //! ```
 //!
-//! Tensors have the names of Hugging Face's LLaMA or of flash-linear-attention, so that their checkpoints fit. The residual
-//! stream is f32; branches compute in the type that a [`LanguageModel`] is asked for, `BF16` on a GPU.
+//! Tensors have the names of Hugging Face's LLaMA, whose checkpoints load as they are, or of flash-linear-attention, whose
+//! functions differ in details (scale of queries, gate of LightNet, eps of the output norm). The residual stream is f32;
+//! branches compute in the type that a [`LanguageModel`] is asked for, `BF16` on a GPU.
 
 mod config;
 mod layer;
