@@ -11,6 +11,8 @@
 //! assert_ne!(first, Philox::new(8, 0).normal());
 //! ```
 
+use rayon::prelude::*;
+
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
@@ -67,6 +69,21 @@ impl Philox {
     /// The sequence that belongs to `name` under `seed`.
     pub fn named(seed: u64, name: &str) -> Self {
         Self::new(seed, stream_of(name))
+    }
+
+    /// The first `n` values of `draw`, each of which takes one word, from the sequence of `stream` under `seed`: by all
+    /// threads, and the same as one after the other.
+    pub fn fill(seed: u64, stream: u64, n: usize, draw: impl Fn(&mut Self) -> f32 + Sync) -> Vec<f32> {
+        /// Whole blocks of words, and pairs of normal draws.
+        const PART: usize = 1 << 14;
+        let mut values = vec![0.0; n];
+        let parts = values.par_chunks_mut(PART).enumerate();
+        parts.for_each(|(part, values)| {
+            let mut noise = Self::new(seed, stream);
+            noise.position = (part * PART / 4) as u64;
+            values.fill_with(|| draw(&mut noise));
+        });
+        values
     }
 
     /// Uniform 32-bit word.
@@ -161,6 +178,18 @@ mod tests {
             ),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn threads_draw_what_one_draws() {
+        for n in [0, 5, 40_000] {
+            let normals = Philox::fill(3, 9, n, Philox::normal);
+            assert_eq!(normals, Philox::new(3, 9).normals(n));
+            let range = |noise: &mut Philox| noise.range(-2.0, 3.0);
+            let mut noise = Philox::new(3, 9);
+            let expected: Vec<f32> = (0..n).map(|_| range(&mut noise)).collect();
+            assert_eq!(Philox::fill(3, 9, n, range), expected);
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::init::NormalOrUniform;
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::philox::Philox;
+use fulgur_kernels::philox::{Philox, stream_of};
 
 pub use frozen::Frozen;
 pub use outline::Outline;
@@ -269,12 +269,19 @@ fn differences(
 /// Draws the initial value of `name`: on the host, from the seed and the name alone.
 fn draw(seed: u64, name: &str, shape: &Shape, init: Init) -> Vec<f32> {
     let n = shape.elem_count();
-    let mut noise = Philox::named(seed, name);
-    let mut uniform = |low: f64, high: f64| (0..n).map(|_| noise.range(low as f32, high as f32)).collect();
+    let stream = stream_of(name);
+    let uniform = |low: f64, high: f64| {
+        let draw = |noise: &mut Philox| noise.range(low as f32, high as f32);
+        Philox::fill(seed, stream, n, draw)
+    };
+    let normal = |mean: f64, deviation: f64| {
+        let draw = |noise: &mut Philox| (mean + deviation * f64::from(noise.normal())) as f32;
+        Philox::fill(seed, stream, n, draw)
+    };
     match init {
         Init::Const(value) => vec![value as f32; n],
         Init::Uniform { lo, up } => uniform(lo, up),
-        Init::Randn { mean, stdev } => normal(seed, name, n, mean, stdev),
+        Init::Randn { mean, stdev } => normal(mean, stdev),
         Init::Kaiming {
             dist,
             fan,
@@ -284,17 +291,10 @@ fn draw(seed: u64, name: &str, shape: &Shape, init: Init) -> Vec<f32> {
             match dist {
                 // A uniform law of this half-width has this deviation.
                 NormalOrUniform::Uniform => uniform(-3f64.sqrt() * deviation, 3f64.sqrt() * deviation),
-                NormalOrUniform::Normal => normal(seed, name, n, 0.0, deviation),
+                NormalOrUniform::Normal => normal(0.0, deviation),
             }
         }
     }
-}
-
-fn normal(seed: u64, name: &str, n: usize, mean: f64, deviation: f64) -> Vec<f32> {
-    let mut noise = Philox::named(seed, name);
-    (0..n)
-        .map(|_| (mean + deviation * f64::from(noise.normal())) as f32)
-        .collect()
 }
 
 impl SimpleBackend for Params {
