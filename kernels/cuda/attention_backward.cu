@@ -25,7 +25,7 @@ __device__ __forceinline__ void attention_queries(const Attention<bf16> &job) {
     using Memory = BackwardShared<D, WARPS, BLOCKS, KEYS>;
     constexpr int THREADS = WARPS * 32, ROWS = Memory::ROWS, WIDTH = STORED<D>, COLUMNS = KEYS / 8;
     extern __shared__ __align__(1024) uint8_t shared[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
     // Long rows first.
     const Span span(job, job.causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x, ROWS);
     const int head = blockIdx.y, group = head / (job.heads / job.groups), batch = span.batch;
@@ -89,19 +89,8 @@ __device__ __forceinline__ void attention_queries(const Attention<bf16> &job) {
         dot_rows(ds, left_outputs, value_tile(at), lane);
 
         const uint64_t live = live_keys(job, batch, span.key + from) & first_bits(min(KEYS, keys - from));
-        if (live != first_bits(KEYS) || (job.causal && from + KEYS - 1 > diagonal)) {
-            const uint64_t own_live = live >> (t * 2);
-#pragma unroll
-            for (int m = 0; m < BLOCKS; m++)
-#pragma unroll
-                for (int n = 0; n < COLUMNS; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int column = n * 8 + (i & 1), row = m * 16 + g + (i >> 1) * 8;
-                        const bool seen = !job.causal || from + column + t * 2 <= diagonal + row;
-                        if (!seen || !(own_live >> column & 1)) s[m][n][i] = -INFINITY;
-                    }
-        }
+        if (live != first_bits(KEYS) || (job.causal && from + KEYS - 1 > diagonal))
+            hide_keys(s, live, job.causal ? diagonal - from : KEYS, lane);
 #pragma unroll
         for (int m = 0; m < BLOCKS; m++)
 #pragma unroll

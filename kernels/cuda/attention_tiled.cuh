@@ -85,6 +85,23 @@ __device__ __forceinline__ void add_rows(float (&sums)[BLOCKS][D / 8][4], const 
     }
 }
 
+// Takes the scores of keys that are not `live`, a bit each, or lie more than `diagonal` plus the number of the query's row
+// behind the first key.
+template <int BLOCKS, int COLUMNS>
+__device__ __forceinline__ void hide_keys(float (&s)[BLOCKS][COLUMNS][4], uint64_t live, int diagonal, int lane) {
+    const int g = lane >> 2, t = lane & 3;
+    live >>= t * 2;
+#pragma unroll
+    for (int m = 0; m < BLOCKS; m++)
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int column = n * 8 + (i & 1), row = m * 16 + g + (i >> 1) * 8;
+                if (column + t * 2 > diagonal + row || !(live >> column & 1)) s[m][n][i] = -INFINITY;
+            }
+}
+
 // Writes the first `rows` rows of a warp, of `width` columns, through its part of a tile that nobody else reads any more. Row
 // g + 8 half of block m is multiplied by factor(m, half).
 template <int D, int BLOCKS, typename Factor>

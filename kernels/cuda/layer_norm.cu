@@ -8,27 +8,18 @@
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 
-// The mean of a row, of which `kept` and what lies beyond are the elements of this thread.
-template <int V, typename X, int KEPT>
-__device__ __forceinline__ float row_mean(const X *x, const Vector<X, V> (&kept)[KEPT], uint32_t lane, uint32_t end,
-                                          uint32_t width, uint32_t threads, RowSums<1> &shared, uint32_t &turn) {
-    const uint32_t step = threads * V;
+// The mean of a row.
+template <int V, typename X>
+__device__ __forceinline__ float row_mean(const Columns<V> &own, const Row<X, V> &x, uint32_t width, uint32_t threads,
+                                          RowSums<1> &shared, uint32_t &turn) {
     float sum[1] = {0.0f};
-    auto add = [&](const Vector<X, V> &x) {
+    auto add = [&](int, uint32_t, const Vector<X, V> &x) {
         float a[V];
         x.get(a);
 #pragma unroll
         for (int i = 0; i < V; i++) sum[0] += a[i];
     };
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        if (lane * V + k * step < end) add(kept[k]);
-    }
-    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-        Vector<X, V> a;
-        a.load(x + c);
-        add(a);
-    }
+    each(own, add, x);
     row_sums<1>(sum, threads, shared, turn);
     return sum[0] / width;
 }
@@ -36,41 +27,26 @@ __device__ __forceinline__ float row_mean(const X *x, const Vector<X, V> (&kept)
 template <typename X, typename Y, int V>
 __device__ void layer_norm(const X *x, const float *gain, const float *bias, Y *y, uint32_t rows, uint32_t width,
                            size_t x_stride, uint32_t threads, float eps) {
-    constexpr int KEPT = KEPT_VECTORS<V>;
     __shared__ RowSums<1> shared;
     uint32_t turn = 0;
-    const uint32_t lane = threadIdx.x % threads, step = threads * V;
     const size_t row = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
-    const uint32_t end = row < rows ? width : 0;
-    x += row * x_stride;
+    const Columns<V> own(threads, row < rows ? width : 0);
     y += row * width;
 
-    Vector<X, V> kept[KEPT];
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c < end) kept[k].load(x + c);
-    }
-    const float mean = row_mean<V>(x, kept, lane, end, width, threads, shared, turn);
+    Row<X, V> x_row(x, row * x_stride);
+    keep(own, x_row);
+    const float mean = row_mean(own, x_row, width, threads, shared, turn);
     float sum[1] = {0.0f};
-    auto add = [&](const Vector<X, V> &x) {
+    auto add = [&](int, uint32_t, const Vector<X, V> &x) {
         float a[V];
         x.get(a);
 #pragma unroll
         for (int i = 0; i < V; i++) sum[0] += (a[i] - mean) * (a[i] - mean);
     };
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        if (lane * V + k * step < end) add(kept[k]);
-    }
-    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-        Vector<X, V> a;
-        a.load(x + c);
-        add(a);
-    }
+    each(own, add, x_row);
     row_sums<1>(sum, threads, shared, turn);
     const float r = rsqrtf(sum[0] / width + eps);
-    auto finish = [&](uint32_t c, const Vector<X, V> &x) {
+    auto finish = [&](int, uint32_t c, const Vector<X, V> &x) {
         float a[V], w[V];
         x.get(a);
 #pragma unroll
@@ -87,47 +63,27 @@ __device__ void layer_norm(const X *x, const float *gain, const float *bias, Y *
         }
         store_vector<V>(y + c, a);
     };
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c < end) finish(c, kept[k]);
-    }
-    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-        Vector<X, V> a;
-        a.load(x + c);
-        finish(c, a);
-    }
+    each(own, finish, x_row);
 }
 
 template <typename X, typename Y, int V>
 __device__ void layer_norm_backward(const X *x, const float *gain, const Y *dy, X *dx, float *partials, uint32_t rows,
                                     uint32_t width, size_t x_stride, uint32_t runs, uint32_t rows_per_run,
                                     uint32_t threads, float eps) {
-    constexpr int KEPT = KEPT_VECTORS<V>;
     __shared__ RowSums<1> shared_mean;
     __shared__ RowSums<3> shared;
     uint32_t turn_mean = 0, turn = 0;
-    const uint32_t lane = threadIdx.x % threads, step = threads * V;
     const size_t run = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
-    if (partials) partials += run * 2 * width;
-    float dgain[KEPT][V] = {}, dbias[KEPT][V] = {};
+    TokenSums<V> dgain(partials, run * 2 * width), dbias(partials, (run * 2 + 1) * width);
     for (uint32_t t = 0; t < rows_per_run; t++) {
         const size_t row = run * rows_per_run + t;
-        const uint32_t end = run < runs && row < rows ? width : 0;
-        const X *x_row = x + row * x_stride;
-        const Y *dy_row = dy + row * width;
+        const Columns<V> own(threads, run < runs && row < rows ? width : 0);
         X *dx_row = dx + row * width;
 
-        Vector<X, V> kept_x[KEPT];
-        Vector<Y, V> kept_dy[KEPT];
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c >= end) continue;
-            kept_x[k].load(x_row + c);
-            kept_dy[k].load(dy_row + c);
-        }
-        const float mean = row_mean<V>(x_row, kept_x, lane, end, width, threads, shared_mean, turn_mean);
+        Row<X, V> x_row(x, row * x_stride);
+        Row<Y, V> dy_row(dy, row * width);
+        keep(own, x_row, dy_row);
+        const float mean = row_mean(own, x_row, width, threads, shared_mean, turn_mean);
         // Sums of (x - mean)^2, of u = dy gain and of (x - mean) u.
         float sums[3] = {0.0f, 0.0f, 0.0f};
         auto centred = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy, float(&a)[V], float(&d)[V],
@@ -141,29 +97,17 @@ __device__ void layer_norm_backward(const X *x, const float *gain, const Y *dy, 
 #pragma unroll
             for (int i = 0; i < V; i++) u[i] = d[i] * w[i];
         };
-        auto add = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy) {
+        auto add = [&](int, uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy) {
             float a[V], d[V], u[V];
             centred(c, x, dy, a, d, u);
 #pragma unroll
             for (int i = 0; i < V; i++) sums[0] += a[i] * a[i], sums[1] += u[i], sums[2] += a[i] * u[i];
         };
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c < end) add(c, kept_x[k], kept_dy[k]);
-        }
-        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-            Vector<X, V> a;
-            Vector<Y, V> d;
-            a.load(x_row + c);
-            d.load(dy_row + c);
-            add(c, a, d);
-        }
+        each(own, add, x_row, dy_row);
         row_sums<3>(sums, threads, shared, turn);
         const float r = rsqrtf(sums[0] / width + eps), mean_u = sums[1] / width, pull = sums[2] / width * r * r;
-        // Leaves the terms of dgain and dbias in `normed` and `d`.
-        auto finish = [&](uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy, float(&normed)[V], float(&d)[V]) {
-            float u[V];
+        auto finish = [&](int k, uint32_t c, const Vector<X, V> &x, const Vector<Y, V> &dy) {
+            float normed[V], d[V], u[V];
             centred(c, x, dy, normed, d, u);
 #pragma unroll
             for (int i = 0; i < V; i++) {
@@ -171,42 +115,15 @@ __device__ void layer_norm_backward(const X *x, const float *gain, const Y *dy, 
                 normed[i] *= r * d[i];
             }
             store_vector<V>(dx_row + c, u);
+            dgain.add(k, c, normed, t == 0);
+            dbias.add(k, c, d, t == 0);
         };
-        float terms[V], d[V];
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c >= end) continue;
-            finish(c, kept_x[k], kept_dy[k], terms, d);
-#pragma unroll
-            for (int i = 0; i < V; i++) dgain[k][i] += terms[i], dbias[k][i] += d[i];
-        }
-        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-            Vector<X, V> a;
-            Vector<Y, V> b;
-            a.load(x_row + c);
-            b.load(dy_row + c);
-            finish(c, a, b, terms, d);
-            if (!partials) continue;
-            add_beyond<V>(partials + c, terms, t == 0);
-            add_beyond<V>(partials + width + c, d, t == 0);
-        }
+        each(own, finish, x_row, dy_row);
     }
     if (!partials || run >= runs) return;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c >= width) continue;
-        store_vector<V>(partials + c, dgain[k]);
-        store_vector<V>(partials + width + c, dbias[k]);
-    }
-    // A run without rows.
-    if (run * rows_per_run < rows) return;
-    const float none[V] = {};
-    for (uint32_t c = lane * V + KEPT * step; c < width; c += step) {
-        store_vector<V>(partials + c, none);
-        store_vector<V>(partials + width + c, none);
-    }
+    const Columns<V> own(threads, width);
+    dgain.leave(own, run * rows_per_run < rows);
+    dbias.leave(own, run * rows_per_run < rows);
 }
 
 #define LAYER(SUFFIX, X, Y, V)                                                                                         \

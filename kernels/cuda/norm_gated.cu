@@ -26,45 +26,28 @@ template <typename T, int V>
 __device__ void rms_norm_gated(const T *x, const T *gate, const float *gain, T *y, uint32_t rows, uint32_t width,
                                uint32_t heads, size_t x_stride, size_t gate_stride, uint32_t threads,
                                uint32_t activation, float eps) {
-    constexpr int KEPT = KEPT_VECTORS<V>;
     __shared__ RowSums<1> shared;
     uint32_t turn = 0;
-    const uint32_t lane = threadIdx.x % threads;
     const size_t row = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
-    const uint32_t end = row < rows ? width : 0, step = threads * V;
+    const Columns<V> own(threads, row < rows ? width : 0);
     const size_t token = row / heads, column = row % heads * width;
-    x += token * x_stride + column;
-    gate += token * gate_stride + column;
     y += token * heads * width + column;
     if (gain) gain += column;
 
-    Vector<T, V> kept_x[KEPT], kept_gate[KEPT];
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c >= end) continue;
-        kept_x[k].load(x + c);
-        kept_gate[k].load(gate + c);
-    }
+    x += token * x_stride + column, gate += token * gate_stride + column;
+    Row<T, V> x_row(x, 0), gate_row(gate, 0);
+    keep(own, x_row, gate_row);
     float sum[1] = {0.0f};
-    auto add = [&](const Vector<T, V> &x) {
+    auto add = [&](int, uint32_t, const Vector<T, V> &x) {
         float a[V];
         x.get(a);
 #pragma unroll
         for (int i = 0; i < V; i++) sum[0] += a[i] * a[i];
     };
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        if (lane * V + k * step < end) add(kept_x[k]);
-    }
-    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-        Vector<T, V> a;
-        a.load(x + c);
-        add(a);
-    }
+    each(own, add, x_row);
     row_sums<1>(sum, threads, shared, turn);
     const float r = rsqrtf(sum[0] / width + eps);
-    auto finish = [&](uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate) {
+    auto finish = [&](int, uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate) {
         float a[V], g[V], w[V];
         x.get(a);
         gate.get(g);
@@ -81,17 +64,7 @@ __device__ void rms_norm_gated(const T *x, const T *gate, const float *gain, T *
         }
         store_vector<V>(y + c, a);
     };
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c < end) finish(c, kept_x[k], kept_gate[k]);
-    }
-    for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-        Vector<T, V> a, g;
-        a.load(x + c);
-        g.load(gate + c);
-        finish(c, a, g);
-    }
+    each(own, finish, x_row, gate_row);
 }
 
 template <typename T, int V>
@@ -99,35 +72,24 @@ __device__ void rms_norm_gated_backward(const T *x, const T *gate, const float *
                                         float *partials, uint32_t tokens, uint32_t width, uint32_t heads,
                                         size_t x_stride, size_t gate_stride, uint32_t runs, uint32_t tokens_per_run,
                                         uint32_t threads, uint32_t activation, float eps) {
-    constexpr int KEPT = KEPT_VECTORS<V>;
     __shared__ RowSums<2> shared;
     uint32_t turn = 0;
-    const uint32_t lane = threadIdx.x % threads, step = threads * V;
     const size_t slot = (size_t)blockIdx.x * (blockDim.x / threads) + threadIdx.x / threads;
     const bool used = slot < (size_t)runs * heads;
     const size_t run = slot / heads, column = slot % heads * width, columns = (size_t)heads * width;
     x += column, gate += column, dy += column, dx += column, dgate += column;
     if (gain) gain += column;
-    if (partials) partials += run * columns + column;
-    float dgain[KEPT][V] = {};
+    TokenSums<V> dgain(partials, run * columns + column);
     for (uint32_t t = 0; t < tokens_per_run; t++) {
         const size_t token = run * tokens_per_run + t;
-        const uint32_t end = used && token < tokens ? width : 0;
-        const T *x_row = x + token * x_stride, *gate_row = gate + token * gate_stride, *dy_row = dy + token * columns;
-        T *dx_row = dx + token * columns, *dgate_row = dgate + token * columns;
-
-        Vector<T, V> kept_x[KEPT], kept_gate[KEPT], kept_dy[KEPT];
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c >= end) continue;
-            kept_x[k].load(x_row + c);
-            kept_gate[k].load(gate_row + c);
-            kept_dy[k].load(dy_row + c);
-        }
+        const size_t start = token * columns;
+        const Columns<V> own(threads, used && token < tokens ? width : 0);
+        Row<T, V> x_row(x, token * x_stride), gate_row(gate, token * gate_stride),
+            dy_row(dy, start);
+        keep(own, x_row, gate_row, dy_row);
         // Sums of x^2 and of x u, u = dy gain act(gate).
         float sums[2] = {0.0f, 0.0f};
-        auto add = [&](uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate, const Vector<T, V> &dy) {
+        auto add = [&](int, uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate, const Vector<T, V> &dy) {
             float a[V], g[V], d[V], w[V];
             x.get(a);
             gate.get(g);
@@ -145,24 +107,11 @@ __device__ void rms_norm_gated_backward(const T *x, const T *gate, const float *
                 sums[1] += a[i] * d[i] * value;
             }
         };
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c < end) add(c, kept_x[k], kept_gate[k], kept_dy[k]);
-        }
-        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-            Vector<T, V> a, g, d;
-            a.load(x_row + c);
-            g.load(gate_row + c);
-            d.load(dy_row + c);
-            add(c, a, g, d);
-        }
+        each(own, add, x_row, gate_row, dy_row);
         row_sums<2>(sums, threads, shared, turn);
         const float r = rsqrtf(sums[0] / width + eps), pull = sums[1] / width * r * r;
-        // Leaves the terms of dgain in `terms`.
-        auto finish = [&](uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate, const Vector<T, V> &dy,
-                          float(&terms)[V]) {
-            float a[V], g[V], d[V], w[V];
+        auto finish = [&](int k, uint32_t c, const Vector<T, V> &x, const Vector<T, V> &gate, const Vector<T, V> &dy) {
+            float a[V], g[V], d[V], w[V], terms[V];
             x.get(a);
             gate.get(g);
             dy.get(d);
@@ -178,37 +127,13 @@ __device__ void rms_norm_gated_backward(const T *x, const T *gate, const float *
                 g[i] = d[i] * w[i] * normed * slope;
                 a[i] = r * (d[i] * w[i] * value - a[i] * pull);
             }
-            store_vector<V>(dx_row + c, a);
-            store_vector<V>(dgate_row + c, g);
+            store_vector<V>(dx + start + c, a);
+            store_vector<V>(dgate + start + c, g);
+            dgain.add(k, c, terms, t == 0);
         };
-        float terms[V];
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const uint32_t c = lane * V + k * step;
-            if (c >= end) continue;
-            finish(c, kept_x[k], kept_gate[k], kept_dy[k], terms);
-#pragma unroll
-            for (int i = 0; i < V; i++) dgain[k][i] += terms[i];
-        }
-        for (uint32_t c = lane * V + KEPT * step; c < end; c += step) {
-            Vector<T, V> a, g, d;
-            a.load(x_row + c);
-            g.load(gate_row + c);
-            d.load(dy_row + c);
-            finish(c, a, g, d, terms);
-            if (partials) add_beyond<V>(partials + c, terms, t == 0);
-        }
+        each(own, finish, x_row, gate_row, dy_row);
     }
-    if (!partials || !used) return;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t c = lane * V + k * step;
-        if (c < width) store_vector<V>(partials + c, dgain[k]);
-    }
-    // A run without tokens.
-    if (run * tokens_per_run < tokens) return;
-    const float none[V] = {};
-    for (uint32_t c = lane * V + KEPT * step; c < width; c += step) store_vector<V>(partials + c, none);
+    if (partials && used) dgain.leave(Columns<V>(threads, width), run * tokens_per_run < tokens);
 }
 
 #define GATED(SUFFIX, T, V)                                                                                            \

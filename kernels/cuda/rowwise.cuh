@@ -74,6 +74,48 @@ template <int V> __device__ __forceinline__ void store_vector(__nv_bfloat16 *p, 
 // Vectors of an operand that a thread keeps.
 template <int V> constexpr int KEPT_VECTORS = V == 1 ? 8 : 16 / V;
 
+// The columns of a row that belong to a thread: V from `first` on, and so on every `step` up to `end`.
+template <int V> struct Columns {
+    uint32_t first, step, end;
+    __device__ Columns(uint32_t threads, uint32_t end) : first(threadIdx.x % threads * V), step(threads * V), end(end) {}
+};
+
+// The row of an operand, null or not, that begins at element `start`, and what the thread keeps of it.
+template <typename T, int V> struct Row {
+    const T *data; // as it came to the kernel: no register holds it
+    size_t start;
+    Vector<T, V> kept[KEPT_VECTORS<V>];
+    __device__ Row(const T *data, size_t start) : data(data), start(start) {}
+    __device__ __forceinline__ void keep(int k, uint32_t c) {
+        if (data) kept[k].load(data + start + c);
+    }
+    __device__ __forceinline__ Vector<T, V> beyond(uint32_t c) const {
+        Vector<T, V> a;
+        if (data) a.load(data + start + c);
+        return a;
+    }
+};
+
+// Loads what is kept of all rows before any of it is needed.
+template <int V, typename... T> __device__ __forceinline__ void keep(const Columns<V> &own, Row<T, V> &...rows) {
+#pragma unroll
+    for (int k = 0; k < KEPT_VECTORS<V>; k++) {
+        const uint32_t c = own.first + k * own.step;
+        if (c < own.end) (rows.keep(k, c), ...);
+    }
+}
+
+// work(k, column, vector of each row), with k negative beyond the vectors that are kept.
+template <int V, typename Work, typename... T>
+__device__ __forceinline__ void each(const Columns<V> &own, const Work &work, const Row<T, V> &...rows) {
+#pragma unroll
+    for (int k = 0; k < KEPT_VECTORS<V>; k++) {
+        const uint32_t c = own.first + k * own.step;
+        if (c < own.end) work(k, c, rows.kept[k]...);
+    }
+    for (uint32_t c = own.first + KEPT_VECTORS<V> * own.step; c < own.end; c += own.step) work(-1, c, rows.beyond(c)...);
+}
+
 // Room of row_sums for rows of more than a warp. Two buffers: one barrier a call is enough.
 template <int N> struct RowSums {
     float warps[2][8][N];
@@ -102,12 +144,36 @@ __device__ __forceinline__ void row_sums(float (&v)[N], uint32_t threads, RowSum
     turn ^= 1;
 }
 
-// Adds to the sums over tokens that a thread keeps of its columns, and beyond them to its own place in memory.
-template <int V>
-__device__ __forceinline__ void add_beyond(float *sums, const float (&v)[V], bool first) {
-    float before[V] = {};
-    if (!first) load_vector<V>(sums, before);
+// Sums over tokens of the columns of a thread: kept in registers, and beyond them in its own place in memory.
+template <int V> struct TokenSums {
+    float *data; // null: not wanted
+    size_t start;
+    float kept[KEPT_VECTORS<V>][V] = {};
+    __device__ TokenSums(float *data, size_t start) : data(data), start(start) {}
+
+    // For vector k of `each`; `first` of all tokens.
+    __device__ __forceinline__ void add(int k, uint32_t c, const float (&v)[V], bool first) {
+        if (k >= 0) {
 #pragma unroll
-    for (int i = 0; i < V; i++) before[i] += v[i];
-    store_vector<V>(sums, before);
-}
+            for (int i = 0; i < V; i++) kept[k][i] += v[i];
+        } else if (data) {
+            float before[V] = {};
+            if (!first) load_vector<V>(data + start + c, before);
+#pragma unroll
+            for (int i = 0; i < V; i++) before[i] += v[i];
+            store_vector<V>(data + start + c, before);
+        }
+    }
+    // Writes what is kept; beyond it `add` has been, if there was `any` token.
+    __device__ __forceinline__ void leave(const Columns<V> &own, bool any) const {
+#pragma unroll
+        for (int k = 0; k < KEPT_VECTORS<V>; k++) {
+            const uint32_t c = own.first + k * own.step;
+            if (c < own.end) store_vector<V>(data + start + c, kept[k]);
+        }
+        if (any) return;
+        const float none[V] = {};
+        for (uint32_t c = own.first + KEPT_VECTORS<V> * own.step; c < own.end; c += own.step)
+            store_vector<V>(data + start + c, none);
+    }
+};
