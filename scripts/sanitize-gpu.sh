@@ -1,10 +1,30 @@
 #!/usr/bin/env bash
-# Runs small cases of the recurrences under compute-sanitizer: out-of-bounds accesses, races in shared memory, reads of
-# memory that nothing wrote. Takes a program that was built elsewhere as its argument.
+# Runs small cases of all operators under compute-sanitizer: out-of-bounds accesses, races in shared memory, reads of memory
+# that nothing wrote. All at the same time, as most of it is the host's work. Takes a program that was built elsewhere as its
+# argument.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 check="${1:-target/release/examples/check_cuda}"
+groups=("decay projected" "additive parts split eos" "norm layer attention rotary embedding cross_entropy adamw")
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+declare -A running
 for tool in memcheck racecheck initcheck; do
-    echo "sanitize-gpu: $tool" >&2
-    compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" decay additive projected parts small
+    for group in "${!groups[@]}"; do
+        # shellcheck disable=SC2086
+        compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" ${groups[group]} small >"$work/$tool-$group" 2>&1 &
+        running["$tool-$group"]=$!
+    done
 done
+failed=0
+for job in "${!running[@]}"; do
+    code=0
+    wait "${running[$job]}" || code=$?
+    tool="${job%-*}" group="${job##*-}"
+    echo "sanitize-gpu: $tool, ${groups[group]}: exit code $code; $(grep -E 'SUMMARY|checks passed' "$work/$job" | tr '\n' ' ')" >&2
+    if ((code)); then
+        failed=1
+        cat "$work/$job" >&2
+    fi
+done
+exit "$failed"
