@@ -14,7 +14,8 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from bench_common import ROOT, commit, machine, write_json
+
 # As `check_cuda` names them.
 OPERATORS = ["decay", "additive", "projected", "parts", "split", "eos", "norm", "layer", "attention", "rotary", "embedding"]
 OPERATORS += ["cross_entropy", "adamw"]
@@ -56,13 +57,6 @@ def sources_hash():
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def machine():
-    query = "name,driver_version,clocks.max.sm,clocks.max.mem"
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], stdout=subprocess.PIPE, text=True)
-    name, driver, sm, memory = done.stdout.splitlines()[0].split(", ")
-    return {"gpu": name, "driver": driver, "clock_sm": sm, "clock_memory": memory}
-
-
 def measure(arguments):
     code, _ = run([arguments.check, *OPERATORS, f"record={arguments.record}"])
     if code != 0:
@@ -70,7 +64,7 @@ def measure(arguments):
     record = json.loads(pathlib.Path(arguments.record).read_text())
     found = machine()
     record = {"sources": sources_hash(), **found, "commit": arguments.commit, **record}
-    pathlib.Path(arguments.record).write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.record, record)
     _, ours = lines_of([arguments.bench])
     copy = next(line["gbps"] for line in ours if line["kind"] == "copy")
     peers = []
@@ -175,9 +169,8 @@ def main():
     out = pathlib.Path(arguments.out)
     if not arguments.render:
         if not arguments.commit:
-            git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-            arguments.commit = subprocess.run(git, stdout=subprocess.PIPE, text=True).stdout.strip()
-        out.write_text(json.dumps(measure(arguments), indent=1) + "\n")
+            arguments.commit = commit()
+        write_json(out, measure(arguments))
     out.with_suffix(".md").write_text(render(json.loads(out.read_text())))
     print(f"wrote {out} and {out.with_suffix('.md')}")
 
