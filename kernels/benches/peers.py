@@ -8,26 +8,14 @@ forward and backward less that of forward.
 """
 import argparse
 import json
-import math
 
 import torch
 import torch.nn.functional as F
 
+import tuning
+
 MAIN = (4, 8192, 32, 128)
 BF16 = torch.bfloat16
-
-
-def limit_tuning(few):
-    import triton.runtime.autotuner as autotuner
-
-    original = autotuner.Autotuner.__init__
-
-    def limited(self, fn, arg_names, configs, *rest, **named):
-        if configs and len(configs) > few:
-            configs = configs[:: math.ceil(len(configs) / few)]
-        original(self, fn, arg_names, configs, *rest, **named)
-
-    autotuner.Autotuner.__init__ = limited
 
 
 def median(call):
@@ -146,7 +134,7 @@ def main():
     kinds, few = arguments.kinds.split(","), arguments.few
     note = f"autotuning limited to {few} configurations" if few else None
     if few:
-        limit_tuning(few)
+        tuning.limit(few)
     fla, lightning = "flash-linear-attention 0.6.0", "lightning-attn 0.0.5"
     if "step" in kinds:
         report(fla, "step", (64, 1, 32, 128), fla_step, note, backward=False)
