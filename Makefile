@@ -9,7 +9,7 @@ FLAGS ?= --locked
 REVISION = $(shell git describe --always --dirty --abbrev=40 --match= 2>/dev/null)
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test soak check-cuda bench bench-gpu sanitize-gpu
+.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm sanitize-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bench: ## time the operators on the CPU, after their tests
 bench-gpu: ## time the operators and their peers on a GPU, after their tests: docs/benchmarks.md
 	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda --example bench_cuda
 	./scripts/bench-gpu.py
+
+bench-lm: ## time whole training steps of language models and their peers on a GPU: docs/benchmarks-training.md
+	FULGUR_REVISION="$(REVISION)" $(CARGO) build $(FLAGS) --release --no-default-features --features cuda
+	./scripts/bench-lm.py --fulgur $(PROGRAM)
 
 sanitize-gpu: ## small cases of the recurrences under compute-sanitizer
 	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda

@@ -14,9 +14,9 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from bench_common import ROOT, commit, machine, write_json
+
 # As `check_cuda` names them.
 OPERATORS = ["decay", "additive", "projected", "parts", "split", "eos", "norm", "layer", "attention", "rotary", "embedding"]
 OPERATORS += ["cross_entropy", "adamw"]
@@ -58,13 +58,6 @@ def sources_hash():
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def machine():
-    query = "name,driver_version,clocks.max.sm,clocks.max.mem"
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], stdout=subprocess.PIPE, text=True)
-    name, driver, sm, memory = done.stdout.splitlines()[0].split(", ")
-    return {"gpu": name, "driver": driver, "clock_sm": sm, "clock_memory": memory}
-
-
 def measure(arguments):
     code, _ = run([arguments.check, *OPERATORS, f"record={arguments.record}"])
     if code != 0:
@@ -72,20 +65,16 @@ def measure(arguments):
     record = json.loads(pathlib.Path(arguments.record).read_text())
     found = machine()
     record = {"sources": sources_hash(), **found, "commit": arguments.commit, **record}
-    pathlib.Path(arguments.record).write_text(json.dumps(record, indent=1) + "\n")
+    write_json(arguments.record, record)
     _, ours = lines_of([arguments.bench])
     copy = next(line["gbps"] for line in ours if line["kind"] == "copy")
     peers = []
     if not arguments.no_peers:
-        script = [sys.executable, str(ROOT / "kernels/benches/peers.py"), "--kinds"]
+        script = [sys.executable, str(ROOT / "kernels/benches/peers.py")]
         # Triton compiles what its autotuners try with one processor; all of them do it before the measurement.
-        processes = max(1, (os.cpu_count() or 1) - 2)
+        script += ["--tuning-threads", str(max(1, (os.cpu_count() or 1) - 2))]
         for kinds, few in (("step,noncausal,head", 0), ("channel,additive", arguments.few)):
-            began = time.monotonic()
-            if not few:
-                run([*script, kinds, "--prepare", str(processes)], arguments.peer_seconds)
-            left = max(1, arguments.peer_seconds - (time.monotonic() - began))
-            code, found_peers = lines_of([*script, kinds, "--few", str(few)], left)
+            code, found_peers = lines_of([*script, "--kinds", kinds, "--few", str(few)], arguments.peer_seconds)
             if code is None:
                 note = f"stopped after {arguments.peer_seconds:.0f} s, autotuning included"
                 fla = "flash-linear-attention 0.6.0"
@@ -183,9 +172,8 @@ def main():
     out = pathlib.Path(arguments.out)
     if not arguments.render:
         if not arguments.commit:
-            git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-            arguments.commit = subprocess.run(git, stdout=subprocess.PIPE, text=True).stdout.strip()
-        out.write_text(json.dumps(measure(arguments), indent=1) + "\n")
+            arguments.commit = commit()
+        write_json(out, measure(arguments))
     out.with_suffix(".md").write_text(render(json.loads(out.read_text())))
     print(f"wrote {out} and {out.with_suffix('.md')}")
 

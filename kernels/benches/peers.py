@@ -2,68 +2,20 @@
 """Times what people would use instead of our kernels, on one GPU: one line of JSON for each.
 
 Needs PyTorch with Triton; flash-linear-attention 0.6.0, fla-core 0.6.0 and lightning-attn 0.0.5 where they are installed.
-`--few N` limits every Triton autotuner to N configurations, spread over all of them; rows say so. Nearly all of the time of
-tuning goes into compiling, by one processor: `--prepare P` lets P processes compile all configurations into Triton's cache,
-and measures nothing. Medians by triton.testing.do_bench; the backward pass is the time of forward and backward less that of
-forward.
+Nearly all of the time of tuning goes into compiling, by one processor: `--tuning-threads T` lets T threads compile the
+configurations of a kernel before they are timed. `--few N` limits every Triton autotuner to N configurations, spread over all of
+them; rows say so. Medians by triton.testing.do_bench; the backward pass is the time of forward and backward less that of forward.
 """
 import argparse
 import json
-import math
-import subprocess
-import sys
 
 import torch
 import torch.nn.functional as F
 
+import tuning
+
 MAIN = (4, 8192, 32, 128)
 BF16 = torch.bfloat16
-
-
-def choose_configs(choose):
-    """Lets all of Triton's autotuners that are defined from now on know only some of their configurations."""
-    import triton.runtime.autotuner as autotuner
-
-    original = autotuner.Autotuner.__init__
-
-    def limited(self, fn, arg_names, configs, *rest, **named):
-        original(self, fn, arg_names, choose(configs) if configs else configs, *rest, **named)
-
-    autotuner.Autotuner.__init__ = limited
-
-
-def limit_tuning(few):
-    choose_configs(lambda configs: configs[:: math.ceil(len(configs) / few)] if len(configs) > few else configs)
-
-
-def compile_share(kinds, share, of):
-    """Compiles every `of`-th configuration of the autotuners, and launches each once on small operands."""
-    import triton.testing
-
-    def once(call, *_, quantiles=None, **__):
-        call()
-        return [1.0] * len(quantiles) if quantiles else 1.0
-
-    triton.testing.do_bench = once
-    choose_configs(lambda configs: configs[share::of] or configs[:1])
-    small = (1, 1024, 32, 128)
-    for kind, make in (("head", fla_lightning), ("channel", fla_gla), ("additive", fla_lightnet)):
-        if kind in kinds:
-            call, inputs = make(small)
-            result = call()
-            result = result[0] if isinstance(result, tuple) else result
-            torch.autograd.grad(result, inputs, torch.randn_like(result))
-    torch.cuda.synchronize()
-
-
-def prepare(kinds, processes):
-    shares = range(processes)
-    command = [sys.executable, __file__, "--kinds", ",".join(kinds), "--share"]
-    running = [subprocess.Popen([*command, f"{share}/{processes}"], stderr=subprocess.PIPE) for share in shares]
-    for process in running:
-        _, said = process.communicate()
-        if process.returncode != 0:
-            print("prepare:", said.decode().strip().splitlines()[-1:], file=sys.stderr)
 
 
 def median(call):
@@ -178,17 +130,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", default="head,step,noncausal,channel,additive", help="rows to measure")
     parser.add_argument("--few", type=int, default=0, help="configurations of each autotuner (0: all)")
-    parser.add_argument("--prepare", type=int, default=0, help="only compile, with that many processes")
-    parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser.add_argument("--tuning-threads", type=int, default=0, help="threads that compile what autotuners try")
     arguments = parser.parse_args()
     kinds, few = arguments.kinds.split(","), arguments.few
-    if arguments.share:
-        return compile_share(kinds, *map(int, arguments.share.split("/")))
-    if arguments.prepare:
-        return prepare(kinds, arguments.prepare)
     note = f"autotuning limited to {few} configurations" if few else None
     if few:
-        limit_tuning(few)
+        tuning.limit(few)
+    if arguments.tuning_threads:
+        tuning.compile_in_threads(arguments.tuning_threads)
     fla, lightning = "flash-linear-attention 0.6.0", "lightning-attn 0.0.5"
     if "step" in kinds:
         report(fla, "step", (64, 1, 32, 128), fla_step, note, backward=False)
