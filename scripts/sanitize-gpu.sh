@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # Runs small cases of all operators under compute-sanitizer: out-of-bounds accesses, races in shared memory, reads of memory
 # that nothing wrote. All at the same time, as most of it is the host's work. Takes a program that was built elsewhere as its
-# argument.
+# argument, and tools after it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 check="${1:-target/release/examples/check_cuda}"
-groups=("decay projected" "additive parts split eos" "norm layer attention rotary embedding cross_entropy adamw")
+tools=("${@:2}")
+((${#tools[@]})) || tools=(memcheck racecheck initcheck)
+groups=("decay" "additive" "projected parts split eos" "norm layer attention rotary embedding cross_entropy adamw")
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 declare -A running
-for tool in memcheck racecheck initcheck; do
+for tool in "${tools[@]}"; do
     for group in "${!groups[@]}"; do
-        # shellcheck disable=SC2086
-        compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" ${groups[group]} small >"$work/$tool-$group" 2>&1 &
+        read -ra names <<<"${groups[group]}"
+        # Products of cuBLAS are written by bulk copies on newer GPUs, which initcheck does not see: what composed attention
+        # reads of them would count as unwritten.
+        if [[ $tool == initcheck ]]; then names=("${names[@]/#attention/attention in tiles}"); fi
+        compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" "${names[@]}" small >"$work/$tool-$group" 2>&1 &
         running["$tool-$group"]=$!
     done
 done
