@@ -22,6 +22,13 @@ pub trait Task: Send + Sync {
         "samples"
     }
 
+    /// Floating-point operations that training on one sample (as [`Batch::samples`] counts) takes by the formulas of the
+    /// model, forward and backward, whatever the kernels do beyond that: for the share of the hardware's peak that is
+    /// logged. None where nobody has counted them.
+    fn flops_per_sample(&self) -> Option<f64> {
+        None
+    }
+
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
     /// number of the step here ([`Cursor::noise`]), those of the loss included.
     ///

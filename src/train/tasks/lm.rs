@@ -1,5 +1,7 @@
 //! Task `lm`: the next token of a text.
 
+pub(super) mod flops;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -248,6 +250,16 @@ impl Task for LmTask {
         "tokens"
     }
 
+    fn flops_per_sample(&self) -> Option<f64> {
+        let shapes = self.params.vars().into_iter();
+        let shapes = shapes.map(|(name, var)| (name, var.dims().to_vec()));
+        Some(flops::per_token(
+            self.model.config(),
+            &shapes.collect(),
+            self.options.context,
+        ))
+    }
+
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let [ids, targets] = self.windows(&self.starts(cursor))?;
         let tokens = ids.elem_count();
@@ -350,6 +362,9 @@ mod tests {
                 .collect();
             let outlined: Vec<_> = needs.params.shapes().into_iter().collect();
             assert_eq!(outlined, shapes, "{architecture}");
+            let tokens = task.batch(&Cursor { seed: 1, index: 0 }).unwrap().samples as f64;
+            let flops = task.flops_per_sample().map(|flops| flops * tokens);
+            assert_eq!(needs.flops, flops, "{architecture}");
         }
     }
 
