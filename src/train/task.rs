@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fulgur_kernels::philox::Philox;
+use fulgur_kernels::upload::Uploader;
 use fulgur_lightnet::params::Params;
 
 use super::error::TaskResult;
@@ -169,10 +170,18 @@ impl Batch {
     /// # Errors
     /// The device is out of memory.
     pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        self.upload(&mut Uploader::new(device))
+    }
+
+    /// The same batch on the device of `uploader`, without waiting for it.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn upload(&self, uploader: &mut Uploader) -> candle_core::Result<Self> {
         let moved = self
             .tensors
             .iter()
-            .map(|(name, tensor)| Ok((*name, tensor.to_device(device)?)));
+            .map(|(name, tensor)| Ok((*name, uploader.upload(tensor)?)));
         Ok(Self {
             tensors: moved.collect::<candle_core::Result<_>>()?,
             host: self.host.clone(),

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use fulgur_kernels::adamw::{AdamW, Clipper, Counts, Slot, squared_norm, zero_moments_in};
 use fulgur_kernels::average::follow;
 use fulgur_kernels::cross_entropy::{Options, Reduction, TargetWatch, head, head_losses};
+use fulgur_kernels::upload::Uploader;
 
 /// What one operator is tested for beside its gradients: the errors that it found, or why it failed.
 pub(crate) struct Check {
@@ -112,6 +113,10 @@ pub(crate) fn checks() -> Vec<Check> {
         Check {
             name: "adamw skips",
             run: steps_without_a_finite_norm,
+        },
+        Check {
+            name: "upload",
+            run: uploads_in_turn,
         },
     ]
 }
@@ -293,6 +298,38 @@ fn groups_of_every_type(device: &Device) -> Result<String> {
         details.push(format!("{worst:.1e}"));
     }
     Ok(details.join(" "))
+}
+
+/// Batches of each type arrive whole while the device is busy and buffers are used again; small and large, also views.
+fn uploads_in_turn(device: &Device) -> Result<String> {
+    let mut uploader = Uploader::new(device);
+    let busy = Tensor::randn(0f32, 1.0, (4096, 4096), device)?;
+    let mut expected = vec![];
+    for turn in 0..24u64 {
+        busy.matmul(&busy)?;
+        for (kind, count) in [
+            (DType::F32, 300_000),
+            (DType::F32, 7),
+            (DType::BF16, 70_001),
+            (DType::U32, 300_000),
+            (DType::U8, 99_999 + turn as usize),
+        ] {
+            let draws = (host(turn, &[count + 1], DType::BF16)? * 60.0)?.abs()?;
+            let batch = draws.to_dtype(kind)?.narrow(0, 1, count)?;
+            expected.push((uploader.upload(&batch)?, batch));
+        }
+    }
+    for (number, (found, wanted)) in expected.iter().enumerate() {
+        require(
+            found.device().same_device(device) && found.dtype() == wanted.dtype(),
+            format!("upload {number} is of another kind"),
+        )?;
+        require(
+            values(found)? == values(wanted)?,
+            format!("upload {number} differs"),
+        )?;
+    }
+    Ok(format!("{} tensors", expected.len()))
 }
 
 /// A gradient that is not finite, in the last element of the last tensor, changes nothing and is counted, and leaves no
