@@ -37,6 +37,10 @@ fn by_name(name: &str) -> Option<f64> {
         words.map(str::to_owned).collect::<Vec<_>>()
     };
     let found = words(name);
+    // A slice of a GPU, or one with less power.
+    if found.iter().any(|word| word == "MIG" || word == "Laptop") {
+        return None;
+    }
     let fits = |part: &str| {
         let part = words(part);
         found.windows(part.len()).any(|window| window == part)
@@ -80,6 +84,9 @@ mod tests {
             ("NVIDIA GeForce RTX 4090", Some(165e12)),
             ("NVIDIA RTX 6000 Ada Generation", Some(364e12)),
             ("NVIDIA GeForce RTX 4090D", None),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+            ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+            ("NVIDIA H20", None),
             ("Quadro RTX 6000", None),
             ("NVIDIA A1000", None),
             ("", None),

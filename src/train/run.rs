@@ -17,12 +17,13 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use fulgur_kernels::adamw::Counts;
 use fulgur_kernels::tape;
+use fulgur_kernels::upload::Uploader;
 use fulgur_lightnet::params::Frozen;
 use fulgur_lightnet::params::file::write_atomically;
 
 use super::checkpoint::{self, Checkpoint, Lock, Saver, State, portable};
 use super::ema::Ema;
-use super::error::TrainError;
+use super::error::{TrainError, one_line};
 use super::log::Log;
 use super::optimiser::{Gradients, Optimiser};
 use super::peak;
@@ -131,6 +132,7 @@ struct Session<'a> {
     log: Log,
     state: State,
     window: Window,
+    uploader: Uploader,
     /// Operations of a sample, where the task knows.
     flops: Option<f64>,
     /// Operations a second of which the device is capable, where that is known.
@@ -202,6 +204,7 @@ impl<'a> Session<'a> {
                 ..State::default()
             },
             window: Window::new(),
+            uploader: Uploader::new(task.params().device()),
             flops: task.flops_per_sample(),
             peak: peak::of(task.params().device()),
             began: Began {
@@ -241,15 +244,24 @@ impl<'a> Session<'a> {
             });
         }
         self.task.params().assign(origin, &found.weights)?;
+        let misfit = |part: &'static str| {
+            move |error: candle_core::Error| TrainError::Checkpoint {
+                path: origin.to_path_buf(),
+                reason: format!("{part}: {}", one_line(&error.to_string())),
+            }
+        };
         self.optimiser
-            .restore(&found.optimiser, counts_of(&found.state, origin)?)?;
+            .restore(&found.optimiser, counts_of(&found.state, origin)?)
+            .map_err(misfit("not the moments of this optimiser"))?;
         if let Some(ema) = &mut self.ema {
             // A run that kept no averages so far begins with its weights.
-            ema.restore(if found.ema.is_empty() {
+            let averages = if found.ema.is_empty() {
                 &found.weights
             } else {
                 &found.ema
-            })?;
+            };
+            ema.restore(averages)
+                .map_err(misfit("not the averages of this model"))?;
         }
         self.window.restore(&found.optimiser, self.device())?;
         self.window.first_update = found.state.updates.saturating_sub(found.state.window_steps);
@@ -305,7 +317,7 @@ impl<'a> Session<'a> {
                 index: number * accumulate + part,
             };
             let batch = batches.receive().map_err(TrainError::task(doing("batch")))?;
-            let batch = batch.to_device(self.device())?;
+            let batch = batch.upload(&mut self.uploader)?;
             let step = Step {
                 number,
                 progress,

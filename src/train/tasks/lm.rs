@@ -19,6 +19,8 @@ use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 /// Largest file of tokens that is read.
 const MOST_BYTES: u64 = 8 << 30;
+/// Most tokens of a batch: beyond all reason, and ids still fit into memory.
+const MOST_TOKENS: usize = 1 << 28;
 /// Rows of logits that a GPU holds at a time: more re-read the weight's gradient less often.
 const ROWS_ON_GPU: usize = 4096;
 
@@ -163,6 +165,17 @@ impl LmTask {
         if options.batch == 0 || options.context == 0 {
             let (batch, context) = (options.batch, options.context);
             return Err(format!("[lm]: batch {batch}, context {context}: expected both above 0").into());
+        }
+        if options
+            .batch
+            .checked_mul(options.context)
+            .is_none_or(|tokens| tokens > MOST_TOKENS)
+        {
+            let (batch, context) = (options.batch, options.context);
+            return Err(format!(
+                "[lm]: batch {batch}, context {context}: expected at most {MOST_TOKENS} tokens in a batch"
+            )
+            .into());
         }
         if !(0.0..1.0).contains(&options.held_out) {
             return Err(format!("[lm]: held_out is {}, expected 0 to 1", options.held_out).into());
