@@ -9,7 +9,7 @@ FLAGS ?= --locked
 REVISION = $(shell git describe --always --dirty --abbrev=40 --match= 2>/dev/null)
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm sanitize-gpu
+.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm engine-gpu sanitize-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,3 +60,9 @@ bench-lm: ## time whole training steps of language models and their peers on a G
 sanitize-gpu: ## small cases of the recurrences under compute-sanitizer
 	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda
 	./scripts/sanitize-gpu.sh
+
+engine-gpu: ## try the promises of training on a GPU: kills, agreement with the CPU, stalls; 100 s
+	$(CARGO) build $(FLAGS) --release --features cuda
+	rm -rf target/tiny
+	$(CARGO) run $(FLAGS) --example tiny_models -- target/tiny
+	FULGUR="$(PROGRAM)" MODELS=target/tiny ./scripts/engine-gpu.py

@@ -44,6 +44,12 @@ struct Step {
     float beta1, beta2, keep, rate, second, eps;
 };
 
+// What gives a step its number where the device has counted: `counts` is null where the host has, else begins with t.
+struct Correction {
+    const uint32_t *counts;
+    double lr, beta1, beta2;
+};
+
 // Rounds to the type of the moments, so that a step goes on from what the next one reads.
 __device__ __forceinline__ float rounded_to(const float *, float x) { return x; }
 __device__ __forceinline__ float rounded_to(const __nv_bfloat16 *, float x) {
@@ -93,9 +99,21 @@ __device__ __forceinline__ void update(const Slot &slot, Step step, float scale,
 
 // `scale` on the device wins over `host_scale`; it may be null. Nothing happens where it is not finite.
 extern "C" __global__ void __launch_bounds__(256)
-    adamw_step(const Slot *slots, uint32_t count, const float *scale, float host_scale, Step step, uint32_t run) {
+    adamw_step(const Slot *slots, uint32_t count, const float *scale, float host_scale, Step step, Correction correction,
+               uint32_t run) {
     const float factor = scale ? *scale : host_scale;
     if (!isfinite(factor)) return;
+    if (correction.counts) {
+        __shared__ float corrected[2];
+        if (threadIdx.x < 2) {
+            const double beta = threadIdx.x ? correction.beta2 : correction.beta1;
+            const double part = 1.0 - pow(beta, (double)correction.counts[0]);
+            corrected[threadIdx.x] = (float)((threadIdx.x ? 1.0 : correction.lr) / part);
+        }
+        __syncthreads();
+        step.rate = corrected[0];
+        step.second = corrected[1];
+    }
     const Slot slot = own_row(slots, count);
     if (slot.kind & BF16_GRADIENT) {
         if (slot.kind & BF16_MOMENTS) {
@@ -158,19 +176,58 @@ extern "C" __global__ void __launch_bounds__(256) squares_sum(const double *part
 }
 
 // One block: result[0] is the norm, result[1] the scale that limits it to `limit`, 0 for no limit. Where the norm is not
-// finite, the scale is not a number and `skipped` grows by one.
+// finite, the scale is not a number. Counts: steps made, skipped, skipped in a row at the end, the longest such row.
 extern "C" __global__ void __launch_bounds__(256)
-    clip(const double *partials, float *result, uint32_t *skipped, float limit, size_t count) {
+    clip(const double *partials, float *result, const uint32_t *before, uint32_t *after, float limit, size_t count) {
     const double total = sum_of_partials(partials, count);
     if (threadIdx.x != 0) return;
     const float norm = sqrtf((float)total);
-    float scale = limit > 0.0f ? 1.0f / fmaxf(norm, limit) * limit : 1.0f;
-    if (!isfinite(norm)) {
-        scale = __int_as_float(0x7fc00000);
-        *skipped += 1;
-    }
+    const bool finite = isfinite(norm);
+    const float scale = limit > 0.0f ? 1.0f / fmaxf(norm, limit) * limit : 1.0f;
     result[0] = norm;
-    result[1] = scale;
+    result[1] = finite ? scale : __int_as_float(0x7fc00000);
+    const uint32_t in_a_row = finite ? 0 : before[2] + 1;
+    after[0] = before[0] + finite;
+    after[1] = before[1] + !finite;
+    after[2] = in_a_row;
+    after[3] = max(before[3], in_a_row);
+}
+
+// A tensor that follows another one.
+struct Follower {
+    float *average;
+    const float *value;
+    uint64_t count;
+    uint32_t first_block, kind;
+};
+
+template <int V> __device__ __forceinline__ void follow_run(const Follower &row, float share, uint32_t run) {
+    const uint64_t first = (uint64_t)(blockIdx.x - row.first_block) * run, last = min(first + run, row.count);
+    __builtin_assume(__isGlobal(row.average) && __isGlobal(row.value));
+    for (uint64_t i = first + threadIdx.x * V; i < last; i += 256 * V) {
+        float average[V], value[V];
+        load<V>(row.average + i, average);
+        load<V>(row.value + i, value);
+#pragma unroll
+        for (int k = 0; k < V; k++) average[k] = __fmaf_rn(share, value[k] - average[k], average[k]);
+        store<V>(row.average + i, average);
+    }
+}
+
+// Moving averages after a step; formula in src/average.rs. Nothing happens where `scale` is not finite. 12 bytes an
+// element.
+extern "C" __global__ void __launch_bounds__(256)
+    follow(const Follower *rows, uint32_t count, const float *scale, const uint32_t *counts, double decay, double memory,
+           uint32_t run) {
+    if (!isfinite(*scale)) return;
+    const double before = (double)counts[0] - 1.0;
+    const float share = (float)(1.0 - fmin(decay, (1.0 + before) / (memory + before)));
+    const Follower row = own_row(rows, count);
+    if (row.kind & ALIGNED) {
+        follow_run<4>(row, share, run);
+    } else {
+        follow_run<1>(row, share, run);
+    }
 }
 
 // The moving average of weights; formula in src/average.rs. 12 bytes an element.

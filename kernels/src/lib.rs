@@ -46,3 +46,4 @@ mod strided;
 pub mod tape;
 #[cfg(test)]
 mod testing;
+pub mod upload;

@@ -19,10 +19,10 @@ const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 
 /// Show what a run or a model needs, before anything is allocated
 ///
-/// For a recipe: parameters by part, memory by kind (weights, gradients, moments of the optimiser, averages and so on)
-/// and the size of a checkpoint. Networks are built on shapes alone, so that this takes neither memory nor a GPU. For a
-/// model folder: parameters and bytes by part, from the headers of its files. What cannot be known from shapes and
-/// settings is named and not counted.
+/// For a recipe: parameters by part, memory by kind (weights, gradients, moments of the optimiser, averages and so on), the
+/// size of a checkpoint, and for language models the operations of a step. Networks are built on shapes alone, so that
+/// this takes neither memory nor a GPU. For a model folder: parameters and bytes by part, from the headers of its files.
+/// What cannot be known from shapes and settings is named and not counted.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur estimate recipes/tav.toml --set tav.model.depth=24\n  fulgur estimate models/builtin"
@@ -94,6 +94,10 @@ impl fmt::Display for Estimated {
             writeln!(f, "  {:<width$}  {:>10}", "checkpoint", size(bytes))?;
         }
         writeln!(f, "  {:<width$}  {:>10}", "together", size(estimate.disk_bytes))?;
+        if let Some(flops) = estimate.step_flops {
+            let words = "floating-point operations, forward and backward";
+            writeln!(f, "work\n  {:<width$}  {flops:>10.2e}  {words}", "step")?;
+        }
         writeln!(f, "not counted")?;
         estimate
             .unknown

@@ -71,11 +71,14 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
             progress: part,
             loss,
             samples_per_s,
+            mfu,
             ..
         } => {
+            let mfu = mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
             progress.relabel(format!(
-                "{}, loss {loss:.4}, {samples_per_s:.0} samples/s",
-                recipe.task
+                "{}, loss {loss:.4}, {samples_per_s:.0} {}/s{mfu}",
+                recipe.task,
+                task.unit()
             ));
             // A run that ends by time has as many steps as its speed so far foretells.
             let all = if part > 0.0 {

@@ -71,6 +71,9 @@ pub struct Estimate {
     pub checkpoint_bytes: Option<u64>,
     /// Disk that the checkpoints of a run take together, or the files of a model.
     pub disk_bytes: u64,
+    /// Floating-point operations of a step, forward and backward, where the task counts them: by the formulas of the model,
+    /// without what kernels or recomputation add.
+    pub step_flops: Option<f64>,
     /// What is needed too and cannot be known from here.
     pub unknown: Vec<String>,
 }
@@ -176,6 +179,7 @@ impl Estimate {
             stages,
             checkpoint_bytes: Some(checkpoint),
             disk_bytes: checkpoint.saturating_mul(train.keep.max(1) as u64),
+            step_flops: needs.flops.map(|flops| flops * train.accumulate as f64),
             unknown,
         })
     }
@@ -209,6 +213,7 @@ impl Estimate {
             stages,
             checkpoint_bytes: None,
             disk_bytes: disk,
+            step_flops: None,
             unknown: vec!["what the model computes with on the way".to_owned()],
         })
     }

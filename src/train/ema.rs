@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var};
-use fulgur_kernels::average::move_average;
+use fulgur_kernels::adamw::Clip;
+use fulgur_kernels::average::follow;
 use fulgur_lightnet::params::Params;
 
 /// The average early in a run has the memory of a tenth of the steps so far, so that it forgets the initial weights.
 const EARLY: f64 = 10.0;
 
-/// `shadow += (1 - d) (weight - shadow)` with `d = min(decay, (1 + n) / (10 + n))` after `n` updates.
+/// `shadow += (1 - d) (weight - shadow)` with `d = min(decay, (1 + n) / (10 + n))`, `n` updates before this one.
 pub struct Ema {
     decay: f64,
     pairs: BTreeMap<String, (Var, Var)>,
@@ -31,17 +32,17 @@ impl Ema {
         })
     }
 
-    /// Moves the average towards the present weights; `updates` counts the updates before this one.
+    /// Moves the average towards the weights after the update of `clip`, unless that was skipped. Waits for nothing.
     ///
     /// # Errors
     /// A tensor operation failed.
-    pub fn update(&mut self, updates: u64) -> Result<()> {
-        let n = updates as f64;
-        let decay = self.decay.min((1.0 + n) / (EARLY + n));
-        for (weight, shadow) in self.pairs.values() {
-            move_average(shadow.as_tensor(), weight.as_tensor(), 1.0 - decay)?;
-        }
-        Ok(())
+    pub fn update(&mut self, clip: &Clip) -> Result<()> {
+        let pairs: Vec<_> = self
+            .pairs
+            .values()
+            .map(|(weight, shadow)| (shadow.as_tensor(), weight.as_tensor()))
+            .collect();
+        follow(&pairs, self.decay, EARLY, clip)
     }
 
     /// The averaged weights by name.
@@ -88,6 +89,7 @@ impl Ema {
 mod tests {
     use super::*;
     use candle_core::Device;
+    use fulgur_kernels::adamw::{Clipper, Counts};
 
     #[test]
     fn follows_the_weights_and_gives_them_back() {
@@ -97,10 +99,23 @@ mod tests {
         let read = |t: &Tensor| t.to_vec1::<f32>().unwrap()[0];
         let mut ema = Ema::new(&params, 0.5).unwrap();
         weight.set(&Tensor::new(&[8f32], &Device::Cpu).unwrap()).unwrap();
-        ema.update(0).unwrap();
+        let mut clipper = Clipper::new(None, &Device::Cpu).unwrap();
+        let mut after = |gradient: f32, updates: u32| {
+            let counts = Counts {
+                made: updates,
+                ..Counts::default()
+            };
+            clipper.restore(counts).unwrap();
+            let gradient = Tensor::new(&[gradient], &Device::Cpu).unwrap();
+            clipper.measure(&[&gradient]).unwrap()
+        };
+        ema.update(&after(1.0, 0)).unwrap();
         assert_eq!(read(&ema.tensors()["w"]), 8.0 * 0.9);
-        ema.update(1000).unwrap();
+        ema.update(&after(1.0, 1000)).unwrap();
         assert!((read(&ema.tensors()["w"]) - 7.6).abs() < 1e-6);
+        let before = read(&ema.tensors()["w"]);
+        ema.update(&after(f32::NAN, 1001)).unwrap();
+        assert_eq!(read(&ema.tensors()["w"]), before);
         let inside = ema.during(|| read(&params.vars()["w"])).unwrap();
         assert!((inside - 7.6).abs() < 1e-6);
         assert_eq!(read(weight), 8.0);

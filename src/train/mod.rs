@@ -13,6 +13,7 @@ mod error;
 pub mod log;
 mod muon;
 mod optimiser;
+pub mod peak;
 mod prefetch;
 pub mod recipe;
 mod run;

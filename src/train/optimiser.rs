@@ -6,22 +6,21 @@
 //! w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 //! ```
 //!
-//! The update of Muon is in `muon.rs`. `g` is the gradient scaled so that the norm over all parameters is at most `clip`; vectors (biases, gains) do not
-//! decay.
+//! The update of Muon is in `muon.rs`. `g` is the gradient scaled so that the norm over all parameters is at most `clip`;
+//! vectors (biases, gains) do not decay. `t` counts the updates made: where the norm is not finite, none is, and nothing
+//! changes. Norm, scale, that decision and the counts stay on the device: an update waits for nothing.
 
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
-use fulgur_kernels::adamw::{self as fused, GradientScale, squared_norm, zero_moments};
-use fulgur_kernels::average::move_average;
+use fulgur_kernels::adamw::{self as fused, Clip, Clipper, Counts, zero_moments};
+use fulgur_kernels::average::follow;
 use fulgur_lightnet::params::Params;
 use serde::{Deserialize, Serialize};
 
 use super::muon;
 
-/// Guards the division by the norm.
-const TINY: f64 = 1e-6;
 const MOMENTS: &str = "moments.";
 
 /// The constants of the optimiser.
@@ -79,7 +78,8 @@ pub struct Optimiser {
     slots: Vec<Slot>,
     /// Slots of matrices that Muon updates together, by their shorter and longer side.
     groups: BTreeMap<(usize, usize), Vec<usize>>,
-    updates: u64,
+    clipper: Clipper,
+    device: Device,
 }
 
 struct Slot {
@@ -132,17 +132,22 @@ impl Optimiser {
             };
             slots.push(slot);
         }
+        let limit = (config.clip > 0.0).then_some(config.clip);
         Ok(Self {
             config,
             slots,
             groups,
-            updates: 0,
+            clipper: Clipper::new(limit, params.device())?,
+            device: params.device().clone(),
         })
     }
 
-    /// How many updates were made.
-    pub fn updates(&self) -> u64 {
-        self.updates
+    /// How many updates were made and skipped; waits for the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn counts(&self) -> Result<Counts> {
+        self.clipper.counts()
     }
 
     /// Picks the gradients of the parameters out of a backward pass.
@@ -156,25 +161,25 @@ impl Optimiser {
         )
     }
 
-    /// Makes one update at learning rate `lr` with gradients of the given norm, and clips them.
+    /// Makes one update at learning rate `lr`, with the gradients clipped; none where their norm is not finite. Answers
+    /// the norm and that decision, on the device.
     ///
     /// # Errors
     /// A tensor operation failed.
-    pub fn update(&mut self, gradients: &Gradients, norm: f64, lr: f64) -> Result<()> {
-        self.updates += 1;
+    pub fn update(&mut self, gradients: &Gradients, lr: f64) -> Result<Clip> {
+        let nothing = Tensor::zeros(1, DType::F32, &self.device)?;
+        let mut all: Vec<&Tensor> = gradients.0.iter().flatten().collect();
+        if all.is_empty() {
+            all.push(&nothing);
+        }
+        let clip = self.clipper.measure(&all)?;
         let OptimiserConfig {
             beta1,
             beta2,
             eps,
             weight_decay,
-            clip,
             ..
         } = self.config;
-        let scale = if clip > 0.0 {
-            (clip / (norm + TINY)).min(1.0)
-        } else {
-            1.0
-        };
         for (decays, weight_decay) in [(true, weight_decay), (false, 0.0)] {
             let slots: Vec<fused::Slot> = self
                 .slots
@@ -194,13 +199,13 @@ impl Optimiser {
                 eps,
                 weight_decay,
             };
-            step.step_all(&slots, self.updates, GradientScale::Host(scale))?;
+            step.step_clipped(&slots, &clip)?;
         }
         for (&(_, longer), group) in &self.groups {
             let length = lr * self.config.muon_size * (longer as f64).sqrt();
-            self.update_group(group, gradients, scale, length, lr)?;
+            self.update_group(group, gradients, &clip, length, lr)?;
         }
-        Ok(())
+        Ok(clip)
     }
 
     /// Muon's update, of length `length`, of matrices that have the same sides; tall ones are turned.
@@ -208,7 +213,7 @@ impl Optimiser {
         &self,
         group: &[usize],
         gradients: &Gradients,
-        scale: f64,
+        clip: &Clip,
         length: f64,
         lr: f64,
     ) -> Result<()> {
@@ -217,9 +222,9 @@ impl Optimiser {
             let (slot, Some(gradient)) = (&self.slots[index], &gradients.0[index]) else {
                 continue;
             };
-            let gradient = (gradient * scale)?;
+            let gradient = gradient.broadcast_mul(clip.factor())?;
             let momentum = slot.moments.squeeze(0)?;
-            move_average(&momentum, &gradient, 1.0 - muon::MOMENTUM)?;
+            follow(&[(&momentum, &gradient)], muon::MOMENTUM, 1.0, clip)?;
             let direction = ((momentum * muon::MOMENTUM)? + (gradient * (1.0 - muon::MOMENTUM))?)?;
             directions.push(if slot.is_tall() { direction.t()? } else { direction });
             slots.push(slot);
@@ -228,11 +233,14 @@ impl Optimiser {
             return Ok(());
         }
         let updates = (muon::orthogonal(&Tensor::stack(&directions, 0)?)? * length)?;
+        let taken = clip.taken()?;
         for (i, slot) in slots.into_iter().enumerate() {
             let update = updates.get(i)?;
             let update = if slot.is_tall() { update.t()? } else { update };
-            let kept = (slot.weight.as_detached_tensor() * (1.0 - lr * self.config.weight_decay))?;
-            slot.weight.set(&(kept - update)?)?;
+            let weight = slot.weight.as_detached_tensor();
+            let moved = ((&weight * (1.0 - lr * self.config.weight_decay))? - update)?;
+            let taken = taken.broadcast_as(weight.shape())?;
+            slot.weight.set(&taken.where_cond(&moved, &weight)?)?;
         }
         Ok(())
     }
@@ -245,11 +253,11 @@ impl Optimiser {
             .collect()
     }
 
-    /// Takes up the moments and the count of updates of another optimiser of the same parameters.
+    /// Takes up the moments and the counts of another optimiser of the same parameters.
     ///
     /// # Errors
     /// A moment is missing or has another shape.
-    pub fn restore(&mut self, moments: &BTreeMap<String, Tensor>, updates: u64) -> Result<()> {
+    pub fn restore(&mut self, moments: &BTreeMap<String, Tensor>, counts: Counts) -> Result<()> {
         for slot in &mut self.slots {
             let name = format!("{MOMENTS}{}", slot.name);
             let Some(tensor) = moments.get(&name) else {
@@ -265,8 +273,7 @@ impl Optimiser {
                 .to_device(slot.weight.device())?
                 .copy()?;
         }
-        self.updates = updates;
-        Ok(())
+        self.clipper.restore(counts)
     }
 }
 
@@ -277,18 +284,6 @@ impl Slot {
 }
 
 impl Gradients {
-    /// The norm over all gradients, a scalar on `device`.
-    ///
-    /// # Errors
-    /// A tensor operation failed.
-    pub fn norm(&self, device: &Device) -> Result<Tensor> {
-        let all: Vec<&Tensor> = self.0.iter().flatten().collect();
-        if all.is_empty() {
-            return Tensor::zeros((), DType::F32, device);
-        }
-        squared_norm(&all)?.sqrt()?.reshape(())
-    }
-
     /// Adds the gradients of another part of the batch.
     ///
     /// # Errors
@@ -347,7 +342,8 @@ mod tests {
                 + vars["vector"].sqr().unwrap().sum_all().unwrap())
             .unwrap();
             let gradients = optimiser.gradients((loss * 0.5).unwrap().backward().unwrap());
-            let norm = f64::from(gradients.norm(&Device::Cpu).unwrap().to_scalar::<f32>().unwrap());
+            let clip = optimiser.update(&gradients, 0.01).unwrap();
+            let norm = f64::from(clip.norm().to_vec1::<f32>().unwrap()[0]);
             let exact = expected
                 .iter()
                 .flat_map(|(_, _, w)| w)
@@ -355,7 +351,6 @@ mod tests {
                 .sum::<f64>()
                 .sqrt();
             assert!((norm - exact).abs() < 1e-5 * exact);
-            optimiser.update(&gradients, norm, 0.01).unwrap();
             for ((_, decay, weights), moments) in expected.iter_mut().zip(&mut moments) {
                 for (w, (m, v)) in weights.iter_mut().zip(moments) {
                     let g = *w * (0.5 / exact).min(1.0);
@@ -375,7 +370,7 @@ mod tests {
             }
         }
         assert_eq!(unused, values(&vars["unused"]));
-        assert_eq!(optimiser.updates(), 5);
+        assert_eq!(optimiser.counts().unwrap().made, 5);
     }
 
     /// Named matrices move along the orthogonal factor of their momentum, wide and tall alike; the rest as before.
@@ -416,7 +411,7 @@ mod tests {
             before("head"),
         );
         let gradients = optimiser.gradients(loss().backward().unwrap());
-        optimiser.update(&gradients, 1.0, lr).unwrap();
+        optimiser.update(&gradients, lr).unwrap();
         let apart = |a: &Tensor, b: &Tensor| {
             let most = (a - b).unwrap().abs().unwrap().max_all().unwrap();
             most.to_scalar::<f32>().unwrap()
@@ -440,7 +435,9 @@ mod tests {
         }
         // A second optimiser goes on from the moments of the first.
         let mut other = Optimiser::new(&params, optimiser.config.clone()).unwrap();
-        other.restore(&optimiser.moments(), 1).unwrap();
+        let counts = optimiser.counts().unwrap();
+        other.restore(&optimiser.moments(), counts).unwrap();
+        assert_eq!(other.counts().unwrap(), counts);
         let found = other.moments();
         for (name, moments) in optimiser.moments() {
             assert_eq!(values(&moments), values(&found[&name]), "{name}");
@@ -448,14 +445,32 @@ mod tests {
         let plain = Optimiser::new(&params, OptimiserConfig::default())
             .unwrap()
             .moments();
-        let message = other.restore(&plain, 1).unwrap_err().to_string();
+        let message = other.restore(&plain, counts).unwrap_err().to_string();
         assert!(message.contains("moments.blocks.tall"), "{message}");
+        // Gradients without a finite norm change neither weights nor moments, by either rule.
+        let all = |optimiser: &Optimiser| {
+            let weights = vars.iter().map(|(name, var)| (name.clone(), values(var)));
+            let moments = optimiser.moments();
+            let moments = moments
+                .iter()
+                .map(|(name, tensor)| (name.clone(), values(tensor)));
+            weights.chain(moments).collect::<Vec<_>>()
+        };
+        let before = all(&optimiser);
+        let endless = (loss() * f64::INFINITY).unwrap();
+        let clip = optimiser
+            .update(&optimiser.gradients(endless.backward().unwrap()), lr)
+            .unwrap();
+        assert_eq!(clip.taken().unwrap().to_vec1::<u8>().unwrap(), [0]);
+        assert_eq!(all(&optimiser), before);
+        let counts = optimiser.counts().unwrap();
+        assert_eq!((counts.made, counts.skipped), (1, 1));
     }
 
     #[test]
     fn gradients_of_parts_add_up() {
         let params = model();
-        let optimiser = Optimiser::new(&params, OptimiserConfig::default()).unwrap();
+        let mut optimiser = Optimiser::new(&params, OptimiserConfig::default()).unwrap();
         let vars = params.vars();
         let of = |name: &str, factor: f64| {
             let loss = (vars[name].sum_all().unwrap() * factor).unwrap();
@@ -464,7 +479,8 @@ mod tests {
         let mut sum = of("vector", 2.0);
         sum.add(of("vector", 3.0)).unwrap();
         sum.add(of("matrix", 1.0)).unwrap();
-        let norm = sum.norm(&Device::Cpu).unwrap().to_scalar::<f32>().unwrap();
+        let clip = optimiser.update(&sum, 0.0).unwrap();
+        let norm = clip.norm().to_vec1::<f32>().unwrap()[0];
         assert!((norm - (4.0 * 25.0 + 12.0f32).sqrt()).abs() < 1e-4);
     }
 }

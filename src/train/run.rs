@@ -1,6 +1,12 @@
 //! The loop: batch, loss, gradients, update; and what happens between steps.
+//!
+//! A step asks the device for nothing, so that a GPU has work while the host prepares the next steps. What the host has to
+//! know, above all whether gradients were finite, it reads every [`LOOK_EVERY`] steps, before it logs, and before anything
+//! is done with the weights.
 
-use std::collections::BTreeMap;
+mod finish;
+mod window;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,21 +15,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use fulgur_kernels::adamw::Counts;
 use fulgur_kernels::tape;
+use fulgur_kernels::upload::Uploader;
+use fulgur_lightnet::params::Frozen;
 use fulgur_lightnet::params::file::write_atomically;
-use fulgur_lightnet::params::{Frozen, Precision};
 
 use super::checkpoint::{self, Checkpoint, Lock, Saver, State, portable};
 use super::ema::Ema;
-use super::error::TrainError;
+use super::error::{TrainError, one_line};
 use super::log::Log;
 use super::optimiser::{Gradients, Optimiser};
+use super::peak;
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
+use window::{Means, Window};
 
-const WINDOW: &str = "window.";
 const LOSS: &str = "loss";
+/// Steps after which the host asks the device how many of them were skipped.
+const LOOK_EVERY: u64 = 16;
 
 /// How a session of a run is started and ended.
 #[derive(Clone, Default)]
@@ -53,6 +64,8 @@ pub enum Report {
         loss: f64,
         /// Samples a second since the last log line.
         samples_per_s: f64,
+        /// The share of the device's peak that this makes use of, where both are known.
+        mfu: Option<f64>,
         /// Estimated seconds to the end of the run.
         remaining_s: f64,
     },
@@ -119,6 +132,11 @@ struct Session<'a> {
     log: Log,
     state: State,
     window: Window,
+    uploader: Uploader,
+    /// Operations of a sample, where the task knows.
+    flops: Option<f64>,
+    /// Operations a second of which the device is capable, where that is known.
+    peak: Option<f64>,
     began: Began,
     saver: Saver,
     /// When the last checkpoint was begun.
@@ -129,18 +147,6 @@ struct Session<'a> {
     intact: bool,
     /// Held until the session is over.
     _lock: Lock,
-}
-
-/// Sums since the last log line.
-struct Window {
-    /// By name, on the device, so that logging rarely is cheap.
-    sums: BTreeMap<String, Tensor>,
-    /// Of the last step.
-    norm: f64,
-    /// Of the last step.
-    lr: f64,
-    since: Instant,
-    samples: u64,
 }
 
 /// The counts with which a session began.
@@ -197,13 +203,10 @@ impl<'a> Session<'a> {
                 recipe: recipe.resolved(),
                 ..State::default()
             },
-            window: Window {
-                sums: BTreeMap::new(),
-                norm: 0.0,
-                lr: 0.0,
-                since: Instant::now(),
-                samples: 0,
-            },
+            window: Window::new(),
+            uploader: Uploader::new(task.params().device()),
+            flops: task.flops_per_sample(),
+            peak: peak::of(task.params().device()),
             began: Began {
                 at: Instant::now(),
                 elapsed: 0.0,
@@ -241,22 +244,27 @@ impl<'a> Session<'a> {
             });
         }
         self.task.params().assign(origin, &found.weights)?;
-        self.optimiser.restore(&found.optimiser, found.state.updates)?;
+        let misfit = |part: &'static str| {
+            move |error: candle_core::Error| TrainError::Checkpoint {
+                path: origin.to_path_buf(),
+                reason: format!("{part}: {}", one_line(&error.to_string())),
+            }
+        };
+        self.optimiser
+            .restore(&found.optimiser, counts_of(&found.state, origin)?)
+            .map_err(misfit("not the moments of this optimiser"))?;
         if let Some(ema) = &mut self.ema {
             // A run that kept no averages so far begins with its weights.
-            ema.restore(if found.ema.is_empty() {
+            let averages = if found.ema.is_empty() {
                 &found.weights
             } else {
                 &found.ema
-            })?;
+            };
+            ema.restore(averages)
+                .map_err(misfit("not the averages of this model"))?;
         }
-        for (name, sum) in &found.optimiser {
-            if let Some(name) = name.strip_prefix(WINDOW) {
-                self.window
-                    .sums
-                    .insert(name.to_string(), sum.to_device(self.device())?);
-            }
-        }
+        self.window.restore(&found.optimiser, self.device())?;
+        self.window.first_update = found.state.updates.saturating_sub(found.state.window_steps);
         // A changed recipe is taken up: longer runs and other rates are resumed on purpose.
         self.state = State {
             recipe: self.recipe.resolved(),
@@ -309,7 +317,7 @@ impl<'a> Session<'a> {
                 index: number * accumulate + part,
             };
             let batch = batches.receive().map_err(TrainError::task(doing("batch")))?;
-            let batch = batch.to_device(self.device())?;
+            let batch = batch.upload(&mut self.uploader)?;
             let step = Step {
                 number,
                 progress,
@@ -334,35 +342,32 @@ impl<'a> Session<'a> {
         self.state.samples += samples;
         self.window.samples += samples;
         let Some(gradients) = gradients else { return Ok(()) };
-        let norm = f64::from(gradients.norm(self.device())?.to_scalar::<f32>()?);
         let lr = self.recipe.optimiser.lr * self.recipe.schedule.factor(number, progress);
-        (self.window.norm, self.window.lr) = (norm, lr);
-        if !norm.is_finite() {
-            return self.skip();
-        }
         self.intact = false;
-        self.optimiser.update(&gradients, norm, lr)?;
+        let clip = self.optimiser.update(&gradients, lr)?;
         if let Some(ema) = &mut self.ema {
-            ema.update(self.optimiser.updates() - 1)?;
+            ema.update(&clip)?;
         }
-        self.state.skipped_in_a_row = 0;
-        self.state.window_steps += 1;
-        for (name, value) in scalars {
-            let sum = match self.window.sums.get(&name) {
-                Some(sum) => (sum + value)?,
-                None => value,
-            };
-            self.window.sums.insert(name, sum);
-        }
+        self.window.add(scalars, &clip)?;
+        self.window.lr = lr;
         self.intact = true;
         Ok(())
     }
 
-    /// Gradients were not finite: weights, moments and averages stay as they are.
-    fn skip(&mut self) -> Result<(), TrainError> {
-        self.state.skipped += 1;
-        self.state.skipped_in_a_row += 1;
-        let skips = self.state.skipped_in_a_row;
+    /// Waits for the device, and learns how many steps were skipped because gradients were not finite. Weights, moments
+    /// and averages stayed as they were in those.
+    fn look(&mut self) -> Result<(), TrainError> {
+        let Counts {
+            made,
+            skipped,
+            in_a_row,
+            longest_row,
+        } = self.optimiser.counts()?;
+        self.state.updates = made.into();
+        self.state.skipped = skipped.into();
+        self.state.skipped_in_a_row = in_a_row.into();
+        self.state.window_steps = self.state.updates - self.window.first_update;
+        let skips = u64::from(longest_row);
         if skips > self.recipe.train.max_skips {
             self.saver.wait()?;
             let kept = self.saver.newest().unwrap_or(0);
@@ -382,6 +387,8 @@ impl<'a> Session<'a> {
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         if due(train.log_every) {
             self.write_log(report)?;
+        } else if due(LOOK_EVERY) {
+            self.look()?;
         }
         if due(train.validate_every) && !self.is_over() {
             self.validate()?;
@@ -396,19 +403,18 @@ impl<'a> Session<'a> {
     }
 
     fn write_log(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
+        self.look()?;
         let (step, progress) = (self.state.step, self.progress().min(1.0));
-        let mut values = Vec::new();
-        for (name, sum) in std::mem::take(&mut self.window.sums) {
-            let mean = f64::from(sum.to_scalar::<f32>()?) / self.state.window_steps.max(1) as f64;
-            values.push((name, mean));
-        }
+        let Means { mut values, norm } = self.window.finish(self.state.window_steps)?;
         // The loss first: it is what people look for.
         values.sort_by_key(|(name, _)| name != LOSS);
         let loss = values.first().map(|(_, loss)| *loss);
         let rate = self.window.samples as f64 / self.window.since.elapsed().as_secs_f64().max(1e-9);
         values.push(("lr".into(), self.window.lr));
-        values.push(("grad_norm".into(), self.window.norm));
+        values.push(("grad_norm".into(), norm));
         values.push((format!("{}_per_s", self.task.unit()), rate));
+        let mfu = peak::used(self.flops, self.peak, rate);
+        values.extend(mfu.map(|mfu| ("mfu".into(), mfu)));
         if self.state.skipped > 0 {
             values.push(("skipped".into(), self.state.skipped as f64));
         }
@@ -416,6 +422,7 @@ impl<'a> Session<'a> {
         self.log.scalars(step, elapsed, &values)?;
         self.state.loss = loss.or(self.state.loss);
         self.state.window_steps = 0;
+        self.window.first_update = self.state.updates;
         (self.window.since, self.window.samples) = (Instant::now(), 0);
         if let Some(loss) = loss {
             let remaining_s = elapsed / progress.max(1e-9) * (1.0 - progress);
@@ -424,183 +431,27 @@ impl<'a> Session<'a> {
                 progress,
                 loss,
                 samples_per_s: rate,
+                mfu,
                 remaining_s,
             });
         }
         Ok(())
     }
+}
 
-    /// Runs `work` with the averaged weights; its time does not count as training.
-    fn with_averages<T>(
-        &mut self,
-        work: impl FnOnce(&Self) -> Result<T, TrainError>,
-    ) -> Result<T, TrainError> {
-        let began = Instant::now();
-        let result = match &self.ema {
-            Some(ema) => ema.during(|| work(self))?,
-            None => work(self),
-        };
-        self.set_aside(began);
-        result
-    }
-
-    fn set_aside(&mut self, began: Instant) {
-        let spent = began.elapsed();
-        self.began.aside += spent.as_secs_f64();
-        self.window.since += spent;
-    }
-
-    fn validate(&mut self) -> Result<(), TrainError> {
-        let doing = format!("step {}: validation", self.state.step);
-        let mut figures =
-            self.with_averages(|session| session.task.validate().map_err(TrainError::task(doing)))?;
-        let Some(&(_, first)) = figures.first() else {
-            return Ok(());
-        };
-        for (name, _) in &mut figures {
-            name.insert_str(0, "validation/");
-        }
-        self.log.scalars(self.state.step, self.elapsed(), &figures)?;
-        if first.is_finite() && self.state.best.is_none_or(|best| first < best) {
-            self.state.best = Some(first);
-            let path = self.recipe.run_dir.join("best.safetensors");
-            let metadata = BTreeMap::from([
-                ("step".to_string(), self.state.step.to_string()),
-                (figures[0].0.clone(), first.to_string()),
-            ]);
-            self.with_averages(|session| {
-                Ok(session.task.params().save(&path, &metadata, Precision::F32)?)
-            })?;
-        }
-        Ok(())
-    }
-
-    fn sample(&mut self) -> Result<(), TrainError> {
-        let step = self.state.step;
-        let folder = self
-            .recipe
-            .run_dir
-            .join("samples")
-            .join(format!("step-{step:010}"));
-        fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
-        let doing = format!("step {step}: samples");
-        let files = self.with_averages(|session| {
-            session
-                .task
-                .sample(&folder, step)
-                .map_err(TrainError::task(doing))
-        })?;
-        if files.is_empty() {
-            // A task without samples leaves no empty folders.
-            let _ = fs::remove_dir(&folder);
-        }
-        self.log.pictures(step, &files)
-    }
-
-    /// Begins a checkpoint, unless the last one is still being written: then it waits for its turn, and training does not
-    /// wait for it.
-    fn save_when_free(&mut self, report: &mut impl FnMut(Report)) -> Result<(), TrainError> {
-        let Some(before) = self.saver.at_work() else {
-            return self.save();
-        };
-        if !self.said_late {
-            self.said_late = true;
-            let (step, seconds) = (self.state.step, self.recipe.train.checkpoint_seconds);
-            report(Report::Note(format!(
-                "step {step}: the checkpoint that is due waits for that of step {before}, which is still being written; \
-                 saving takes longer than train.checkpoint_seconds = {seconds}"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Begins a checkpoint of the present step.
-    fn save(&mut self) -> Result<(), TrainError> {
-        let began = Instant::now();
-        self.saver.wait()?;
-        if self.saver.newest() == Some(self.state.step) {
-            return Ok(());
-        }
-        let mut checkpoint = self.saver.buffers()?;
-        self.state.elapsed_s = self.elapsed();
-        self.state.updates = self.optimiser.updates();
-        let weights = self
-            .task
-            .params()
-            .vars()
-            .into_iter()
-            .map(|(name, var)| (name, var.as_detached_tensor()));
-        let mut optimiser = self.optimiser.moments();
-        optimiser.extend(
-            self.window
-                .sums
-                .iter()
-                .map(|(name, sum)| (format!("{WINDOW}{name}"), sum.clone())),
-        );
-        let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
-        checkpoint.copy(self.state.clone(), &weights.collect(), &optimiser, &ema)?;
-        self.saver.start(checkpoint)?;
-        self.set_aside(began);
-        self.saved = Instant::now();
-        Ok(())
-    }
-
-    /// Keeps the steps since the last checkpoint of a run that ends by `error`, where that leaves them usable.
-    fn rescue(&mut self, error: &TrainError, report: &mut impl FnMut(Report)) {
-        let worth = self.intact
-            && self.state.step > 0
-            && matches!(error, TrainError::Task { .. } | TrainError::Candle(_));
-        let saved = if worth {
-            self.save().and_then(|()| self.saver.wait())
-        } else {
-            self.saver.wait()
-        };
-        if let Err(error) = saved {
-            report(Report::Note(format!(
-                "the steps since the last checkpoint are lost: {error}"
-            )));
-        }
-    }
-
-    /// Writes the finished model under another name first, so that `model` is always whole.
-    fn export(&mut self) -> Result<(), TrainError> {
-        let at = |name: &str| self.recipe.run_dir.join(name);
-        let (target, fresh, old) = (at("model"), at("model.tmp"), at("model.old"));
-        for leftover in [&fresh, &old] {
-            if leftover.exists() {
-                fs::remove_dir_all(leftover).map_err(TrainError::io(leftover))?;
-            }
-        }
-        fs::create_dir(&fresh).map_err(TrainError::io(&fresh))?;
-        self.with_averages(|session| session.task.export(&fresh).map_err(TrainError::task("export")))?;
-        if target.exists() {
-            fs::rename(&target, &old).map_err(TrainError::io(&target))?;
-        }
-        fs::rename(&fresh, &target).map_err(TrainError::io(&target))?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
-        }
-        Ok(())
-    }
-
-    /// The last checkpoint, and at the end of the run its result.
-    fn close(mut self) -> Result<Outcome, TrainError> {
-        let finished = self.is_over();
-        let trained = self.elapsed() - self.began.elapsed;
-        self.save()?;
-        self.saver.wait()?;
-        if finished {
-            self.validate()?;
-            self.sample()?;
-            self.export()?;
-        }
-        Ok(Outcome {
-            run_dir: self.recipe.run_dir.clone(),
-            step: self.state.step,
-            loss: self.state.loss,
-            best: self.state.best,
-            samples_per_s: (self.state.samples - self.began.samples) as f64 / trained.max(1e-9),
-            finished,
+/// The counts of a checkpoint that lay in `origin`, as the device keeps them.
+fn counts_of(state: &State, origin: &Path) -> Result<Counts, TrainError> {
+    let narrow = |name: &str, count: u64| {
+        u32::try_from(count).map_err(|_| TrainError::Checkpoint {
+            path: origin.to_path_buf(),
+            reason: format!("{name} is {count}, expected at most {}", u32::MAX),
         })
-    }
+    };
+    let in_a_row = narrow("skipped_in_a_row", state.skipped_in_a_row)?;
+    Ok(Counts {
+        made: narrow("updates", state.updates)?,
+        skipped: narrow("skipped", state.skipped)?,
+        in_a_row,
+        longest_row: in_a_row,
+    })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fulgur_kernels::philox::Philox;
+use fulgur_kernels::upload::Uploader;
 use fulgur_lightnet::params::Params;
 
 use super::error::TaskResult;
@@ -20,6 +21,13 @@ pub trait Task: Send + Sync {
     /// What [`Batch::samples`] counts, for the throughput that is logged.
     fn unit(&self) -> &'static str {
         "samples"
+    }
+
+    /// Floating-point operations that training on one sample (as [`Batch::samples`] counts) takes by the formulas of the
+    /// model, forward and backward, whatever the kernels do beyond that: for the share of the hardware's peak that is
+    /// logged. None where nobody has counted them.
+    fn flops_per_sample(&self) -> Option<f64> {
+        None
     }
 
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
@@ -162,10 +170,18 @@ impl Batch {
     /// # Errors
     /// The device is out of memory.
     pub fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        self.upload(&mut Uploader::new(device))
+    }
+
+    /// The same batch on the device of `uploader`, without waiting for it.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn upload(&self, uploader: &mut Uploader) -> candle_core::Result<Self> {
         let moved = self
             .tensors
             .iter()
-            .map(|(name, tensor)| Ok((*name, tensor.to_device(device)?)));
+            .map(|(name, tensor)| Ok((*name, uploader.upload(tensor)?)));
         Ok(Self {
             tensors: moved.collect::<candle_core::Result<_>>()?,
             host: self.host.clone(),

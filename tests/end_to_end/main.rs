@@ -14,6 +14,8 @@ mod forward;
 mod generate;
 #[cfg(feature = "media")]
 mod inspect;
+#[cfg(unix)]
+mod language;
 mod models;
 mod pack;
 mod program;

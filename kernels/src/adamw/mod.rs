@@ -11,6 +11,9 @@
 //! In f32, or in bf16, rounded to nearest: a change of less than 1/512 of a moment is then lost, so that the second one
 //! stands still with b2 above 0.99 or so.
 //!
+//! `t` counts the steps that were made. A step whose gradients have no finite norm is none: [`Clipper`] counts both kinds on
+//! the device, and [`AdamW::step_clipped`] takes `t` from there.
+//!
 //! On a GPU a step is one launch for all tensors, and the global norm two; nothing waits for the GPU:
 //!
 //! ```
@@ -20,18 +23,18 @@
 //! let device = Device::Cpu;
 //! let (weight, bias) = (Var::ones((2, 2), DType::F32, &device)?, Var::ones(2, DType::F32, &device)?);
 //! let moments = [zero_moments(&weight)?, zero_moments(&bias)?];
-//! let clipper = Clipper::new(Some(1.0), &device)?;
-//! for step in 1..=3 {
+//! let mut clipper = Clipper::new(Some(1.0), &device)?;
+//! for _ in 0..3 {
 //!     let loss = (weight.sqr()?.sum_all()? + bias.sqr()?.sum_all()?)?;
 //!     let gradients = loss.backward()?;
 //!     let (dweight, dbias) = (gradients.get(&weight).unwrap(), gradients.get(&bias).unwrap());
 //!     let clip = clipper.measure(&[dweight, dbias])?;
 //!     let group = |decay: f64| AdamW { weight_decay: decay, ..AdamW::default() };
-//!     group(0.1).step_all(&[Slot::new(&weight, &moments[0], dweight)], step, clip.scale())?;
-//!     group(0.0).step_all(&[Slot::new(&bias, &moments[1], dbias)], step, clip.scale())?;
+//!     group(0.1).step_clipped(&[Slot::new(&weight, &moments[0], dweight)], &clip)?;
+//!     group(0.0).step_clipped(&[Slot::new(&bias, &moments[1], dbias)], &clip)?;
 //! }
 //! assert!(bias.to_vec1::<f32>()?[0] < 0.9971);
-//! assert_eq!(clipper.skipped()?, 0);
+//! assert_eq!((clipper.counts()?.made, clipper.counts()?.skipped), (3, 0));
 //! # Ok(())
 //! # }
 //! ```
@@ -46,7 +49,9 @@ mod tests;
 use crate::error::OpError;
 use candle_core::{DType, Error, Result, Tensor};
 
-pub use norm::{Clip, Clipper, clip_scale, squared_norm};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::follow;
+pub use norm::{Clip, Clipper, Counts, clip_scale, squared_norm};
 
 const OP: &str = "adamw";
 
@@ -127,6 +132,14 @@ struct Step {
     eps: f32,
 }
 
+/// The number `t` of a step.
+#[derive(Clone, Copy, Debug)]
+enum Number<'a> {
+    Host(u64),
+    /// First of these counts, [4] u32 on the device.
+    Counted(&'a Clip),
+}
+
 /// Moments of a parameter before its first step: zeros, `[2, ..shape]`, `f32`.
 ///
 /// # Errors
@@ -162,12 +175,29 @@ impl AdamW {
 
     /// Takes step number `step` (the first is 1) on all parameters of a group, in place; no tensor may be written twice.
     ///
-    /// The number of a step that a scale on the device forbids is not seen by the host: the next one counts on.
+    /// The number of a step that a scale on the device forbids is not seen by the host: use [`Self::step_clipped`] where
+    /// such steps shall not count.
     ///
     /// # Errors
     /// If a setting, shape, element type or device does not fit. Nothing is changed then.
     pub fn step_all(&self, slots: &[Slot], step: u64, scale: GradientScale) -> Result<()> {
-        self.validate(step)?;
+        if step == 0 {
+            return Err(OpError::value(OP, "step", 0.0, "at least 1").into());
+        }
+        self.take(slots, Number::Host(step), scale)
+    }
+
+    /// [`Self::step_all`] with the scale of `clip`, as the step that its [`Clipper`] has counted: nothing changes where
+    /// the norm is not finite, and the next step has the number that this one would have had.
+    ///
+    /// # Errors
+    /// As [`Self::step_all`].
+    pub fn step_clipped(&self, slots: &[Slot], clip: &Clip) -> Result<()> {
+        self.take(slots, Number::Counted(clip), clip.scale())
+    }
+
+    fn take(&self, slots: &[Slot], number: Number, scale: GradientScale) -> Result<()> {
+        self.validate()?;
         let Some(first) = slots.first() else {
             return Ok(());
         };
@@ -197,8 +227,12 @@ impl AdamW {
             .collect();
         #[cfg(feature = "cuda")]
         if first.parameter.device().is_cuda() {
-            return cuda::step(&slots, &self.constants(step), scale);
+            return cuda::step(&slots, self, number, scale);
         }
+        let step = match number {
+            Number::Host(step) => step,
+            Number::Counted(clip) => clip.made()?.into(),
+        };
         cpu::step(&slots, &self.constants(step), scale)
     }
 
@@ -214,13 +248,10 @@ impl AdamW {
         }
     }
 
-    fn validate(&self, step: u64) -> Result<()> {
+    fn validate(&self) -> Result<()> {
         let fraction = 0.0..1.0;
         let wrong =
             |field, found: f64, expected: &str| Err(OpError::value(OP, field, found, expected).into());
-        if step == 0 {
-            return wrong("step", 0.0, "at least 1");
-        }
         for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !fraction.contains(&beta) {
                 return wrong(field, beta, "0 up to but not 1");

@@ -4,7 +4,6 @@ use super::{F32_BF16, GradientScale, check_operand, cpu, different_devices};
 use crate::error::OpError;
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Result, Shape, Storage, Tensor};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Sum of the squares of all elements of all tensors: [1], `f32`, on their device. The order of the sum is fixed.
 ///
@@ -37,29 +36,78 @@ pub fn clip_scale(squared_norm: &Tensor, max_norm: f64) -> Result<Tensor> {
         .contiguous()
 }
 
-/// Measures gradients before each step, and counts the steps that their norm forbids.
+/// What became of the steps so far.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Steps with a finite norm.
+    pub made: u32,
+    /// Steps without.
+    pub skipped: u32,
+    /// Of those, how many in a row at the end.
+    pub in_a_row: u32,
+    /// The most in a row since counting began.
+    pub longest_row: u32,
+}
+
+impl Counts {
+    fn of([made, skipped, in_a_row, longest_row]: [u32; 4]) -> Self {
+        Self {
+            made,
+            skipped,
+            in_a_row,
+            longest_row,
+        }
+    }
+
+    fn numbers(self) -> [u32; 4] {
+        [self.made, self.skipped, self.in_a_row, self.longest_row]
+    }
+
+    /// After another step.
+    fn after(self, finite: bool) -> Self {
+        if finite {
+            return Self {
+                made: self.made + 1,
+                in_a_row: 0,
+                ..self
+            };
+        }
+        let in_a_row = self.in_a_row + 1;
+        Self {
+            skipped: self.skipped + 1,
+            in_a_row,
+            longest_row: self.longest_row.max(in_a_row),
+            ..self
+        }
+    }
+
+    fn read(counts: &Tensor) -> Result<Self> {
+        match counts.to_vec1::<u32>()?[..] {
+            [made, skipped, in_a_row, longest_row] => Ok(Self::of([made, skipped, in_a_row, longest_row])),
+            ref other => candle_core::bail!("clipper: {} counts, expected 4", other.len()),
+        }
+    }
+}
+
+/// Measures gradients before each step, and counts the steps that their norm allows and forbids.
 ///
 /// A norm is not finite if a gradient is not, or if the sum of squares leaves f32, from norms of 1.8e19 on. The scale of
-/// such gradients is NaN, so that [`super::AdamW::step_all`] changes nothing, and a counter on the device is raised.
+/// such gradients is NaN, so that [`super::AdamW::step_clipped`] changes nothing. Counts lie on the device: nobody waits
+/// for it before they are asked for.
 #[derive(Debug)]
 pub struct Clipper {
     max_norm: Option<f32>,
     device: Device,
-    skipped: Skipped,
+    /// [4], u32: the numbers of [`Counts`].
+    counts: Tensor,
 }
 
-#[derive(Debug)]
-enum Skipped {
-    Host(AtomicU32),
-    #[cfg(feature = "cuda")]
-    Device(crate::cuda_module::Slice<u32>),
-}
-
-/// The norm of all gradients of a step, and the scale that follows from it: both on the device.
+/// The norm of all gradients of a step, and what follows from it, on the device.
 #[derive(Clone, Debug)]
 pub struct Clip {
     norm: Tensor,
     scale: Tensor,
+    counts: Tensor,
 }
 
 impl Clip {
@@ -72,6 +120,30 @@ impl Clip {
     pub fn scale(&self) -> GradientScale<'_> {
         GradientScale::Device(&self.scale)
     }
+
+    /// [`Self::scale`] as a tensor: [1], f32.
+    pub fn factor(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// Whether the norm is finite: [1], u8, 1 or 0.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn taken(&self) -> Result<Tensor> {
+        // Of all numbers only NaN differs from itself.
+        self.scale.eq(&self.scale)
+    }
+
+    /// The counts after this step: [4], u32, in the order of [`Counts`].
+    pub(crate) fn counts(&self) -> &Tensor {
+        &self.counts
+    }
+
+    /// How many steps were made, this one included; waits for the device.
+    pub(crate) fn made(&self) -> Result<u32> {
+        Ok(Counts::read(self.counts())?.made)
+    }
 }
 
 impl Clipper {
@@ -83,61 +155,64 @@ impl Clipper {
         if let Some(max_norm) = max_norm {
             check_max_norm("clipper", max_norm)?;
         }
-        let skipped = match device {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Skipped::Device(device.alloc_zeros::<u32>(1)?),
-            _ => Skipped::Host(AtomicU32::new(0)),
-        };
         Ok(Self {
             max_norm: max_norm.map(|max_norm| max_norm as f32),
             device: device.clone(),
-            skipped,
+            counts: Tensor::new(&Counts::default().numbers(), device)?,
         })
     }
 
-    /// Norm and scale of all gradients of a step, f32 or bf16; nothing waits for the device.
+    /// Norm, scale and counts of a step with these gradients, f32 or bf16; nothing waits for the device.
     ///
     /// # Errors
     /// If there is no gradient, one is empty or of another type, or devices differ.
-    pub fn measure(&self, gradients: &[&Tensor]) -> Result<Clip> {
+    pub fn measure(&mut self, gradients: &[&Tensor]) -> Result<Clip> {
         const OP: &str = "clipper";
         let dense = checked(OP, gradients)?;
         if !dense[0].device().same_device(&self.device) {
             return Err(different_devices(OP));
         }
-        match &self.skipped {
-            #[cfg(feature = "cuda")]
-            Skipped::Device(skipped) => {
-                let (norm, scale) = super::cuda::clip(&dense, self.max_norm, skipped)?;
-                Ok(Clip { norm, scale })
-            }
-            Skipped::Host(skipped) => {
-                let norm = squared_norm(&dense.iter().collect::<Vec<_>>())?.sqrt()?;
-                let scale = match norm.to_vec1::<f32>()?[0] {
-                    norm if !norm.is_finite() => {
-                        skipped.fetch_add(1, Ordering::Relaxed);
-                        f32::NAN
-                    }
-                    norm => self
-                        .max_norm
-                        .map_or(1.0, |max_norm| norm.max(max_norm).recip() * max_norm),
-                };
-                let scale = Tensor::new(&[scale], &self.device)?;
-                Ok(Clip { norm, scale })
-            }
-        }
+        let clip = self.clip(&dense)?;
+        self.counts = clip.counts.clone();
+        Ok(clip)
     }
 
-    /// How many norms were not finite so far; waits for the device.
+    fn clip(&self, dense: &[Tensor]) -> Result<Clip> {
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() {
+            let [norm, scale, counts] = super::cuda::clip(dense, self.max_norm, &self.counts)?;
+            return Ok(Clip { norm, scale, counts });
+        }
+        let norm = squared_norm(&dense.iter().collect::<Vec<_>>())?.sqrt()?;
+        let length = norm.to_vec1::<f32>()?[0];
+        let scale = match self.max_norm {
+            _ if !length.is_finite() => f32::NAN,
+            Some(max_norm) => length.max(max_norm).recip() * max_norm,
+            None => 1.0,
+        };
+        let counts = Counts::read(&self.counts)?.after(length.is_finite());
+        Ok(Clip {
+            norm,
+            scale: Tensor::new(&[scale], &self.device)?,
+            counts: Tensor::new(&counts.numbers(), &self.device)?,
+        })
+    }
+
+    /// What became of the steps so far; waits for the device.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn skipped(&self) -> Result<u32> {
-        match &self.skipped {
-            Skipped::Host(skipped) => Ok(skipped.load(Ordering::Relaxed)),
-            #[cfg(feature = "cuda")]
-            Skipped::Device(skipped) => Ok(self.device.as_cuda_device()?.clone_dtoh(skipped)?[0]),
-        }
+    pub fn counts(&self) -> Result<Counts> {
+        Counts::read(&self.counts)
+    }
+
+    /// Goes on from `counts`, those of a saved run.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn restore(&mut self, counts: Counts) -> Result<()> {
+        self.counts = Tensor::new(&counts.numbers(), &self.device)?;
+        Ok(())
     }
 }
 

@@ -175,6 +175,11 @@ impl Model {
         (0..Self::SHAPES.len()).map(draw).collect()
     }
 
+    /// Copies of the parameters.
+    fn averages(&self) -> Result<Vec<Tensor>> {
+        self.parameters.iter().map(|var| var.copy()).collect()
+    }
+
     fn slots<'a>(&'a self, gradients: &'a [Tensor]) -> Vec<Slot<'a>> {
         (0..gradients.len())
             .map(|i| Slot {
@@ -290,7 +295,7 @@ fn clipping_limits_the_norm_of_all_gradients() -> Result<()> {
             .sum::<f64>()
             .sqrt();
         for (limit, scale) in [(Some(3.0), 3.0 / wanted), (Some(1e6), 1.0), (None, 1.0)] {
-            let clipper = Clipper::new(limit, device)?;
+            let mut clipper = Clipper::new(limit, device)?;
             let clip = clipper.measure(&borrowed)?;
             assert!((values(clip.norm())[0] / wanted - 1.0).abs() < 1e-6);
             let GradientScale::Device(found) = clip.scale() else {
@@ -303,34 +308,107 @@ fn clipping_limits_the_norm_of_all_gradients() -> Result<()> {
                     values(&clip_scale(&squared_norm(&borrowed)?, limit)?)
                 );
             }
-            assert_eq!(clipper.skipped()?, 0);
+            assert_eq!((clipper.counts()?.made, clipper.counts()?.skipped), (1, 0));
         }
     }
     Ok(())
 }
 
+/// Gradients of a step, of which one element is `wrong`.
+fn spoiled(model: &Model, step: u64, wrong: f32) -> Result<Vec<Tensor>> {
+    let mut gradients = model.gradients(step)?;
+    let mut values = gradients[1].flatten_all()?.to_vec1::<f32>()?;
+    values[40] = wrong;
+    gradients[1] = Tensor::from_vec(values, Model::SHAPES[1], &Device::Cpu)?;
+    Ok(gradients)
+}
+
 #[test]
 fn steps_without_a_finite_norm_are_skipped_and_counted() -> Result<()> {
     let model = Model::new(DType::BF16, DType::F32)?;
-    let clipper = Clipper::new(Some(1.0), &Device::Cpu)?;
-    let update = |gradients: &[Tensor], step| -> Result<()> {
+    let mut clipper = Clipper::new(Some(1.0), &Device::Cpu)?;
+    let update = |clipper: &mut Clipper, gradients: &[Tensor]| -> Result<f64> {
         let clip = clipper.measure(&gradients.iter().collect::<Vec<_>>())?;
-        AdamW::default().step_all(&model.slots(gradients), step, clip.scale())
+        AdamW::default().step_clipped(&model.slots(gradients), &clip)?;
+        Ok(values(&clip.taken()?.to_dtype(DType::F64)?)[0])
     };
-    update(&model.gradients(1)?, 1)?;
+    assert_eq!(update(&mut clipper, &model.gradients(1)?)?, 1.0);
     let before = model.state();
     for (step, wrong) in [(2, f32::NAN), (3, f32::NEG_INFINITY), (4, 1e30)] {
-        let mut gradients = model.gradients(step)?;
-        let mut values = gradients[1].flatten_all()?.to_vec1::<f32>()?;
-        values[40] = wrong;
-        gradients[1] = Tensor::from_vec(values, Model::SHAPES[1], &Device::Cpu)?;
-        update(&gradients, step)?;
+        assert_eq!(update(&mut clipper, &spoiled(&model, step, wrong)?)?, 0.0);
         assert_eq!(model.state(), before, "{wrong}");
-        assert_eq!(clipper.skipped()?, step as u32 - 1);
+        let skipped = step as u32 - 1;
+        let expected = Counts {
+            made: 1,
+            skipped,
+            in_a_row: skipped,
+            longest_row: skipped,
+        };
+        assert_eq!(clipper.counts()?, expected);
     }
-    update(&model.gradients(5)?, 5)?;
+    update(&mut clipper, &model.gradients(5)?)?;
     assert_ne!(model.state(), before);
-    assert_eq!(clipper.skipped()?, 3);
+    update(&mut clipper, &spoiled(&model, 6, f32::NAN)?)?;
+    let expected = Counts {
+        made: 2,
+        skipped: 4,
+        in_a_row: 1,
+        longest_row: 3,
+    };
+    assert_eq!(clipper.counts()?, expected);
+    Ok(())
+}
+
+/// Skipped steps leave no trace: the others have the bits of a run without them, also of one taken up from its counts.
+#[test]
+fn skipped_steps_have_no_number() -> Result<()> {
+    let (plain, skipping) = (
+        Model::new(DType::F32, DType::F32)?,
+        Model::new(DType::F32, DType::F32)?,
+    );
+    let (plain_averages, skipping_averages) = (plain.averages()?, skipping.averages()?);
+    let update = |model: &Model, averages: &[Tensor], clipper: &mut Clipper, gradients: &[Tensor]| {
+        let clip = clipper.measure(&gradients.iter().collect::<Vec<_>>())?;
+        AdamW::default().step_clipped(&model.slots(gradients), &clip)?;
+        let pairs: Vec<_> = averages
+            .iter()
+            .zip(model.parameters.iter().map(Var::as_tensor))
+            .collect();
+        crate::average::follow(&pairs, 0.9, 10.0, &clip)
+    };
+    let mut counted = Clipper::new(Some(2.0), &Device::Cpu)?;
+    let mut clipper = Clipper::new(Some(2.0), &Device::Cpu)?;
+    for step in 1..=4 {
+        let gradients = plain.gradients(step)?;
+        update(&plain, &plain_averages, &mut counted, &gradients)?;
+        update(
+            &skipping,
+            &skipping_averages,
+            &mut clipper,
+            &spoiled(&plain, step, f32::NAN)?,
+        )?;
+        update(&skipping, &skipping_averages, &mut clipper, &gradients)?;
+        let counts = clipper.counts()?;
+        clipper = Clipper::new(Some(2.0), &Device::Cpu)?;
+        clipper.restore(counts)?;
+    }
+    assert_eq!(skipping.state(), plain.state());
+    let bits = |averages: &[Tensor]| averages.iter().map(values).collect::<Vec<_>>();
+    assert_eq!(bits(&skipping_averages), bits(&plain_averages));
+    // The same as with numbers and shares from the host.
+    let host = Model::new(DType::F32, DType::F32)?;
+    let host_averages = host.averages()?;
+    for step in 1..=4 {
+        let gradients = host.gradients(step)?;
+        let clip = Clipper::new(Some(2.0), &Device::Cpu)?.measure(&gradients.iter().collect::<Vec<_>>())?;
+        AdamW::default().step_all(&host.slots(&gradients), step, clip.scale())?;
+        let n = step as f64 - 1.0;
+        for (average, var) in host_averages.iter().zip(&host.parameters) {
+            crate::average::move_average(average, var, 1.0 - f64::min(0.9, (1.0 + n) / (10.0 + n)))?;
+        }
+    }
+    assert_eq!(host.state(), plain.state());
+    assert_eq!(bits(&host_averages), bits(&plain_averages));
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Task `lm`: the next token of a text.
 
+pub(super) mod flops;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 /// Largest file of tokens that is read.
 const MOST_BYTES: u64 = 8 << 30;
+/// Most tokens of a batch: beyond all reason, and ids still fit into memory.
+const MOST_TOKENS: usize = 1 << 28;
 /// Rows of logits that a GPU holds at a time: more re-read the weight's gradient less often.
 const ROWS_ON_GPU: usize = 4096;
 
@@ -162,6 +166,17 @@ impl LmTask {
             let (batch, context) = (options.batch, options.context);
             return Err(format!("[lm]: batch {batch}, context {context}: expected both above 0").into());
         }
+        if options
+            .batch
+            .checked_mul(options.context)
+            .is_none_or(|tokens| tokens > MOST_TOKENS)
+        {
+            let (batch, context) = (options.batch, options.context);
+            return Err(format!(
+                "[lm]: batch {batch}, context {context}: expected at most {MOST_TOKENS} tokens in a batch"
+            )
+            .into());
+        }
         if !(0.0..1.0).contains(&options.held_out) {
             return Err(format!("[lm]: held_out is {}, expected 0 to 1", options.held_out).into());
         }
@@ -246,6 +261,16 @@ impl Task for LmTask {
 
     fn unit(&self) -> &'static str {
         "tokens"
+    }
+
+    fn flops_per_sample(&self) -> Option<f64> {
+        let shapes = self.params.vars().into_iter();
+        let shapes = shapes.map(|(name, var)| (name, var.dims().to_vec()));
+        Some(flops::per_token(
+            self.model.config(),
+            &shapes.collect(),
+            self.options.context,
+        ))
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
@@ -350,6 +375,9 @@ mod tests {
                 .collect();
             let outlined: Vec<_> = needs.params.shapes().into_iter().collect();
             assert_eq!(outlined, shapes, "{architecture}");
+            let tokens = task.batch(&Cursor { seed: 1, index: 0 }).unwrap().samples as f64;
+            let flops = task.flops_per_sample().map(|flops| flops * tokens);
+            assert_eq!(needs.flops, flops, "{architecture}");
         }
     }
 

@@ -43,6 +43,10 @@ pub struct Needs {
     pub pool: Option<u64>,
     /// Bytes of a batch, where its size does not depend on what is in it.
     pub batch: Option<u64>,
+    /// Floating-point operations of a batch forward and backward, as [`Task::flops_per_sample`] counts them.
+    ///
+    /// [`Task::flops_per_sample`]: crate::train::Task::flops_per_sample
+    pub flops: Option<f64>,
     /// What is not known, and why.
     pub unknown: Vec<String>,
 }
@@ -112,8 +116,12 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
 fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     let options: lm::Options = recipe.own()?;
     let params = Outline::new();
-    LanguageModel::new(&options.model.config(), DType::F32, &params.builder())?;
+    let config = options.model.config();
+    LanguageModel::new(&config, DType::F32, &params.builder())?;
+    let shapes = params.shapes().into_iter().collect();
+    let tokens = options.batch as f64 * options.context as f64;
     Ok(Needs {
+        flops: Some(tokens * lm::flops::per_token(&config, &shapes, options.context)),
         params,
         rounded: ALL,
         pool: Some(0),
@@ -235,6 +243,7 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
         frozen: vec![options.text_encoder, options.video_codec, options.mel_codec],
         pool,
         batch: None,
+        flops: None,
         unknown,
     })
 }
