@@ -11,12 +11,15 @@
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
+use crate::tape::{Needs, Set};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, DType};
 
 const OP: &str = "linear";
+/// A product of so few channels costs no more than writing its result, which is made again rather than kept.
+const NARROW: usize = 256;
 
 /// `x W^T + b` for `x` [.., I], `weight` [O, I] and `bias` [O], in the type of `x`: [.., O].
 ///
@@ -118,6 +121,14 @@ impl Linear {
         }
     }
 
+    /// What gradients of one map read: the weights that count are the rounded ones.
+    fn few_needs(&self) -> Needs {
+        let &[output, input] = self.rounded.dims() else {
+            return Needs::EVERYTHING;
+        };
+        Needs::operands(Set::of(&[0])).made_again(input <= NARROW && input < output)
+    }
+
     /// Adjoints of x, weight and bias; `None` for what no gradient is wanted of.
     fn gradients(
         &self,
@@ -195,6 +206,18 @@ impl Gradient<2> for Linear {
         OP
     }
 
+    fn needs(&self) -> Needs {
+        self.few_needs()
+    }
+
+    fn again(&self, [x, _]: [&Tensor; 2]) -> Result<Value> {
+        self.forward(x, None)
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
+    }
+
     fn backward(&self, [x, weight]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let [dx, dweight, _] = self.gradients(x, weight, None, grad)?;
         Ok([dx, dweight])
@@ -204,6 +227,14 @@ impl Gradient<2> for Linear {
 impl GradientOfMany for Linear {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::of(&[0]))
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
     }
 
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -236,6 +267,18 @@ impl GradientOfMany for Linear {
 impl Gradient<3> for Linear {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        self.few_needs()
+    }
+
+    fn again(&self, [x, _, bias]: [&Tensor; 3]) -> Result<Value> {
+        self.forward(x, Some(bias))
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
     }
 
     fn backward(

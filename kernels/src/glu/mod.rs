@@ -12,7 +12,7 @@ mod cuda;
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
-use crate::tape;
+use crate::tape::{self, Needs, Set};
 use candle_core::{CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// Forward of [`swiglu`]; `half` is the width of the result.
@@ -46,7 +46,8 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     match x.dims().last() {
         Some(&width) if width % 2 == 0 => {
             same_kind(OP, &[("x", x)])?;
-            tape::apply1(&x.contiguous()?, SwiGlu { half: width / 2 })
+            let needs = Needs::operands(Set::ALL).made_again(true);
+            tape::apply1(&x.contiguous()?, SwiGlu { half: width / 2 }, needs)
         }
         _ => Err(OpError::shape(OP, "x", x, "[.., 2 m]").into()),
     }
@@ -64,7 +65,8 @@ pub fn gated(x: &Tensor, gate: &Tensor) -> Result<Tensor> {
         return Err(OpError::shape(OP, "gate", gate, format!("{:?} like x", x.dims())).into());
     }
     same_kind(OP, &[("x", x), ("gate", gate)])?;
-    tape::apply2(&x.contiguous()?, &gate.contiguous()?, Gated)
+    let needs = Needs::operands(Set::ALL);
+    tape::apply2(&x.contiguous()?, &gate.contiguous()?, Gated, needs)
 }
 
 impl SwiGlu {
