@@ -12,7 +12,7 @@ use candle_core::{
 };
 use std::sync::{Arc, Mutex};
 
-use crate::tape::{self, Needs, Recorded, Set, exactly, only};
+use crate::tape::{self, Needs, Part, Recorded, Set, exactly, only};
 
 /// The backward pass of a function of `N` tensors.
 pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
@@ -27,6 +27,11 @@ pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
     /// The value once more, for those whose needs say that they do this.
     fn again(&self, _: [&Tensor; N]) -> Result<Value> {
         bail!("{}: made once only", self.name())
+    }
+
+    /// Some of the adjoints, for those whose needs say that they do this.
+    fn part(&self, _: Part, _: [&Tensor; N], _grad: &Tensor) -> Result<[Option<Tensor>; N]> {
+        bail!("{}: all adjoints or none", self.name())
     }
 
     /// Memory that is kept besides arguments and value.
@@ -276,6 +281,17 @@ impl<G: Gradient<N>, const N: usize> Recorded for OfFew<G, N> {
     fn again(&self, args: &[Tensor]) -> Result<Vec<Tensor>> {
         let value = self.0.again(exactly(self.0.name(), args)?)?;
         Ok(vec![value.variable()?])
+    }
+
+    fn part(
+        &self,
+        part: Part,
+        args: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let name = self.0.name();
+        let adjoints = self.0.part(part, exactly(name, args)?, &only(name, adjoints)?)?;
+        Ok(adjoints.into())
     }
 
     fn holds(&self) -> Vec<Tensor> {

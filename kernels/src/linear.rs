@@ -11,7 +11,7 @@
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
-use crate::tape::{Needs, Set};
+use crate::tape::{Needs, Part, Set};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
@@ -126,7 +126,9 @@ impl Linear {
         let &[output, input] = self.rounded.dims() else {
             return Needs::EVERYTHING;
         };
-        Needs::operands(Set::of(&[0])).made_again(input <= NARROW && input < output)
+        Needs::operands(Set::of(&[0]))
+            .made_again(input <= NARROW && input < output)
+            .first_read_late()
     }
 
     /// Adjoints of x, weight and bias; `None` for what no gradient is wanted of.
@@ -137,19 +139,36 @@ impl Linear {
         bias: Option<&Tensor>,
         grad: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
+        let [dx, _, dbias] = self.gradients_of(Part::Sooner, x, weight, bias, grad)?;
+        let [_, dweight, _] = self.gradients_of(Part::Later, x, weight, bias, grad)?;
+        Ok([dx, dweight, dbias])
+    }
+
+    /// Those of [`Self::gradients`] that read x, which is that of the weight, or those that do not.
+    fn gradients_of(
+        &self,
+        part: Part,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
         let (output, input) = weight.dims2()?;
         let grad = grad.contiguous()?.reshape(((), output))?;
         let wanted = |tensor: &Tensor, f: &dyn Fn() -> Result<Tensor>| tensor.track_op().then(f).transpose();
+        if part == Part::Later {
+            let dweight = wanted(weight, &|| {
+                let x = x.detach().reshape(((), input))?;
+                grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
+            })?;
+            return Ok([None, dweight, None]);
+        }
         let dx = wanted(x, &|| grad.matmul(&self.rounded)?.reshape(x.shape()))?;
-        let dweight = wanted(weight, &|| {
-            let x = x.detach().reshape(((), input))?;
-            grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
-        })?;
         let dbias = match bias {
             Some(bias) => wanted(bias, &|| sum_rows(&grad)?.to_dtype(bias.dtype()))?,
             None => None,
         };
-        Ok([dx, dweight, dbias])
+        Ok([dx, None, dbias])
     }
 }
 
@@ -214,6 +233,11 @@ impl Gradient<2> for Linear {
         self.forward(x, None)
     }
 
+    fn part(&self, part: Part, [x, weight]: [&Tensor; 2], grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let [dx, dweight, _] = self.gradients_of(part, x, weight, None, grad)?;
+        Ok([dx, dweight])
+    }
+
     fn holds(&self) -> Vec<Tensor> {
         vec![self.rounded.clone()]
     }
@@ -275,6 +299,15 @@ impl Gradient<3> for Linear {
 
     fn again(&self, [x, _, bias]: [&Tensor; 3]) -> Result<Value> {
         self.forward(x, Some(bias))
+    }
+
+    fn part(
+        &self,
+        part: Part,
+        [x, weight, bias]: [&Tensor; 3],
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        self.gradients_of(part, x, weight, Some(bias), grad)
     }
 
     fn holds(&self) -> Vec<Tensor> {

@@ -28,7 +28,7 @@ mod node;
 mod tests;
 mod walk;
 
-pub(crate) use node::{Needs, Recorded, Set, exactly, only};
+pub(crate) use node::{Needs, Part, Recorded, Set, exactly, only, run1};
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -51,6 +51,15 @@ struct Entry {
     needs: Needs,
     operands: Vec<Operand>,
     results: Vec<Outcome>,
+    /// Operators whose gradients wait for the result of this one, on the way back.
+    waiting: Vec<Waiting>,
+}
+
+/// An operator of which only those adjoints are left that read its first operand.
+struct Waiting {
+    node: Box<dyn Recorded>,
+    operands: Vec<Operand>,
+    adjoints: Vec<Option<Tensor>>,
 }
 
 enum Work {
@@ -228,6 +237,7 @@ impl Tape {
             needs,
             operands,
             results,
+            waiting: Vec::new(),
         });
         Ok(())
     }

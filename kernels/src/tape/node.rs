@@ -35,6 +35,11 @@ pub(crate) struct Needs {
     /// Whether results are forgotten, and made again from the operands for gradients that read them: the same bits. For
     /// operators that are cheap beside the memory of their results.
     pub(super) again: bool,
+    /// Whether the backward pass can make results again on its way ([`Recorded::along`]).
+    pub(super) along: bool,
+    /// Whether the first operand is read by adjoints of the others only, and these can be made later on
+    /// ([`Recorded::part`]).
+    pub(super) late: bool,
 }
 
 impl Needs {
@@ -42,19 +47,43 @@ impl Needs {
         operands: Set::ALL,
         results: Set::ALL,
         again: false,
+        along: false,
+        late: false,
     };
 
     pub(crate) const fn operands(operands: Set) -> Self {
         Self {
             operands,
             results: Set::NONE,
-            again: false,
+            ..Self::EVERYTHING
         }
     }
 
     pub(crate) const fn made_again(self, again: bool) -> Self {
         Self { again, ..self }
     }
+
+    /// [`Self::made_again`], at best on the way of the backward pass.
+    pub(crate) const fn made_along(self) -> Self {
+        Self {
+            again: true,
+            along: true,
+            ..self
+        }
+    }
+
+    pub(crate) const fn first_read_late(self) -> Self {
+        Self { late: true, ..self }
+    }
+}
+
+/// Which adjoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Those that do not read the first operand.
+    Sooner,
+    /// Those that do.
+    Later,
 }
 
 /// An operator with its backward pass.
@@ -71,6 +100,25 @@ pub(crate) trait Recorded {
 
     /// The results, once more.
     fn again(&self, operands: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// [`Self::backward`] and [`Self::again`] in one pass.
+    fn along(
+        &self,
+        _operands: &[Tensor],
+        _adjoints: Vec<Option<Tensor>>,
+    ) -> Result<(Vec<Option<Tensor>>, Vec<Tensor>)> {
+        bail!("tape: an operator does not make its results on the way back")
+    }
+
+    /// Some of the adjoints that [`Self::backward`] gives, and `None` for the others.
+    fn part(
+        &self,
+        _part: Part,
+        _operands: &[Tensor],
+        _adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        bail!("tape: an operator does not make its adjoints one by one")
+    }
 
     /// What it holds besides operands and results.
     fn holds(&self) -> Vec<Tensor>;
@@ -127,6 +175,11 @@ fn mixed(op: &str) -> candle_core::Error {
     candle_core::Error::Msg(format!("{op}: operands lie on different devices"))
 }
 
+/// The result of an operator of one operand, as a variable.
+pub(crate) fn run1(op: &impl CustomOp1, x: &Tensor) -> Result<Tensor> {
+    run!(op, x)
+}
+
 /// A custom operator of candle.
 pub(super) struct Custom<C, const N: usize> {
     pub(super) op: C,
@@ -135,7 +188,7 @@ pub(super) struct Custom<C, const N: usize> {
 
 impl<C: CustomOp1> Custom<C, 1> {
     pub(super) fn run(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
-        run!(self.op, x)
+        run1(&self.op, x)
     }
 }
 

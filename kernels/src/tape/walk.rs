@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, TensorId, bail};
 
-use super::{Entry, Operand, Place, Replay, Set, Tape, Work, record};
+use super::{
+    Entry, Needs, Operand, Outcome, Part, Place, Recorded, Replay, Set, Tape, Waiting, Work, record,
+};
 use crate::autograd::{Gradient, Value, attach1, attach2};
 
 impl Tape {
@@ -57,53 +59,105 @@ impl Tape {
             }
             let own: Vec<Option<Tensor>> = ids.iter().map(|&id| adjoints.take(id)).collect();
             // Where the loss depends on no result, nothing is due.
-            if own.iter().all(Option::is_none) {
+            if own.iter().all(Option::is_none) && entry.waiting.is_empty() {
                 self.entries.pop();
                 continue;
             }
             let results = self.last_results()?;
-            let Some(Entry {
-                work,
-                needs,
-                operands,
-                ..
-            }) = self.entries.pop()
-            else {
-                break;
-            };
-            match work {
+            let Some(entry) = self.entries.pop() else { break };
+            match entry.work {
                 Work::Replay(work) => replay(&work, own, &mut adjoints)?,
-                Work::Operator(node) => {
-                    let elements = self.gather(&operands, needs.operands)?;
-                    let found = node.backward(&elements, &results, own)?;
-                    for (operand, adjoint) in operands.iter().zip(found) {
-                        let Some(adjoint) = adjoint else { continue };
-                        let adjoint = adjoint.detach().contiguous()?;
-                        self.pass_on(operand, adjoint, &mut adjoints, &mut pieces)?;
+                Work::Operator(node) => match self.worth_waiting(entry.needs, &entry.operands) {
+                    Some(place) if entry.waiting.is_empty() => {
+                        let operands = self.gather(&entry.operands, Set::NONE)?;
+                        let found = node.part(Part::Sooner, &operands, own.clone())?;
+                        self.pass_on(&entry.operands, found, &mut adjoints, &mut pieces)?;
+                        self.entries[place.entry].waiting.push(Waiting {
+                            node,
+                            operands: entry.operands,
+                            adjoints: own,
+                        });
                     }
-                }
+                    _ => {
+                        let operands = self.gather(&entry.operands, entry.needs.operands)?;
+                        let (found, made) = match entry.waiting.is_empty() {
+                            true => (node.backward(&operands, &results, own)?, Vec::new()),
+                            false => along(&*node, &operands, &entry.results, own)?,
+                        };
+                        self.pass_on(&entry.operands, found, &mut adjoints, &mut pieces)?;
+                        for waiting in entry.waiting {
+                            self.finish(waiting, &made, &mut adjoints, &mut pieces)?;
+                        }
+                    }
+                },
             }
         }
         pieces.walk(&mut adjoints)?;
         Ok(adjoints)
     }
 
-    fn pass_on(
-        &self,
-        operand: &Operand,
-        adjoint: Tensor,
+    /// Where the first operand comes from, if its adjoint should go there first: what makes it makes it again on the way
+    /// back, and then the other operands, all variables, get their adjoints.
+    fn worth_waiting(&self, needs: Needs, operands: &[Operand]) -> Option<Place> {
+        let [Operand::Result(place, _), others @ ..] = operands else {
+            return None;
+        };
+        let entry = &self.entries[place.entry];
+        let known = entry.results[place.result].value.is_some();
+        let simple = others.iter().all(|other| match other {
+            Operand::Other(other) => other.is_variable() || !other.track_op(),
+            Operand::Result(..) => false,
+        });
+        (needs.late && entry.needs.along && !known && simple).then_some(*place)
+    }
+
+    /// The rest of the adjoints of an operator, once its first operand is among the results that were `made`.
+    fn finish(
+        &mut self,
+        waiting: Waiting,
+        made: &[Tensor],
         adjoints: &mut Adjoints,
         pieces: &mut Pieces,
     ) -> Result<()> {
-        match operand {
-            Operand::Result(place, _) => {
-                let result = &self.entries[place.entry].results[place.result];
-                adjoints.add(result.id, adjoint.reshape(&result.shape)?)
+        let Waiting {
+            node,
+            operands,
+            adjoints: own,
+        } = waiting;
+        let [Operand::Result(place, shape), others @ ..] = operands.as_slice() else {
+            bail!("tape: an operator waits for nothing")
+        };
+        let Some(first) = made.get(place.result) else {
+            bail!("tape: an operator made fewer results than before")
+        };
+        let mut elements = vec![first.reshape(shape)?];
+        elements.extend(self.gather(others, Set::ALL)?);
+        let found = node.part(Part::Later, &elements, own)?;
+        let rest = found.into_iter().skip(1).collect();
+        self.pass_on(others, rest, adjoints, pieces)
+    }
+
+    fn pass_on(
+        &self,
+        operands: &[Operand],
+        found: Vec<Option<Tensor>>,
+        adjoints: &mut Adjoints,
+        pieces: &mut Pieces,
+    ) -> Result<()> {
+        for (operand, adjoint) in operands.iter().zip(found) {
+            let Some(adjoint) = adjoint else { continue };
+            let adjoint = adjoint.detach().contiguous()?;
+            match operand {
+                Operand::Result(place, _) => {
+                    let result = &self.entries[place.entry].results[place.result];
+                    adjoints.add(result.id, adjoint.reshape(&result.shape)?)?;
+                }
+                Operand::Other(operand) if operand.is_variable() => adjoints.add(operand.id(), adjoint)?,
+                Operand::Other(operand) if operand.track_op() => pieces.push(operand, adjoint)?,
+                Operand::Other(_) => {}
             }
-            Operand::Other(operand) if operand.is_variable() => adjoints.add(operand.id(), adjoint),
-            Operand::Other(operand) if operand.track_op() => pieces.push(operand, adjoint),
-            Operand::Other(_) => Ok(()),
         }
+        Ok(())
     }
 
     /// The results of the last entry; those that its gradient does not read have no elements.
@@ -159,6 +213,21 @@ impl Tape {
             Some(value) => Ok(value.clone()),
             None => bail!("tape: an operator made fewer results than before"),
         }
+    }
+}
+
+/// Adjoints of the operands of `node` and its results, of which all are known or none.
+fn along(
+    node: &dyn Recorded,
+    operands: &[Tensor],
+    results: &[Outcome],
+    own: Vec<Option<Tensor>>,
+) -> Result<(Vec<Option<Tensor>>, Vec<Tensor>)> {
+    let known: Option<Vec<Tensor>> = results.iter().map(|result| result.value.clone()).collect();
+    match known {
+        // Something else needed them in between.
+        Some(known) => Ok((node.backward(operands, &known, own)?, known)),
+        None => node.along(operands, own),
     }
 }
 
