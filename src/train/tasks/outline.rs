@@ -43,6 +43,8 @@ pub struct Needs {
     pub pool: Option<u64>,
     /// Bytes of a batch, where its size does not depend on what is in it.
     pub batch: Option<u64>,
+    /// Bytes that a step on a GPU keeps for its way back, where that can be told from shapes.
+    pub kept: Option<u64>,
     /// What is not known, and why.
     pub unknown: Vec<String>,
 }
@@ -112,9 +114,12 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
 fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     let options: lm::Options = recipe.own()?;
     let params = Outline::new();
-    LanguageModel::new(&options.model.config(), DType::F32, &params.builder())?;
+    let config = options.model.config();
+    LanguageModel::new(&config, DType::F32, &params.builder())?;
+    let tokens = values(&[options.batch, options.context]);
     Ok(Needs {
         params,
+        kept: Some(config.kept_bytes(tokens, DType::BF16, options.recompute)),
         rounded: ALL,
         pool: Some(0),
         // Targets; ids stay on the host.
