@@ -235,6 +235,7 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
         unknown.push("the pool of latents, for one of the codecs is not there yet".to_owned());
     }
     Ok(Needs {
+        kept: None,
         params,
         rounded: &["blocks.", "fusion.", ".input.", ".tpe."],
         frozen: vec![options.text_encoder, options.video_codec, options.mel_codec],
