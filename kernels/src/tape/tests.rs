@@ -145,7 +145,7 @@ fn layer_weights() -> Vec<Var> {
         &[WIDTH],
         &[WIDTH],
     ];
-    let draw = |(seed, shape): (usize, &&[usize])| Var::from_tensor(&normal(seed as u64, shape).single());
+    let draw = |(seed, shape): (usize, &&[usize])| Var::from_tensor(&single(seed as u64, shape));
     shapes
         .iter()
         .enumerate()
@@ -153,14 +153,8 @@ fn layer_weights() -> Vec<Var> {
         .collect()
 }
 
-trait Single {
-    fn single(&self) -> Tensor;
-}
-
-impl Single for Tensor {
-    fn single(&self) -> Tensor {
-        self.to_dtype(DType::F32).unwrap()
-    }
+fn single(seed: u64, shape: &[usize]) -> Tensor {
+    normal(seed, shape).to_dtype(DType::F32).unwrap()
 }
 
 fn mix(mixer: Mixer, normed: &Tensor, w: &[Tensor]) -> Result<Tensor> {
@@ -226,7 +220,7 @@ fn layer(mixer: Mixer, [x, normed]: [&Tensor; 2], w: &[Tensor]) -> Result<[Tenso
 fn train(mixer: Mixer, layers: usize, tokens: usize) -> Result<(Vec<Vec<f64>>, usize)> {
     let vars = layer_weights();
     let w: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let input = normal(77, &[2, tokens, WIDTH]).single();
+    let input = single(77, &[2, tokens, WIDTH]);
     let (loss, tape) = record(|| -> Result<Tensor> {
         let mut x = linear(&input, &w[0], None)?;
         let mut normed = rms_norm(&x, Some(&w[10]), 1e-6)?;

@@ -142,7 +142,6 @@ fn steps_keep_what_is_predicted() -> Result<()> {
         let found = kept(60)? - kept(20)?;
         let predicted = config.kept_bytes(2 * 40, DType::F32, false) as f64;
         let ratio = found / predicted;
-        println!("{architecture:?}: {ratio}");
         // Phases, and gains that are cast.
         let most = if architecture == Architecture::Lightnet {
             2.0
@@ -154,10 +153,10 @@ fn steps_keep_what_is_predicted() -> Result<()> {
     Ok(())
 }
 
-/// The benchmark's shape, 16 windows of 2048 tokens: at most 1.05 GiB a layer.
+/// GiB that a layer keeps at the shape of the benchmark, 16 windows of 2048 tokens.
 #[test]
 fn layers_of_the_benchmark_keep_about_a_gibibyte() {
-    for architecture in ALL {
+    for (architecture, expected) in ALL.into_iter().zip([1.039, 1.031, 1.039, 0.970]) {
         let config = Config {
             hidden_size: 1024,
             intermediate_size: 2816,
@@ -173,8 +172,10 @@ fn layers_of_the_benchmark_keep_about_a_gibibyte() {
             config.kept_bytes(16 * 2048, DType::BF16, false)
         };
         let gibibytes = (layers(24) - layers(23)) as f64 / (1u64 << 30) as f64;
-        println!("{architecture:?}: {gibibytes:.3} GiB a layer");
-        assert!((0.9..1.05).contains(&gibibytes), "{architecture:?}: {gibibytes}");
+        assert!(
+            (gibibytes - expected).abs() < 5e-4,
+            "{architecture:?}: {gibibytes}"
+        );
         let recomputed = config.kept_bytes(16 * 2048, DType::BF16, true);
         assert!(recomputed * 4 < layers(24) * 2);
     }
