@@ -52,9 +52,8 @@ fn compile() -> Result<(), String> {
                 })
             })
             .collect();
-        let done = workers.into_iter().map(|worker| worker.join());
-        done.map(|result| result.unwrap_or_else(|_| Err("a thread of the build panicked".into())))
-            .collect()
+        let mut done = workers.into_iter().map(|worker| worker.join());
+        done.try_for_each(|result| result.unwrap_or_else(|_| Err("a thread of the build panicked".into())))
     })
 }
 

@@ -2,21 +2,42 @@
 //!
 //! Candle's custom operators tie forward and backward together and see raw storages. Here the forward value is
 //! computed first, by any code, and then handed to the graph together with its [`Gradient`]. Nothing is kept
-//! when no argument is tracked.
+//! when no argument is tracked. What a gradient does not read, a [`tape`] does not keep.
 
 use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape,
-    Storage, Tensor, bail,
+    Storage, Tensor, Var, bail,
 };
 use std::sync::{Arc, Mutex};
 
-use crate::tape;
+use crate::tape::{self, Needs, Part, Recorded, Set, exactly, only};
 
 /// The backward pass of a function of `N` tensors.
 pub(crate) trait Gradient<const N: usize>: Send + Sync + 'static {
     /// Name for error messages.
     fn name(&self) -> &'static str;
+
+    /// What [`Self::backward`] reads.
+    fn needs(&self) -> Needs {
+        Needs::EVERYTHING
+    }
+
+    /// The value once more, for those whose needs say that they do this.
+    fn again(&self, _: [&Tensor; N]) -> Result<Value> {
+        bail!("{}: made once only", self.name())
+    }
+
+    /// Some of the adjoints, for those whose needs say that they do this.
+    fn part(&self, _: Part, _: [&Tensor; N], _grad: &Tensor) -> Result<[Option<Tensor>; N]> {
+        bail!("{}: all adjoints or none", self.name())
+    }
+
+    /// Memory that is kept besides arguments and value.
+    fn holds(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
 
     /// Adjoints of the arguments, given the value `res` and its adjoint `grad`; `None` where none is due.
     fn backward(&self, args: [&Tensor; N], res: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]>;
@@ -220,25 +241,108 @@ impl<G: Gradient<3>> CustomOp3 for Node<G> {
     }
 }
 
+impl Value {
+    /// As a variable without a graph.
+    fn variable(self) -> Result<Tensor> {
+        let (storage, shape) = match self {
+            Self::Cpu(storage, shape) => (Storage::Cpu(storage), shape),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(storage, shape) => (Storage::Cuda(storage), shape),
+            Self::Tensor(tensor) => {
+                return Ok(Var::from_tensor(&tensor.detach().contiguous()?)?.into_inner());
+            }
+        };
+        Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), true))
+    }
+}
+
+/// A gradient of `N` arguments, and how many there are.
+struct OfFew<G, const N: usize>(G);
+
+impl<G: Gradient<N>, const N: usize> Recorded for OfFew<G, N> {
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn backward(
+        &self,
+        args: &[Tensor],
+        results: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let name = self.0.name();
+        let [res] = exactly::<1>(name, results)?;
+        let adjoints = self
+            .0
+            .backward(exactly(name, args)?, res, &only(name, adjoints)?)?;
+        Ok(adjoints.into())
+    }
+
+    fn again(&self, args: &[Tensor]) -> Result<Vec<Tensor>> {
+        let value = self.0.again(exactly(self.0.name(), args)?)?;
+        Ok(vec![value.variable()?])
+    }
+
+    fn part(
+        &self,
+        part: Part,
+        args: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let name = self.0.name();
+        let adjoints = self.0.part(part, exactly(name, args)?, &only(name, adjoints)?)?;
+        Ok(adjoints.into())
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        self.0.holds()
+    }
+}
+
 /// Enters `value` into the graph as a function of one tensor.
 pub(crate) fn attach1<G: Gradient<1>>(value: Value, arg: &Tensor, gradient: G) -> Result<Tensor> {
-    tape::apply1(arg, Node::new(value, gradient))
+    if tape::takes(&[arg]) {
+        return record_one(value, &[arg], OfFew::<_, 1>(gradient));
+    }
+    arg.apply_op1(Node::new(value, gradient))
 }
 
 /// Enters `value` into the graph as a function of two tensors.
 pub(crate) fn attach2<G: Gradient<2>>(value: Value, args: [&Tensor; 2], gradient: G) -> Result<Tensor> {
-    tape::apply2(args[0], args[1], Node::new(value, gradient))
+    if tape::takes(&args) {
+        return record_one(value, &args, OfFew::<_, 2>(gradient));
+    }
+    args[0].apply_op2(args[1], Node::new(value, gradient))
 }
 
 /// Enters `value` into the graph as a function of three tensors.
 pub(crate) fn attach3<G: Gradient<3>>(value: Value, args: [&Tensor; 3], gradient: G) -> Result<Tensor> {
-    tape::apply3(args[0], args[1], args[2], Node::new(value, gradient))
+    if tape::takes(&args) {
+        return record_one(value, &args, OfFew::<_, 3>(gradient));
+    }
+    args[0].apply_op3(args[1], args[2], Node::new(value, gradient))
+}
+
+fn record_one(value: Value, args: &[&Tensor], node: impl Recorded + 'static) -> Result<Tensor> {
+    let result = value.variable()?;
+    tape::note(node, args, std::slice::from_ref(&result))?;
+    Ok(result)
 }
 
 /// The backward pass of a function of up to five tensors.
 pub(crate) trait GradientOfMany: Send + Sync + 'static {
     /// Name for error messages.
     fn name(&self) -> &'static str;
+
+    /// What [`Self::backward`] reads.
+    fn needs(&self) -> Needs {
+        Needs::EVERYTHING
+    }
+
+    /// Memory that is kept besides arguments and value.
+    fn holds(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
 
     /// Adjoints of all arguments in order, given the value `res` and its adjoint `grad`; `None` where none is due.
     fn backward(&self, args: &[Tensor], res: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
@@ -248,8 +352,18 @@ pub(crate) trait GradientOfMany: Send + Sync + 'static {
 ///
 /// Candle's nodes have three arguments at most. Of more, the first three get a node of their own, a scalar, which is
 /// an argument of the value's node. The value's node comes first in backward: it computes all adjoints, leaves those
-/// of the first three for their node, and gives the scalar a zero so that its node runs.
+/// of the first three for their node, and gives the scalar a zero so that its node runs. A tape takes it as it is.
 pub(crate) fn attach_many<G: GradientOfMany>(value: Value, args: &[&Tensor], gradient: G) -> Result<Tensor> {
+    if args.is_empty() || args.len() > 5 {
+        bail!(
+            "{}: {} arguments, expected one to five",
+            gradient.name(),
+            args.len()
+        );
+    }
+    if tape::takes(args) {
+        return record_one(value, args, OfMany(gradient));
+    }
     let left = Arc::new(Mutex::new(Vec::new()));
     let node = Last {
         args: args.iter().map(|&arg| arg.clone()).collect(),
@@ -265,7 +379,7 @@ pub(crate) fn attach_many<G: GradientOfMany>(value: Value, args: &[&Tensor], gra
         return match *rest {
             [d] => attach2(value, [&first, d], node),
             [d, e] => attach3(value, [&first, d, e], node),
-            _ => bail!("{name}: {} arguments, expected at most 5", args.len()),
+            _ => bail!("{name}: {} arguments, expected one to five", args.len()),
         };
     }
     match *args {
@@ -273,6 +387,33 @@ pub(crate) fn attach_many<G: GradientOfMany>(value: Value, args: &[&Tensor], gra
         [a, b] => attach2(value, [a, b], node),
         [a, b, c] => attach3(value, [a, b, c], node),
         _ => bail!("{}: no arguments", node.gradient.name()),
+    }
+}
+
+struct OfMany<G>(G);
+
+impl<G: GradientOfMany> Recorded for OfMany<G> {
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn backward(
+        &self,
+        args: &[Tensor],
+        results: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let name = self.0.name();
+        let [res] = exactly::<1>(name, results)?;
+        self.0.backward(args, res, &only(name, adjoints)?)
+    }
+
+    fn again(&self, _: &[Tensor]) -> Result<Vec<Tensor>> {
+        bail!("{}: made once only", self.0.name())
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        self.0.holds()
     }
 }
 
@@ -338,6 +479,21 @@ pub(crate) trait GradientOfSeveral: Send + Sync + 'static {
     /// Name for error messages.
     fn name(&self) -> &'static str;
 
+    /// What [`Self::backward`] reads of the arguments; results it never sees.
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
+    }
+
+    /// The values once more, for those whose needs say that they do this.
+    fn again(&self, _: &[Tensor]) -> Result<Vec<Value>> {
+        bail!("{}: made once only", self.name())
+    }
+
+    /// Memory that is kept besides arguments and values.
+    fn holds(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
     /// Adjoints of all arguments in order, given those of the results: `None` for a result that the loss does not depend
     /// on, though never for all. An argument's may be `None` where none is due.
     fn backward(&self, args: &[Tensor], adjoints: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>>;
@@ -355,6 +511,11 @@ pub(crate) fn attach_several<G: GradientOfSeveral>(
     let Some(first) = args.first() else {
         bail!("{}: no arguments", gradient.name())
     };
+    if tape::takes(args) {
+        let results: Vec<Tensor> = values.into_iter().map(Value::variable).collect::<Result<_>>()?;
+        tape::note(OfSeveral(gradient), args, &results)?;
+        return Ok(results);
+    }
     let name = gradient.name();
     let left: LeftByResults = Arc::new(Mutex::new(values.iter().map(|_| None).collect()));
     let scalar = Value::Tensor(Tensor::zeros((), DType::F32, first.device())?);
@@ -368,6 +529,31 @@ pub(crate) fn attach_several<G: GradientOfSeveral>(
         attach1(value, &function, ResultOf { index, left, name })
     };
     values.into_iter().enumerate().map(result).collect()
+}
+
+struct OfSeveral<G>(G);
+
+impl<G: GradientOfSeveral> Recorded for OfSeveral<G> {
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn backward(
+        &self,
+        args: &[Tensor],
+        _: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        self.0.backward(args, adjoints)
+    }
+
+    fn again(&self, args: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.0.again(args)?.into_iter().map(Value::variable).collect()
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        self.0.holds()
+    }
 }
 
 /// Adjoints on their way from the nodes of results to that of the function.

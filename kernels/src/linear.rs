@@ -11,12 +11,15 @@
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
+use crate::tape::{Needs, Part, Set};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, DType};
 
 const OP: &str = "linear";
+/// A product of so few channels costs no more than writing its result, which is made again rather than kept.
+const NARROW: usize = 256;
 
 /// `x W^T + b` for `x` [.., I], `weight` [O, I] and `bias` [O], in the type of `x`: [.., O].
 ///
@@ -118,6 +121,16 @@ impl Linear {
         }
     }
 
+    /// What gradients of one map read: the weights that count are the rounded ones.
+    fn few_needs(&self) -> Needs {
+        let &[output, input] = self.rounded.dims() else {
+            return Needs::EVERYTHING;
+        };
+        Needs::operands(Set::of(&[0]))
+            .made_again(input <= NARROW && input < output)
+            .first_read_late()
+    }
+
     /// Adjoints of x, weight and bias; `None` for what no gradient is wanted of.
     fn gradients(
         &self,
@@ -126,19 +139,36 @@ impl Linear {
         bias: Option<&Tensor>,
         grad: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
+        let [dx, _, dbias] = self.gradients_of(Part::Sooner, x, weight, bias, grad)?;
+        let [_, dweight, _] = self.gradients_of(Part::Later, x, weight, bias, grad)?;
+        Ok([dx, dweight, dbias])
+    }
+
+    /// Those of [`Self::gradients`] that read x, which is that of the weight, or those that do not.
+    fn gradients_of(
+        &self,
+        part: Part,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
         let (output, input) = weight.dims2()?;
         let grad = grad.contiguous()?.reshape(((), output))?;
         let wanted = |tensor: &Tensor, f: &dyn Fn() -> Result<Tensor>| tensor.track_op().then(f).transpose();
+        if part == Part::Later {
+            let dweight = wanted(weight, &|| {
+                let x = x.detach().reshape(((), input))?;
+                grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
+            })?;
+            return Ok([None, dweight, None]);
+        }
         let dx = wanted(x, &|| grad.matmul(&self.rounded)?.reshape(x.shape()))?;
-        let dweight = wanted(weight, &|| {
-            let x = x.detach().reshape(((), input))?;
-            grad.t()?.matmul(&x)?.to_dtype(weight.dtype())
-        })?;
         let dbias = match bias {
             Some(bias) => wanted(bias, &|| sum_rows(&grad)?.to_dtype(bias.dtype()))?,
             None => None,
         };
-        Ok([dx, dweight, dbias])
+        Ok([dx, None, dbias])
     }
 }
 
@@ -195,6 +225,23 @@ impl Gradient<2> for Linear {
         OP
     }
 
+    fn needs(&self) -> Needs {
+        self.few_needs()
+    }
+
+    fn again(&self, [x, _]: [&Tensor; 2]) -> Result<Value> {
+        self.forward(x, None)
+    }
+
+    fn part(&self, part: Part, [x, weight]: [&Tensor; 2], grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let [dx, dweight, _] = self.gradients_of(part, x, weight, None, grad)?;
+        Ok([dx, dweight])
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
+    }
+
     fn backward(&self, [x, weight]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let [dx, dweight, _] = self.gradients(x, weight, None, grad)?;
         Ok([dx, dweight])
@@ -204,6 +251,14 @@ impl Gradient<2> for Linear {
 impl GradientOfMany for Linear {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::of(&[0]))
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
     }
 
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -236,6 +291,27 @@ impl GradientOfMany for Linear {
 impl Gradient<3> for Linear {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        self.few_needs()
+    }
+
+    fn again(&self, [x, _, bias]: [&Tensor; 3]) -> Result<Value> {
+        self.forward(x, Some(bias))
+    }
+
+    fn part(
+        &self,
+        part: Part,
+        [x, weight, bias]: [&Tensor; 3],
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        self.gradients_of(part, x, weight, Some(bias), grad)
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.rounded.clone()]
     }
 
     fn backward(

@@ -9,6 +9,7 @@
 use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows_of_groups;
+use crate::tape::{Needs, Set};
 use candle_core::{Result, Tensor};
 
 const OP: &str = "residual";
@@ -86,6 +87,10 @@ impl Gradient<2> for Join {
         OP
     }
 
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
+    }
+
     fn backward(&self, [_, branch]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let (dbranch, _) = self.gradients(branch, None, grad)?;
         Ok([Some(grad.clone()), Some(dbranch)])
@@ -95,6 +100,10 @@ impl Gradient<2> for Join {
 impl Gradient<3> for Join {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::of(&[1, 2]))
     }
 
     fn backward(
@@ -185,7 +194,13 @@ mod cuda {
         let (dy, branch) = (Locked::new(OP, dy), Locked::new(OP, branch));
         let gate = gate.map(|gate| Locked::new(OP, gate));
         let gate_at = gate.as_ref().map_or(Ok((0, true)), Locked::address)?;
-        let (dy_at, branch_at) = (dy.address()?, branch.address()?);
+        let dy_at = dy.address()?;
+        // Without a gate the branch is not read.
+        let branch_at = if gated {
+            branch.address()?
+        } else {
+            (branch.start()?, true)
+        };
         let v = if dy_at.1 && branch_at.1 && gate_at.1 && width % 4 == 0 {
             4
         } else {

@@ -10,6 +10,7 @@
 use crate::autograd::{Gradient, Value, attach2};
 use crate::error::OpError;
 use crate::scalar::{Real, rows_per_task};
+use crate::tape::{Needs, Set};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
@@ -47,6 +48,10 @@ struct AddRow;
 impl Gradient<2> for AddRow {
     fn name(&self) -> &'static str {
         "add_row"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
     }
 
     fn backward(&self, [_, row]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {

@@ -1,7 +1,7 @@
 //! What a run or a model needs, before anything is allocated: parameters by part, memory by kind, disk by checkpoint.
 //!
-//! Everything here follows from shapes and settings. What does not (the time of a step, what a step remembers for its way
-//! back) is named and not counted, rather than guessed.
+//! Everything here follows from shapes and settings. What does not (the time of a step; for all tasks but language models,
+//! what a step keeps for its way back) is named and not counted, rather than guessed.
 //!
 //! ```
 //! use fulgur::estimate::Estimate;
@@ -144,13 +144,22 @@ impl Estimate {
             ("frozen", frozen, "networks that are used and not trained, f32"),
             ("pool", needs.pool, "of data that stay on the device"),
             ("batch", needs.batch, "as it comes to the device"),
+            (
+                "kept",
+                needs.kept,
+                "by a step for its way back, on a GPU, where branches are bf16",
+            ),
         ];
         let stages: Vec<Stage> = all
             .into_iter()
             .filter_map(|(name, bytes, words)| Some((name, bytes.filter(|&bytes| bytes > 0)?, words)))
             .map(|(name, bytes, words)| Stage { name, bytes, words })
             .collect();
-        unknown.push("what a step keeps for its way back, and the work space of its operators".to_owned());
+        let kept = match needs.kept {
+            None => "what a step keeps for its way back, and ",
+            Some(_) => "",
+        };
+        unknown.push(format!("{kept}the work space of its operators"));
         let narrow = |bytes: u64| {
             if train.compact {
                 bytes / WIDE * NARROW

@@ -95,6 +95,24 @@ fn rounded_copies_are_those_of_matrices() {
     assert_eq!(stage(&estimate, "rounded"), Some(2 * matrices as u64));
 }
 
+#[test]
+fn steps_of_language_models_are_counted() {
+    let of = |more: &str| {
+        let text = format!(
+            "task = 'lm'\n[lm]\nbatch = 16\ncontext = 2048\n{more}[lm.model]\narchitecture = 'tnl'\nlayers = 24\n\
+             width = 1024\nhidden = 2816\nheads = 8\nvocabulary = 50304\n[train]\nmax_steps = 1\n"
+        );
+        Estimate::of_recipe(&recipe(&text)).unwrap()
+    };
+    let plain = of("");
+    // A token and layer: two sums of 1024 in f32; of bf16 two norms, 2 x 2816, five widths of the mixer and a gate of 128.
+    let layer = 4 * 2 * 1024 + 2 * (2 * 1024 + 2 * 2816 + 5 * 1024 + 128);
+    let ends = 6 * 1024;
+    assert_eq!(stage(&plain, "kept"), Some(16 * 2048 * (24 * layer + ends)));
+    assert_eq!(plain.unknown, ["the work space of its operators"]);
+    assert!(stage(&of("recompute = true\n"), "kept").unwrap() * 3 < stage(&plain, "kept").unwrap());
+}
+
 fn model(dir: &Path, names: &[(&str, (usize, usize))], precision: Precision) -> u64 {
     fs::create_dir_all(dir).unwrap();
     let params = Params::random(1, &Device::Cpu);

@@ -20,6 +20,7 @@ mod fused;
 mod parts;
 mod recurrence;
 mod softmax_attention;
+mod tape;
 mod timings;
 mod training;
 
@@ -523,7 +524,11 @@ fn main() -> ExitCode {
             false
         }));
     }
-    for check in training::checks().iter().filter(|check| chosen(check.name)) {
+    for check in training::checks()
+        .iter()
+        .chain(&tape::checks())
+        .filter(|check| chosen(check.name))
+    {
         count += 1;
         failed += usize::from(!check.passes(&device));
     }

@@ -11,7 +11,7 @@ use fulgur_kernels::upload::Uploader;
 /// What one operator is tested for beside its gradients: the errors that it found, or why it failed.
 pub(crate) struct Check {
     pub(crate) name: &'static str,
-    run: fn(&Device) -> Result<String>,
+    pub(crate) run: fn(&Device) -> Result<String>,
 }
 
 impl Check {

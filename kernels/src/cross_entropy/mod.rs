@@ -30,6 +30,7 @@ mod watch;
 
 use crate::autograd::{Gradient, Value, attach2};
 use crate::error::OpError;
+use crate::tape::{Needs, Set};
 use candle_core::{CpuStorage, DType, Error, InplaceOp3, Layout, Result, Tensor};
 use std::sync::Mutex;
 
@@ -315,6 +316,17 @@ struct HeadGradient {
 impl Gradient<2> for HeadGradient {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        match self.adjoints.lock() {
+            Ok(adjoints) => adjoints.iter().flatten().flatten().cloned().collect(),
+            Err(_) => Vec::new(),
+        }
     }
 
     fn backward(&self, [_, weight]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {

@@ -59,6 +59,7 @@ use crate::exchange::{Direction, StateExchange};
 use crate::sequences;
 use crate::slice_math::SliceMath;
 use crate::strided::{View, contiguous};
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Device, Result, StorageRef, Tensor, bail};
 use chunk::{Decay, Inputs};
 use plan::{Dims, Plan};
@@ -464,6 +465,10 @@ impl<T: SliceMath> GradientOfMany for OutputGradient<T> {
         NAME
     }
 
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
+    }
+
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let d_state = match self.d_state.lock() {
             Ok(mut d_state) => d_state.take(),
@@ -483,6 +488,10 @@ pub(crate) struct StateGradient {
 impl Gradient<1> for StateGradient {
     fn name(&self) -> &'static str {
         "decay::causal-state"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
     }
 
     fn backward(&self, [o]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {

@@ -17,6 +17,7 @@ pub use ids::Ids;
 
 use crate::autograd::{Gradient, Value, attach1};
 use crate::error::OpError;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
 const OP: &str = "embedding";
@@ -100,6 +101,10 @@ struct Lookup(Ids);
 impl Gradient<1> for Lookup {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
     }
 
     fn backward(&self, [table]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {

@@ -44,6 +44,7 @@ impl Pass<2> for SwiGluBackward {
         let half = self.half;
         let rows = rows_per_task(2 * half);
         let mut dx = vec![T::zero(); x.len()];
+        let y = self.along.then(|| SwiGlu { half }.cpu([x]));
         let tasks = dx
             .par_chunks_mut(rows * 2 * half)
             .zip(x.par_chunks(rows * 2 * half));
@@ -60,7 +61,7 @@ impl Pass<2> for SwiGluBackward {
                 }
             });
         });
-        vec![dx]
+        [vec![dx], y.unwrap_or_default()].concat()
     }
 
     #[cfg(feature = "cuda")]
@@ -69,7 +70,7 @@ impl Pass<2> for SwiGluBackward {
         device: &candle_core::CudaDevice,
         operands: [super::cuda::View<'_, T>; 2],
     ) -> candle_core::Result<Vec<super::cuda::Slice<T>>> {
-        super::cuda::swiglu_backward(self.half, device, operands)
+        super::cuda::swiglu_backward(*self, device, operands)
     }
 }
 

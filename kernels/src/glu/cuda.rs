@@ -1,6 +1,7 @@
 //! Gated linear units on a GPU: launches of `cuda/glu.cu`.
 
-use crate::cuda_module::{Module, aligned, by_rows, flat, launch, module, room, vector};
+use super::SwiGluBackward;
+use crate::cuda_module::{Module, aligned, by_rows, flat, launch, module, pointer, room, vector};
 pub(super) use crate::cuda_module::{Slice, View};
 use crate::pass::CudaReal;
 use candle_core::{CudaDevice, Result};
@@ -25,16 +26,18 @@ pub(super) fn swiglu<T: CudaReal>(
 }
 
 pub(super) fn swiglu_backward<T: CudaReal>(
-    half: usize,
+    SwiGluBackward { half, along }: SwiGluBackward,
     device: &CudaDevice,
     [x, dy]: [View<'_, T>; 2],
 ) -> Result<Vec<Slice<T>>> {
     let rows = x.len() / (2 * half);
     let dx = room::<T>(device, x.len())?;
+    let y = along.then(|| room::<T>(device, rows * half)).transpose()?;
+    let y_at = pointer(device, y.as_ref().map(|y| y.as_view()).as_ref());
     let v = vector(&[half], aligned(device, &[&x, &dy]));
     launch!(device, GLU, name::<T>("swiglu_backward", v), by_rows(rows, half / v);
-        x, dy, dx.as_view(), rows as u32, half as u32);
-    Ok(vec![dx])
+        x, dy, dx.as_view(), y_at, rows as u32, half as u32);
+    Ok([Some(dx), y].into_iter().flatten().collect())
 }
 
 pub(super) fn gated<T: CudaReal>(device: &CudaDevice, [x, gate]: [View<'_, T>; 2]) -> Result<Vec<Slice<T>>> {

@@ -5,6 +5,9 @@
 //!          da = dy b s (1 + a (1 - s))            db = dy a s
 //! gated    y = x s(g)      dx = dy s              dg = dy x s (1 - s)
 //! ```
+//!
+//! A tape does not keep y of swiglu: the backward pass, which reads x anyway, writes it once more for the gradient of the
+//! map behind.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -12,7 +15,7 @@ mod cuda;
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
-use crate::tape;
+use crate::tape::{self, Needs, Recorded, Set, exactly, only};
 use candle_core::{CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// Forward of [`swiglu`]; `half` is the width of the result.
@@ -21,10 +24,11 @@ struct SwiGlu {
     half: usize,
 }
 
-/// Gradient of [`swiglu`] from x and dy.
+/// Gradient of [`swiglu`] from x and dy, and y if it is wanted once more.
 #[derive(Clone, Copy, Debug)]
 struct SwiGluBackward {
     half: usize,
+    along: bool,
 }
 
 /// Forward of [`gated`].
@@ -46,7 +50,13 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     match x.dims().last() {
         Some(&width) if width % 2 == 0 => {
             same_kind(OP, &[("x", x)])?;
-            tape::apply1(&x.contiguous()?, SwiGlu { half: width / 2 })
+            let (x, op) = (x.contiguous()?, SwiGlu { half: width / 2 });
+            if !tape::takes(&[&x]) {
+                return x.apply_op1(op);
+            }
+            let y = tape::run1(&op, &x)?;
+            tape::note(op, &[&x], std::slice::from_ref(&y))?;
+            Ok(y)
         }
         _ => Err(OpError::shape(OP, "x", x, "[.., 2 m]").into()),
     }
@@ -64,7 +74,8 @@ pub fn gated(x: &Tensor, gate: &Tensor) -> Result<Tensor> {
         return Err(OpError::shape(OP, "gate", gate, format!("{:?} like x", x.dims())).into());
     }
     same_kind(OP, &[("x", x), ("gate", gate)])?;
-    tape::apply2(&x.contiguous()?, &gate.contiguous()?, Gated)
+    let needs = Needs::operands(Set::ALL);
+    tape::apply2(&x.contiguous()?, &gate.contiguous()?, Gated, needs)
 }
 
 impl SwiGlu {
@@ -81,8 +92,52 @@ impl CustomOp1 for SwiGlu {
     forward!(1: x x_layout);
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let grads = pass::tensors(&SwiGluBackward { half: self.half }, [x, dy], &[x.shape()])?;
+        let backward = SwiGluBackward {
+            half: self.half,
+            along: false,
+        };
+        let grads = pass::tensors(&backward, [x, dy], &[x.shape()])?;
         Ok(Some(pass::single(grads)))
+    }
+}
+
+impl Recorded for SwiGlu {
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL).made_along()
+    }
+
+    fn backward(
+        &self,
+        operands: &[Tensor],
+        results: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let ([x], [y]) = (exactly(self.name(), operands)?, exactly(self.name(), results)?);
+        Ok(vec![self.bwd(x, y, &only(self.name(), adjoints)?)?])
+    }
+
+    fn again(&self, operands: &[Tensor]) -> Result<Vec<Tensor>> {
+        let [x] = exactly(self.name(), operands)?;
+        Ok(vec![tape::run1(self, x)?])
+    }
+
+    fn along(
+        &self,
+        operands: &[Tensor],
+        adjoints: Vec<Option<Tensor>>,
+    ) -> Result<(Vec<Option<Tensor>>, Vec<Tensor>)> {
+        let [x] = exactly(self.name(), operands)?;
+        let dy = only(self.name(), adjoints)?;
+        let backward = SwiGluBackward {
+            half: self.half,
+            along: true,
+        };
+        let mut made = pass::tensors(&backward, [x, &dy], &[x.shape(), dy.shape()])?.into_iter();
+        Ok((vec![made.next()], made.collect()))
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        Vec::new()
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::autograd::{Gradient, Value, attach1};
 use crate::error::OpError;
 use crate::rows::sum_rows;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Device, Result, Tensor};
 use std::f64::consts::TAU;
 
@@ -82,6 +83,10 @@ fn reduced(angle: f64) -> f64 {
 impl Gradient<1> for Phases {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
     }
 
     fn backward(&self, [theta]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {

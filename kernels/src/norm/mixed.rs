@@ -3,6 +3,7 @@
 use super::{Norm, NormBackward, cuda};
 use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::gpu::{self, Locked};
+use crate::tape::Needs;
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 
@@ -60,6 +61,10 @@ impl Gradient<2> for Mixed {
         NAME
     }
 
+    fn needs(&self) -> Needs {
+        super::READS
+    }
+
     fn backward(&self, [x, gain]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let mut grads = self.gradients([x, gain], false, grad)?.into_iter();
         Ok([grads.next(), grads.next()])
@@ -69,6 +74,10 @@ impl Gradient<2> for Mixed {
 impl Gradient<3> for Mixed {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn needs(&self) -> Needs {
+        super::READS
     }
 
     fn backward(

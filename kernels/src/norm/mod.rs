@@ -38,8 +38,11 @@ pub use layer::{layer_norm, layer_norm_to};
 
 use crate::error::OpError;
 use crate::pass::{self, forward, same_kind};
-use crate::tape;
+use crate::tape::{self, Needs, Set};
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
+
+/// What gradients of [`Norm`] read: operands, not the result.
+const READS: Needs = Needs::operands(Set::ALL);
 
 /// Tokens that share one scale and one shift, and what is added to the scale. A token holds `heads` rows of `width`
 /// channels, each with statistics of its own.
@@ -99,7 +102,7 @@ pub fn rms_norm_to(
     };
     let x = x.contiguous()?;
     let Some(gain) = gain else {
-        return tape::apply1(&x, norm)?.to_dtype(dtype);
+        return tape::apply1(&x, norm, READS)?.to_dtype(dtype);
     };
     if gain.dims() != [columns] {
         return Err(OpError::shape(OP, "gain", gain, format!("[{columns}]")).into());
@@ -110,7 +113,7 @@ pub fn rms_norm_to(
     if mixed::applies(&x, dtype) {
         return mixed::gained(norm, &x, &gain);
     }
-    tape::apply2(&x, &gain, norm)?.to_dtype(dtype)
+    tape::apply2(&x, &gain, norm, READS)?.to_dtype(dtype)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * (1 + scale) + shift` over the last axis of `x` [B, N, D]; `scale` and `shift` [B, D].
@@ -161,7 +164,7 @@ pub fn rms_norm_modulated_to(
     if mixed::applies(&x, dtype) {
         return mixed::modulated(norm, &x, &scale, &shift);
     }
-    tape::apply3(&x, &scale, &shift, norm)?.to_dtype(dtype)
+    tape::apply3(&x, &scale, &shift, norm, READS)?.to_dtype(dtype)
 }
 
 fn check_eps(op: &'static str, eps: f64) -> Result<()> {

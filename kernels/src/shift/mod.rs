@@ -10,7 +10,7 @@ mod cuda;
 
 use crate::error::OpError;
 use crate::pass::{forward, same_kind};
-use crate::tape;
+use crate::tape::{self, Needs, Set};
 use candle_core::{CustomOp1, Layout, Result, Shape, Tensor};
 
 /// Largest number of axes.
@@ -50,7 +50,7 @@ pub fn token_shift(x: &Tensor) -> Result<Tensor> {
         channels,
         reverse: false,
     };
-    tape::apply1(&x.contiguous()?, shift)
+    tape::apply1(&x.contiguous()?, shift, Needs::operands(Set::NONE))
 }
 
 impl TokenShift {

@@ -7,7 +7,7 @@
 
 use crate::pass::{Pass, forward};
 use crate::scalar::{Real, wide};
-use crate::tape;
+use crate::tape::{self, Needs, Set};
 use candle_core::{CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -31,13 +31,21 @@ struct OverlapAdd(Framing);
 /// The frames [B, F, width] of a signal [B, samples]; the last frame must end inside of it.
 pub(super) fn frames(signal_bs: &Tensor, framing: Framing) -> Result<Tensor> {
     debug_assert!((framing.frames - 1) * framing.hop + framing.width <= framing.samples);
-    tape::apply1(&signal_bs.contiguous()?, Frames(framing))
+    tape::apply1(
+        &signal_bs.contiguous()?,
+        Frames(framing),
+        Needs::operands(Set::NONE),
+    )
 }
 
 /// The signal [B, samples] that frames [B, F, width] add up to.
 pub(super) fn overlap_add(frames_bfw: &Tensor, framing: Framing) -> Result<Tensor> {
     debug_assert!((framing.frames - 1) * framing.hop + framing.width <= framing.samples);
-    tape::apply1(&frames_bfw.contiguous()?, OverlapAdd(framing))
+    tape::apply1(
+        &frames_bfw.contiguous()?,
+        OverlapAdd(framing),
+        Needs::operands(Set::NONE),
+    )
 }
 
 impl Frames {

@@ -8,7 +8,7 @@
 
 use crate::pass::{self, Pass, forward};
 use crate::scalar::{Real, rows_per_task, wide};
-use crate::tape;
+use crate::tape::{self, Needs};
 use candle_core::{CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -27,7 +27,7 @@ struct MagnitudeBackward {
 
 /// `packed` [.., 2 bins], real parts first, to magnitudes [.., bins].
 pub(super) fn magnitude(packed: &Tensor, bins: usize) -> Result<Tensor> {
-    tape::apply1(&packed.contiguous()?, Magnitude { bins })
+    tape::apply1(&packed.contiguous()?, Magnitude { bins }, Needs::EVERYTHING)
 }
 
 impl Magnitude {

@@ -130,8 +130,11 @@ pub(super) fn backward<T: Real>(
     adjoints: &[Option<Tensor>],
 ) -> Result<Vec<Option<Tensor>>> {
     let limits = bound.map(elements::<T>).transpose()?.unwrap_or_default();
-    let data = elements::<T>(x)?;
-    let mut dx = vec![T::zero(); data.len()];
+    let data = match plan.is_plain() {
+        true => Vec::new(),
+        false => elements::<T>(x)?,
+    };
+    let mut dx = vec![T::zero(); plan.rows * plan.width];
     let mut d_bound = None;
     for run in &plan.runs {
         let adjoint = |result: usize| -> Result<Option<Vec<T>>> {
@@ -159,24 +162,26 @@ pub(super) fn backward<T: Real>(
         let Some(dy) = dy else { continue };
         let rows = rows_per_task(run.width);
         let columns = run.first..run.first + run.width;
-        let tasks = dx
-            .par_chunks_mut(rows * plan.width)
-            .zip(data.par_chunks(rows * plan.width));
+        let tasks = dx.par_chunks_mut(rows * plan.width);
+        if run.activation == Activation::Plain {
+            tasks.zip(dy.par_chunks(rows * run.width)).for_each(|(dx, dy)| {
+                for (dx, dy) in dx.chunks_exact_mut(plan.width).zip(dy.chunks_exact(run.width)) {
+                    dx[columns.clone()].copy_from_slice(dy);
+                }
+            });
+            continue;
+        }
         tasks
+            .zip(data.par_chunks(rows * plan.width))
             .zip(dy.par_chunks(rows * run.width))
             .for_each(|((dx, x), dy)| {
                 wide(|| {
                     let rows = dx.chunks_exact_mut(plan.width).zip(x.chunks_exact(plan.width));
                     for ((dx, x), dy) in rows.zip(dy.chunks_exact(run.width)) {
                         let (dx, x) = (&mut dx[columns.clone()], &x[columns.clone()]);
-                        match run.activation {
-                            Activation::Silu => {
-                                for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                                    let s = x.sigmoid();
-                                    *dx = dy * s * (T::one() + x * (T::one() - s));
-                                }
-                            }
-                            _ => dx.copy_from_slice(dy),
+                        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                            let s = x.sigmoid();
+                            *dx = dy * s * (T::one() + x * (T::one() - s));
                         }
                     }
                 });

@@ -13,7 +13,7 @@
 //! gate, and the logarithm is `log1p(-k)` where f is above one half: neither cancels.
 //!
 //! Without this node every operand would be a view of the projection, and candle's gradient of a view is a tensor of the
-//! whole width. Kept for the backward pass: the projection.
+//! whole width. Kept for the backward pass: the projection, if a part is activated; a tape then makes the parts again.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -24,7 +24,8 @@ mod tests;
 use crate::autograd::{GradientOfSeveral, Value, attach_several};
 use crate::error::OpError;
 use crate::pass::same_kind;
-use candle_core::{DType, Result, Tensor};
+use crate::tape::{Needs, Set};
+use candle_core::{DType, Result, Tensor, bail};
 
 const OP: &str = "split";
 /// Lowest logarithm of a gate: e^-60 is below anything that a state remembers.
@@ -155,6 +156,11 @@ impl Plan {
         })
     }
 
+    /// Whether no part is activated.
+    fn is_plain(&self) -> bool {
+        self.runs.iter().all(|run| run.activation == Activation::Plain)
+    }
+
     fn forward(&self, x: &Tensor, bound: Option<&Tensor>) -> Result<Vec<Value>> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
@@ -213,6 +219,21 @@ fn check_bound(x: &Tensor, bound: &Tensor, width: usize) -> Result<()> {
 impl GradientOfSeveral for Plan {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        // Where the projection is kept anyway, its parts need not be.
+        match self.is_plain() {
+            true => Needs::operands(Set::NONE),
+            false => Needs::operands(Set::ALL).made_again(true),
+        }
+    }
+
+    fn again(&self, args: &[Tensor]) -> Result<Vec<Value>> {
+        match args {
+            [x, rest @ ..] => self.forward(x, rest.first()),
+            [] => bail!("{OP}: no arguments"),
+        }
     }
 
     fn backward(&self, args: &[Tensor], adjoints: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {

@@ -12,6 +12,7 @@
 //! branches compute in the type that a [`LanguageModel`] is asked for, `BF16` on a GPU.
 
 mod config;
+mod kept;
 mod layer;
 mod model;
 #[cfg(test)]

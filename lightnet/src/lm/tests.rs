@@ -126,6 +126,61 @@ fn losses_and_gradients_do_not_depend_on_how_they_are_made() -> Result<()> {
     Ok(())
 }
 
+/// What a tape holds is what is predicted; on the CPU LightNet is composed of other operators.
+#[test]
+fn steps_keep_what_is_predicted() -> Result<()> {
+    for architecture in ALL {
+        let config = shape(architecture);
+        let model = LanguageModel::new(&config, DType::F32, &Params::random(3, &Device::Cpu).builder())?;
+        let kept = |tokens: usize| -> Result<f64> {
+            let ids = Ids::new(&draw(2 * tokens, 31, "ids"), &[2, tokens], 31)?;
+            let targets = Tensor::from_vec(draw(2 * tokens, 31, "targets"), (2, tokens), &Device::Cpu)?;
+            let (loss, tape) = tape::record(|| model.loss(&ids, &targets, &Options::default()));
+            loss?;
+            Ok(tape.kept_bytes() as f64)
+        };
+        let found = kept(60)? - kept(20)?;
+        let predicted = config.kept_bytes(2 * 40, DType::F32, false) as f64;
+        let ratio = found / predicted;
+        // Phases, and gains that are cast.
+        let most = if architecture == Architecture::Lightnet {
+            2.0
+        } else {
+            1.01
+        };
+        assert!((1.0..most).contains(&ratio), "{architecture:?}: {ratio}");
+    }
+    Ok(())
+}
+
+/// GiB that a layer keeps at the shape of the benchmark, 16 windows of 2048 tokens.
+#[test]
+fn layers_of_the_benchmark_keep_about_a_gibibyte() {
+    for (architecture, expected) in ALL.into_iter().zip([1.039, 1.031, 1.039, 0.970]) {
+        let config = Config {
+            hidden_size: 1024,
+            intermediate_size: 2816,
+            num_attention_heads: 8,
+            num_hidden_layers: 24,
+            ..shape(architecture)
+        };
+        let layers = |count| {
+            let config = Config {
+                num_hidden_layers: count,
+                ..config.clone()
+            };
+            config.kept_bytes(16 * 2048, DType::BF16, false)
+        };
+        let gibibytes = (layers(24) - layers(23)) as f64 / (1u64 << 30) as f64;
+        assert!(
+            (gibibytes - expected).abs() < 5e-4,
+            "{architecture:?}: {gibibytes}"
+        );
+        let recomputed = config.kept_bytes(16 * 2048, DType::BF16, true);
+        assert!(recomputed * 4 < layers(24) * 2);
+    }
+}
+
 #[test]
 fn shapes_that_cannot_be_are_refused() {
     let refused = |change: fn(&mut Config)| {

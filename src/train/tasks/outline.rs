@@ -47,6 +47,8 @@ pub struct Needs {
     ///
     /// [`Task::flops_per_sample`]: crate::train::Task::flops_per_sample
     pub flops: Option<f64>,
+    /// Bytes that a step on a GPU keeps for its way back, where that can be told from shapes.
+    pub kept: Option<u64>,
     /// What is not known, and why.
     pub unknown: Vec<String>,
 }
@@ -119,10 +121,11 @@ fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     let config = options.model.config();
     LanguageModel::new(&config, DType::F32, &params.builder())?;
     let shapes = params.shapes().into_iter().collect();
-    let tokens = options.batch as f64 * options.context as f64;
+    let tokens = values(&[options.batch, options.context]);
     Ok(Needs {
-        flops: Some(tokens * lm::flops::per_token(&config, &shapes, options.context)),
+        flops: Some(tokens as f64 * lm::flops::per_token(&config, &shapes, options.context)),
         params,
+        kept: Some(config.kept_bytes(tokens, DType::BF16, options.recompute)),
         rounded: ALL,
         pool: Some(0),
         // Targets; ids stay on the host.
@@ -238,6 +241,7 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
         unknown.push("the pool of latents, for one of the codecs is not there yet".to_owned());
     }
     Ok(Needs {
+        kept: None,
         params,
         rounded: &["blocks.", "fusion.", ".input.", ".tpe."],
         frozen: vec![options.text_encoder, options.video_codec, options.mel_codec],

@@ -96,6 +96,10 @@ impl Gradient<3> for Saved {
         OP
     }
 
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.log_sum.clone()]
+    }
+
     fn backward(&self, args: [&Tensor; 3], o: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         match self.log_sum.dtype() {
             DType::F64 => self.adjoints::<f64>(args, o, grad),

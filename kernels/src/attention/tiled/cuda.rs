@@ -393,6 +393,10 @@ impl Gradient<3> for Saved {
         OP
     }
 
+    fn holds(&self) -> Vec<Tensor> {
+        vec![self.log_sum.clone()]
+    }
+
     fn backward(&self, args: [&Tensor; 3], o: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         match self.call.form {
             Form::Tiles(_) => self.call.adjoints::<bf16>(args, o, &self.log_sum, grad),

@@ -1,6 +1,7 @@
 //! The causal additive recurrence on tensor cores: sweeps whose keys are logits and whose decays are gates.
 //!
-//! The gates, `[B, N, H, D]` in f32, are kept for the backward pass: one f32 state for 128 tokens and head where E is D.
+//! The gates, `[B, N, H, D]` in f32, are made again in the backward pass: to keep them would take as much as queries and
+//! logits together.
 
 use super::super::{Dims, Kind, NAME, Passed, StateGradient};
 use super::cut::Cut;
@@ -9,6 +10,7 @@ use super::{Gates, Recurrence};
 use crate::additive::{Causal, CausalState};
 use crate::autograd::{GradientOfMany, Value, attach_many, attach1};
 use crate::log_sum::{self, Scan};
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{Arc, Mutex};
 
@@ -55,18 +57,14 @@ pub(crate) fn additive(
         heads: h,
         width: d,
     };
-    let dense = if logits.stride()[3] == 1 {
-        logits.detach()
-    } else {
-        logits.detach().contiguous()?
-    };
+    let dense = dense(&logits.detach())?;
     let z = log_sum::cuda::gates(&scan, &dense, before.as_ref())?;
     let mut decays = LogDecays::new(Kind::Channel, Some(z.clone()), form)?;
     decays.before = before;
     let recurrence = Recurrence {
         sweeper: Sweeper {
             form,
-            cut: Cut::new(device, (b, n), options.sequences, form.tiles(e) * h)?,
+            cut: Arc::new(Cut::new(device, (b, n), options.sequences, form.tiles(e) * h)?),
             decays,
             device: device.clone(),
         },
@@ -82,7 +80,7 @@ pub(crate) fn additive(
         args.extend([state, log_sum]);
     }
     let gradient = OutputGradient {
-        recurrence,
+        recurrence: recurrence.with(recurrence.sweeper.decays.forgotten()),
         scan,
         enter,
         finals: finals.clone(),
@@ -93,6 +91,14 @@ pub(crate) fn additive(
     let state = attach1(Value::Tensor(finals), &o, StateGradient { d_state })?;
     let log_sum = attach1(Value::Tensor(last), &o, StateGradient { d_state: d_last })?;
     Ok(Some((o.to_dtype(dtype)?, CausalState { state, log_sum })))
+}
+
+/// Logits whose channels lie next to each other.
+fn dense(logits: &Tensor) -> Result<Tensor> {
+    match logits.stride()[3] {
+        1 => Ok(logits.clone()),
+        _ => logits.contiguous(),
+    }
 }
 
 /// Gates of the last tokens; what came before empty sequences.
@@ -106,6 +112,7 @@ fn last_gates(scan: &Scan, z: &Tensor, before: Option<&Tensor>) -> Result<Tensor
 }
 
 struct OutputGradient {
+    /// Without the gates.
     recurrence: Recurrence,
     scan: Scan,
     enter: Option<Tensor>,
@@ -126,6 +133,15 @@ impl GradientOfMany for OutputGradient {
         "additive::causal"
     }
 
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        let enter = self.enter.clone().into_iter();
+        enter.chain([self.finals.clone()]).collect()
+    }
+
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let (d_state, d_last) = (take(&self.d_state)?, take(&self.d_last)?);
         let [q, logits, v] = [args[0].detach(), args[1].detach(), args[2].detach()];
@@ -140,12 +156,17 @@ impl GradientOfMany for OutputGradient {
             (None, Some(last)) => Some(last.neg()?),
             (None, None) => None,
         };
+        let before = self.recurrence.sweeper.decays.before.clone();
+        let z = log_sum::cuda::gates(&self.scan, &dense(&logits)?, before.as_ref())?;
+        let mut decays = LogDecays::new(Kind::Channel, Some(z.clone()), self.recurrence.sweeper.form)?;
+        decays.before = before;
+        let recurrence = self.recurrence.with(decays);
         let gates = Gates::Logits {
             scan: &self.scan,
             last: last.as_ref(),
         };
         let rows = [&q, &logits, &v];
-        let found = self.recurrence.backward(
+        let found = recurrence.backward(
             rows,
             self.enter.as_ref(),
             &grad.detach(),
@@ -153,11 +174,9 @@ impl GradientOfMany for OutputGradient {
             &gates,
         )?;
         let mut all = vec![Some(found.dq), Some(found.dk), Some(found.dv)];
-        if let (Some(log_sum), Some(sums), Some(z)) =
-            (args.get(4), &found.sums, &self.recurrence.sweeper.decays.tensor)
-        {
+        if let (Some(log_sum), Some(sums)) = (args.get(4), &found.sums) {
             // The first token's decay scales the state that enters.
-            let scale = (log_sum.detach() - self.scan.first_rows(z)?)?.exp()?;
+            let scale = (log_sum.detach() - self.scan.first_rows(&z)?)?.exp()?;
             let pulled = (scale * self.scan.first_rows(sums)?)?;
             let through_state = (args[3].detach() * &found.d_initial)?.sum(3)?;
             let d_before = (through_state - pulled)?;

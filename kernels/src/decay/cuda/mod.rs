@@ -32,6 +32,7 @@ use crate::exchange::{Direction, StateExchange};
 use crate::gpu::{self, Locked};
 use crate::log_sum::cuda::Terms;
 use crate::log_sum::{self, Scan};
+use crate::tape::{Needs, Set};
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
 use candle_core::{DType, Result, Tensor, bail};
 use cut::Cut;
@@ -82,7 +83,7 @@ pub(super) fn causal(
     let recurrence = Recurrence {
         sweeper: Sweeper {
             form,
-            cut: Cut::new(device, (dims.b, dims.n), options.sequences, blocks)?,
+            cut: Arc::new(Cut::new(device, (dims.b, dims.n), options.sequences, blocks)?),
             decays: LogDecays::new(options.decay.kind(), decay.as_ref().map(Tensor::detach), form)?,
             device: device.clone(),
         },
@@ -98,7 +99,7 @@ pub(super) fn causal(
     let gradient = OutputGradient {
         learnt,
         finals: (learnt && form == Form::Plain).then(|| finals.clone()),
-        recurrence,
+        recurrence: recurrence.with(recurrence.sweeper.decays.forgotten()),
         enter,
         d_state: d_state.clone(),
     };
@@ -190,6 +191,20 @@ struct Recurrence {
 }
 
 impl Recurrence {
+    /// The same call with other decays.
+    fn with(&self, decays: LogDecays) -> Self {
+        Self {
+            sweeper: Sweeper {
+                form: self.sweeper.form,
+                cut: self.sweeper.cut.clone(),
+                decays,
+                device: self.sweeper.device.clone(),
+            },
+            dims: self.dims,
+            exchange: self.exchange.clone(),
+        }
+    }
+
     /// The sweep of the output.
     fn output<'a>(
         &self,
@@ -488,6 +503,7 @@ fn made(made: Option<Made>) -> Result<Made> {
 
 /// Backward of the output, and of the final state behind it.
 struct OutputGradient {
+    /// Without the decays, which are an argument.
     recurrence: Recurrence,
     enter: Option<Tensor>,
     /// Whether the decays are.
@@ -502,6 +518,18 @@ impl GradientOfMany for OutputGradient {
         NAME
     }
 
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        [&self.enter, &self.finals]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let d_state = match self.d_state.lock() {
             Ok(mut d_state) => d_state.take(),
@@ -510,7 +538,12 @@ impl GradientOfMany for OutputGradient {
         let d_state = d_state.map(|d_state| d_state.contiguous()).transpose()?;
         let [q, k, v] = [args[0].detach(), args[1].detach(), args[2].detach()];
         let grad = grad.detach();
-        let gates = match self.recurrence.sweeper.form {
+        let Sweeper { form, decays, .. } = &self.recurrence.sweeper;
+        let (form, kind) = (*form, decays.kind);
+        let has_decay = kind != Kind::None;
+        let log = has_decay.then(|| args[3].detach());
+        let recurrence = self.recurrence.with(LogDecays::new(kind, log, form)?);
+        let gates = match form {
             Form::Channel(_) if self.learnt => Gates::Decays,
             _ => Gates::None,
         };
@@ -522,21 +555,15 @@ impl GradientOfMany for OutputGradient {
             d_log,
             arriving,
             ..
-        } = self
-            .recurrence
-            .backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref(), &gates)?;
-        let has_decay = self.recurrence.sweeper.decays.tensor.is_some();
+        } = recurrence.backward([&q, &k, &v], self.enter.as_ref(), &grad, d_state.as_ref(), &gates)?;
         let d_log = match &self.finals {
-            Some(_) if self.recurrence.sweeper.decays.kind == Kind::Head => {
-                let sweep = self
-                    .recurrence
-                    .output(Some(&q), &k, &v, self.enter.as_ref(), false);
-                let sweeper = &self.recurrence.sweeper;
-                Some(sweeper.tangent(&sweep, &grad, arriving.as_ref())?)
+            Some(_) if kind == Kind::Head => {
+                let sweep = recurrence.output(Some(&q), &k, &v, self.enter.as_ref(), false);
+                Some(recurrence.sweeper.tangent(&sweep, &grad, arriving.as_ref())?)
             }
             Some(finals) => {
                 let around = [&q, &dq, &k, &dk];
-                Some(self.recurrence.decay_adjoint(around, finals, arriving.as_ref())?)
+                Some(recurrence.decay_adjoint(around, finals, arriving.as_ref())?)
             }
             None => d_log,
         };

@@ -13,6 +13,7 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchCon
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
+use std::sync::Arc;
 
 const UNIFORM: Module = module!("decay_uniform");
 const KEYS: Module = module!("decay_channel_keys");
@@ -190,6 +191,15 @@ impl LogDecays {
             tensor,
             before: None,
         })
+    }
+
+    /// Without the tensor, for those who are handed it again.
+    pub(super) fn forgotten(&self) -> Self {
+        Self {
+            kind: self.kind,
+            tensor: None,
+            before: self.before.clone(),
+        }
     }
 
     /// Decays of a token and head.
@@ -373,7 +383,7 @@ impl Made {
 #[derive(Debug)]
 pub(super) struct Sweeper {
     pub(super) form: Form,
-    pub(super) cut: Cut,
+    pub(super) cut: Arc<Cut>,
     pub(super) decays: LogDecays,
     pub(super) device: CudaDevice,
 }

@@ -19,6 +19,7 @@ pub(super) mod cuda;
 use crate::autograd::{Gradient, Value, attach2};
 use crate::error::OpError;
 use crate::pass::same_kind;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
 /// Which channels of a head turn together.
@@ -46,6 +47,8 @@ struct Turn {
     h: usize,
     p: usize,
     by_head: bool,
+    /// Whether the phases are.
+    learnt: bool,
 }
 
 /// Doubles `x` `[B, N, H, D]` to `[x cos Theta, x sin Theta]` `[B, N, H, 2D]` with phases `[N, D]` or `[N, H, D]`.
@@ -125,6 +128,7 @@ fn apply(x: &Tensor, phase: &Tensor, form: Form) -> Result<Tensor> {
         h,
         p,
         by_head,
+        learnt: phase.track_op(),
     };
     let dense_last = x.stride()[3] == 1 || d == 1;
     let x = if x.device().is_cuda() && dense_last {
@@ -176,6 +180,11 @@ impl Turn {
 impl Gradient<2> for Turn {
     fn name(&self) -> &'static str {
         self.form.name()
+    }
+
+    fn needs(&self) -> Needs {
+        // The rows count only in the adjoint of phases.
+        Needs::operands(if self.learnt { Set::ALL } else { Set::of(&[1]) })
     }
 
     fn backward(&self, [x, phase]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {

@@ -21,6 +21,7 @@ use super::{check_elements, check_eps, checked_parameter};
 use crate::autograd::{GradientOfSeveral, Value, attach_several};
 use crate::error::OpError;
 use crate::pass::same_kind;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor, bail};
 use std::sync::{Arc, OnceLock};
 
@@ -162,6 +163,14 @@ struct Kept {
 impl GradientOfSeveral for Kept {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::of(&[2]))
+    }
+
+    fn holds(&self) -> Vec<Tensor> {
+        self.sum.get().cloned().into_iter().collect()
     }
 
     fn backward(&self, args: &[Tensor], adjoints: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {

@@ -21,6 +21,7 @@ use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;
 use crate::pass::same_kind;
 use crate::strided::in_rows;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
 const OP: &str = "rms_norm_gated";
@@ -154,6 +155,10 @@ impl Gradient<2> for Gated {
         OP
     }
 
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
+    }
+
     fn backward(&self, args: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let [dx, dgate, _] = self.gradients(args, None, grad)?;
         Ok([dx, dgate])
@@ -163,6 +168,10 @@ impl Gradient<2> for Gated {
 impl Gradient<3> for Gated {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
     }
 
     fn backward(

@@ -21,6 +21,7 @@ use crate::autograd::{GradientOfMany, Value, attach_many};
 use crate::error::OpError;
 use crate::pass::same_kind;
 use crate::strided::in_rows;
+use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
 const OP: &str = "layer_norm";
@@ -157,6 +158,10 @@ struct Adjoints {
 impl GradientOfMany for LayerNorm {
     fn name(&self) -> &'static str {
         OP
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::ALL)
     }
 
     fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
