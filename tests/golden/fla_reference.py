@@ -40,6 +40,20 @@ def mlp(x, weights, prefix):
     return (silu(gate) * up) @ weights[f"{prefix}.down_proj.weight"].T
 
 
+def projections(x, weights, prefix, letters):
+    """The maps `{letter}_proj` of x, behind their short convolutions where there are any: each channel's own, causal."""
+    maps = []
+    for letter in letters:
+        y = x @ weights[f"{prefix}.{letter}_proj.weight"].T
+        kernel = weights.get(f"{prefix}.{letter}_conv1d.weight")
+        if kernel is not None:
+            taps = kernel.shape[-1]
+            padded = torch.cat([y.new_zeros(y.shape[0], taps - 1, y.shape[2]), y], 1)
+            y = sum(padded[:, tap:tap + y.shape[1]] * kernel[:, 0, tap] for tap in range(taps))
+        maps.append(y)
+    return maps
+
+
 def gated_recurrence(q, k, v, decay):
     """S_t = diag(decay_t) S_(t-1) + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), for q, k, decay [T, K] and v [T, V]."""
     state = q.new_zeros(q.shape[1], v.shape[1])

@@ -71,8 +71,8 @@ impl Default for ModelOptions {
 
 impl ModelOptions {
     pub(super) fn config(&self) -> Config {
+        let elementwise = self.architecture == Architecture::Hgrn1;
         Config {
-            architecture: self.architecture,
             vocab_size: if self.vocabulary == 0 {
                 256
             } else {
@@ -81,14 +81,18 @@ impl ModelOptions {
             hidden_size: self.width,
             intermediate_size: self.hidden,
             num_hidden_layers: self.layers,
-            num_attention_heads: self.heads,
+            num_attention_heads: if elementwise { self.width } else { self.heads },
             num_key_value_heads: (self.key_value_heads > 0).then_some(self.key_value_heads),
-            head_dim: (self.head_width > 0).then_some(self.head_width),
+            head_dim: if elementwise {
+                Some(1)
+            } else {
+                (self.head_width > 0).then_some(self.head_width)
+            },
             rms_norm_eps: self.norm_eps,
             rope_theta: self.rope_theta,
-            rope_parameters: None,
             tie_word_embeddings: self.tied,
             initializer_range: self.init,
+            ..Config::of(self.architecture)
         }
     }
 }
