@@ -276,7 +276,11 @@ fn differences(
         .map(|(kind, names)| {
             let more = names.len().saturating_sub(MOST_LISTED);
             let listed = names[..names.len() - more].join(", ");
-            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let rest = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
             format!("{} {kind}: {listed}{rest}", names.len())
         })
         .collect();

@@ -11,7 +11,10 @@ use super::{Content, Folder, Model, Network, NetworkError, Part, Port, named};
 /// Tensors of the first layer that only models of one kind have.
 const MARKS: [(&str, Architecture); 4] = [
     ("model.layers.0.self_attn.q_proj.weight", Architecture::Llama),
-    ("model.layers.0.token_mixer.qkvu_proj.weight", Architecture::Transnormer),
+    (
+        "model.layers.0.token_mixer.qkvu_proj.weight",
+        Architecture::Transnormer,
+    ),
     ("model.layers.0.attn.f_proj.weight", Architecture::Hgrn2),
     ("model.layers.0.attn.g_proj.0.weight", Architecture::Lightnet),
 ];

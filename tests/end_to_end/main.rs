@@ -14,6 +14,7 @@ mod forward;
 mod generate;
 #[cfg(feature = "media")]
 mod inspect;
+mod language_models;
 mod models;
 mod pack;
 mod program;

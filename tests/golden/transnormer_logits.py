@@ -1,4 +1,4 @@
-"""Writes transnormer_mixed/, a tiny TransNormerLLM in the layout of its published checkpoints, and transnormer_logits.safetensors.
+"""Writes transnormer_mixed/, a tiny TransNormerLLM in the layout of its published checkpoints, and its logits.
 
 Run: pip install torch safetensors && python transnormer_logits.py (2 seconds on one core)
 Reference: the formulas of the paper (arXiv 2307.14995) and of its published code, written out below in f64: the library needs
@@ -7,7 +7,7 @@ Triton kernels on a GPU. Names, shapes, the order q, k, v, u of the fused map, d
 
 Model: three layers, LRPE in the first and in the last, five heads (whose slopes are those of four and one of eight), biases,
 tied embeddings (transformers ties where a configuration does not say otherwise), embeddings times sqrt(width).
-Tensors: input_ids [2, 37] (i64), logits.mixed [2, 37, 61] (f32)
+transnormer_logits.safetensors: input_ids [2, 37] (i64), logits.mixed [2, 37, 61] (f32)
 """
 
 import json

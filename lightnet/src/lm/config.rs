@@ -16,7 +16,7 @@ const MOST_HEADS: usize = 1 << 14;
 /// Widest model and vocabulary.
 const WIDEST: usize = 1 << 24;
 /// Widest head.
-const WIDEST_HEAD: usize = 1 << 16;
+const WIDEST_HEAD: usize = 1 << 14;
 /// Most taps of a short convolution.
 const MOST_TAPS: usize = 64;
 
@@ -297,7 +297,11 @@ impl Config {
             rope_theta: 1e4,
             rope_scaling: Scaling::None,
             decay_schedule: DecaySchedule::Alibi,
-            lrpe_layers: if architecture == Transnormer { vec![0] } else { Vec::new() },
+            lrpe_layers: if architecture == Transnormer {
+                vec![0]
+            } else {
+                Vec::new()
+            },
             scale_embedding: architecture == Transnormer,
             use_lower_bound: true,
             exclusive_lower_bound: false,
@@ -373,6 +377,12 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        if self.key_size() > WIDEST {
+            bail!(
+                "head_dim is {}, expected keys of at most {WIDEST} channels in {heads} heads",
+                self.head_width()
+            );
+        }
         let softmax = self.architecture == Architecture::Llama;
         if self.head_dim.is_none() && !width.is_multiple_of(heads) {
             bail!("hidden_size is {width}, expected a multiple of num_attention_heads, {heads}");
@@ -389,11 +399,15 @@ impl Config {
         }
         let values = self.value_size();
         if !softmax && !values.is_multiple_of(heads) {
-            let name = if self.value_dim.is_some() { "hidden_dim" } else { "hidden_size" };
+            let name = if self.value_dim.is_some() {
+                "hidden_dim"
+            } else {
+                "hidden_size"
+            };
             bail!("{name} is {values}, expected a multiple of the number of heads, {heads}");
         }
-        let bounded = matches!(self.architecture, Architecture::Hgrn1 | Architecture::Hgrn2)
-            && self.use_lower_bound;
+        let bounded =
+            matches!(self.architecture, Architecture::Hgrn1 | Architecture::Hgrn2) && self.use_lower_bound;
         if bounded && self.key_size() != width {
             bail!(
                 "use_lower_bound needs as many key channels as hidden_size, {width}, found {}: {heads} heads of {}",
@@ -402,10 +416,16 @@ impl Config {
             );
         }
         if self.architecture == Architecture::Hgrn1 && self.head_width() != 1 {
-            bail!("head_dim is {}, expected 1: hgrn1 is element-wise", self.head_width());
+            bail!(
+                "head_dim is {}, expected 1: hgrn1 is element-wise",
+                self.head_width()
+            );
         }
         if self.bidirectional && self.architecture != Architecture::Lightnet {
-            bail!("bidirectional: only lightnet can be, found {}", self.architecture.name());
+            bail!(
+                "bidirectional: only lightnet can be, found {}",
+                self.architecture.name()
+            );
         }
         if self.bidirectional && (self.decay != Decay::Vector || self.seeded || self.conv_size.is_some()) {
             bail!("bidirectional: decay has to be \"vector\", and seeded and use_short_conv false");
@@ -417,7 +437,11 @@ impl Config {
         if transnormer && (self.conv_size.is_some() || self.key_size() != values) {
             bail!("transnormer has neither short convolutions nor keys of another width than values");
         }
-        if let Some(&layer) = self.lrpe_layers.iter().find(|&&layer| layer >= self.num_hidden_layers) {
+        if let Some(&layer) = self
+            .lrpe_layers
+            .iter()
+            .find(|&&layer| layer >= self.num_hidden_layers)
+        {
             bail!(
                 "lrpe_layers names layer {layer}, expected less than {}",
                 self.num_hidden_layers
@@ -502,7 +526,10 @@ impl Config {
                 bail!("attn.window_size is {window}, only null is supported");
             }
             if !(attn.rope_theta.is_finite() && attn.rope_theta > 0.0) {
-                bail!("attn.rope_theta is {}, expected a positive number", attn.rope_theta);
+                bail!(
+                    "attn.rope_theta is {}, expected a positive number",
+                    attn.rope_theta
+                );
             }
             for &layer in &attn.layers {
                 if layer >= self.num_hidden_layers || seen.contains(&layer) {
@@ -521,7 +548,10 @@ impl Config {
     ///
     /// # Errors
     /// The file is unreadable, names what is not supported, or describes a model that cannot be.
-    pub fn read(path: &std::path::Path, fallback: Option<Architecture>) -> std::result::Result<Self, ConfigError> {
+    pub fn read(
+        path: &std::path::Path,
+        fallback: Option<Architecture>,
+    ) -> std::result::Result<Self, ConfigError> {
         let fail = |detail: String| ConfigError {
             path: path.to_owned(),
             detail,

@@ -7,8 +7,8 @@ use super::config::{Architecture, Config};
 use super::glu::Glu;
 use super::rope::Rotary;
 use crate::mixer::causal::{
-    Attention, AttentionShape, BidirectionalLightNet, CausalContext, CausalLightNet, CosFormer2, Hgrn1, Hgrn2, Memory,
-    Tnl, TransNormer,
+    Attention, AttentionShape, BidirectionalLightNet, CausalContext, CausalLightNet, CosFormer2, Hgrn1,
+    Hgrn2, Memory, Tnl, TransNormer,
 };
 
 /// The layer; its norms are applied by the model, together with the residual sums before them.

@@ -54,9 +54,7 @@ impl LanguageModel {
     ) -> Result<Self, LoadError> {
         let config = Config::read(&dir.join("config.json"), fallback)?;
         let Some(weights) = Weights::find(dir)? else {
-            return Err(LoadError::Absent {
-                path: dir.to_owned(),
-            });
+            return Err(LoadError::Absent { path: dir.to_owned() });
         };
         let expected = expected_shapes(&config)?;
         compare(&weights.origin, &expected, &weights.shapes()?, |name| {

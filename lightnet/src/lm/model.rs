@@ -199,7 +199,9 @@ impl LanguageModel {
     /// # Errors
     /// Shapes that do not fit, targets on the CPU out of range, or a failing operation.
     pub fn loss(&self, ids: &Ids, targets: &Tensor, options: &Options<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids, None, None)?.reshape(((), self.config.hidden_size))?;
+        let hidden = self
+            .hidden(ids, None, None)?
+            .reshape(((), self.config.hidden_size))?;
         cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
@@ -208,7 +210,9 @@ impl LanguageModel {
     /// # Errors
     /// As [`Self::loss`].
     pub fn losses(&self, ids: &Ids, targets: &Tensor, options: &Options<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids, None, None)?.reshape(((), self.config.hidden_size))?;
+        let hidden = self
+            .hidden(ids, None, None)?
+            .reshape(((), self.config.hidden_size))?;
         cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
@@ -231,12 +235,17 @@ impl LanguageModel {
             if let Some(rotary) = layer.rotary()
                 && phases.as_ref().is_none_or(|(of, _)| of != rotary)
             {
-                let theta = rotary.frequencies(self.embedding.device())?.to_dtype(self.stream())?;
+                let theta = rotary
+                    .frequencies(self.embedding.device())?
+                    .to_dtype(self.stream())?;
                 phases = Some((*rotary, token_phases(&theta, tokens, position)?));
             }
             let block = Block {
                 layer: layer.clone(),
-                phase: layer.rotary().and(phases.as_ref()).map(|(_, phase)| phase.clone()),
+                phase: layer
+                    .rotary()
+                    .and(phases.as_ref())
+                    .map(|(_, phase)| phase.clone()),
                 lower_bound: bounds.get(index).cloned(),
                 mask: mask.cloned(),
                 position,
@@ -295,7 +304,11 @@ impl LanguageModel {
         let mut sum = shares.get(0)?.zeros_like()?;
         let mut all = vec![sum.clone()];
         for layer in 1..self.config.num_hidden_layers {
-            let added = if self.config.exclusive_lower_bound { layer - 1 } else { layer };
+            let added = if self.config.exclusive_lower_bound {
+                layer - 1
+            } else {
+                layer
+            };
             sum = (sum + shares.get(added)?)?;
             all.push(sum.clone());
         }

@@ -85,8 +85,12 @@ impl RopeParameters {
     pub fn scaling(&self, context: Option<f64>) -> std::result::Result<Scaling, String> {
         let positive = |name: &str, value: Option<f64>| match value {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => Err(format!("rope_parameters.{name} is {value}, expected a positive number")),
-            None => Err(format!("rope_parameters.{name} is missing, expected a positive number")),
+            Some(value) => Err(format!(
+                "rope_parameters.{name} is {value}, expected a positive number"
+            )),
+            None => Err(format!(
+                "rope_parameters.{name} is missing, expected a positive number"
+            )),
         };
         if let Some(part) = self.partial_rotary_factor
             && part != 1.0
@@ -202,7 +206,10 @@ mod tests {
             (|r| r.factor = None, "rope_parameters.factor is missing"),
             (|r| r.factor = Some(-1.0), "factor is -1"),
             (|r| r.high_freq_factor = Some(1.0), "more than low_freq_factor, 1"),
-            (|r| r.partial_rotary_factor = Some(0.5), "partial_rotary_factor is 0.5"),
+            (
+                |r| r.partial_rotary_factor = Some(0.5),
+                "partial_rotary_factor is 0.5",
+            ),
         ] {
             let line = said(change).unwrap_err();
             assert!(line.contains(words), "{line}");

@@ -31,7 +31,9 @@ impl State {
     /// Bytes of all that is kept. Only keys and values of softmax attention grow with the number of tokens.
     pub fn bytes(&self) -> usize {
         let tpe = self.tpe.iter();
-        let tpe: usize = tpe.map(|tpe| tpe.elem_count() * tpe.dtype().size_in_bytes()).sum();
+        let tpe: usize = tpe
+            .map(|tpe| tpe.elem_count() * tpe.dtype().size_in_bytes())
+            .sum();
         self.layers.iter().map(Memory::bytes).sum::<usize>() + tpe
     }
 

@@ -7,7 +7,8 @@ use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 
 use super::{
-    Activation, Architecture, Config, Decay, DecaySchedule, LanguageModel, OutputGate, OutputNorm, SoftmaxLayers,
+    Activation, Architecture, Config, Decay, DecaySchedule, LanguageModel, OutputGate, OutputNorm,
+    SoftmaxLayers,
 };
 use crate::params::{Params, file};
 
@@ -50,13 +51,25 @@ fn logits_are_those_of_the_libraries() {
     let models = [
         ("llama_untied", "llama_logits", "untied", None),
         ("llama_tied", "llama_logits", "tied", None),
-        ("llama_untied", "llama_logits", "theta_500000", Some("llama_theta_500000.json")),
+        (
+            "llama_untied",
+            "llama_logits",
+            "theta_500000",
+            Some("llama_theta_500000.json"),
+        ),
         ("llama_scaled", "llama_variants", "llama3", None),
-        ("llama_scaled", "llama_variants", "linear", Some("llama_linear.json")),
+        (
+            "llama_scaled",
+            "llama_variants",
+            "linear",
+            Some("llama_linear.json"),
+        ),
         ("hgrn2_bounded", "hgrn2_logits", "bounded", None),
         ("hgrn2_tied", "hgrn2_logits", "tied", None),
         ("hgrn2_plain", "hgrn2_logits", "plain", None),
         ("hgrn2_conv", "hgrn2_logits", "conv", None),
+        ("hgrn2_hybrid", "hgrn2_logits", "hybrid", None),
+        ("lightnet_hybrid", "lightnet_logits", "hybrid", None),
         ("lightnet_square", "lightnet_logits", "square", None),
         ("lightnet_narrow", "lightnet_logits", "narrow", None),
         ("lightnet_conv", "lightnet_logits", "conv", None),
@@ -265,7 +278,10 @@ fn gradients_are_those_of_the_loss() -> Result<()> {
             let slope = (8.0 * near - wide) / 6.0;
             var.set(&start)?;
             let error = (slope / f64::from(length) - 1.0).abs();
-            assert!(error < 5e-3, "{name}: {parameter} has slope {slope:e}, its gradient {length:e}");
+            assert!(
+                error < 5e-3,
+                "{name}: {parameter} has slope {slope:e}, its gradient {length:e}"
+            );
         }
     }
     Ok(())
@@ -295,7 +311,12 @@ fn both_directions_see_all_but_padding() -> Result<()> {
     let before = logits(&whole, &ids)?;
     let mut other = ids.clone();
     other[19] = (other[19] + 1) % 31;
-    assert!(far(&before.narrow(1, 0, 1)?, &logits(&whole, &other)?.narrow(1, 0, 1)?)? > 1e-3);
+    assert!(
+        far(
+            &before.narrow(1, 0, 1)?,
+            &logits(&whole, &other)?.narrow(1, 0, 1)?
+        )? > 1e-3
+    );
 
     let plain = model(Config {
         bidirectional: true,
@@ -303,7 +324,11 @@ fn both_directions_see_all_but_padding() -> Result<()> {
     })?;
     let mask: Vec<u8> = (0..20).map(|at| u8::from(at < 15)).collect();
     let mask = Tensor::from_vec(mask, (1, 20), &Device::Cpu)?;
-    let masked = |ids: &[u32]| plain.masked_logits(&Ids::new(ids, &[1, 20], 31)?, &mask)?.narrow(1, 0, 15);
+    let masked = |ids: &[u32]| {
+        plain
+            .masked_logits(&Ids::new(ids, &[1, 20], 31)?, &mask)?
+            .narrow(1, 0, 15)
+    };
     assert!(far(&masked(&ids)?, &masked(&other)?)? < 1e-6);
     let short = plain.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
     assert!(far(&masked(&ids)?, &short)? < 1e-4);
@@ -311,8 +336,17 @@ fn both_directions_see_all_but_padding() -> Result<()> {
     let mut swapped = ids.clone();
     swapped.reverse();
     let reversed = logits(&plain, &swapped)?;
-    assert!(far(&logits(&plain, &ids)?.get_on_dim(1, 3)?, &reversed.get_on_dim(1, 16)?)? < 1e-4);
-    assert!(plain.extend(&Ids::new(&ids, &[1, 20], 31)?, &mut plain.start()).is_err());
+    assert!(
+        far(
+            &logits(&plain, &ids)?.get_on_dim(1, 3)?,
+            &reversed.get_on_dim(1, 16)?
+        )? < 1e-4
+    );
+    assert!(
+        plain
+            .extend(&Ids::new(&ids, &[1, 20], 31)?, &mut plain.start())
+            .is_err()
+    );
     Ok(())
 }
 

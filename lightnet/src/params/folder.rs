@@ -55,9 +55,13 @@ impl Weights {
         let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
         let mut map = BTreeMap::new();
         for (tensor, name) in weight_map {
-            let plain = Path::new(&name).file_name().is_some_and(|last| last == name.as_str());
+            let plain = Path::new(&name)
+                .file_name()
+                .is_some_and(|last| last == name.as_str());
             if !plain {
-                return Err(fail(format!("tensor `{tensor}` lies in {name:?}, expected a file beside the index")));
+                return Err(fail(format!(
+                    "tensor `{tensor}` lies in {name:?}, expected a file beside the index"
+                )));
             }
             map.insert(tensor, dir.join(name));
         }
@@ -94,11 +98,13 @@ impl Weights {
     /// # Errors
     /// As [`Self::shapes`], and those of [`Frozen::open`].
     pub fn load(&self, device: &Device) -> Result<Frozen, ParamsError> {
-        Frozen::of_files(&self.origin, &self.files, device, |name, path| self.check(name, path))
-            .and_then(|frozen| {
-                self.complete(|name| frozen.tensors().contains_key(name))?;
-                Ok(frozen)
-            })
+        Frozen::of_files(&self.origin, &self.files, device, |name, path| {
+            self.check(name, path)
+        })
+        .and_then(|frozen| {
+            self.complete(|name| frozen.tensors().contains_key(name))?;
+            Ok(frozen)
+        })
     }
 
     /// The index places a tensor where it was found.
@@ -211,10 +217,22 @@ mod tests {
         };
         let whole = r#"{"weight_map": {"a.weight": "one.safetensors", "a.bias": "one.safetensors""#;
         for (text, expected) in [
-            (format!("{whole}, \"c\": \"../x.safetensors\"}}}}"), "a file beside the index"),
-            (format!("{whole}, \"c\": \"one.safetensors\"}}}}"), "tensor `c` is not in"),
-            (format!("{whole}, \"c\": \"gone.safetensors\"}}}}"), "gone.safetensors"),
-            (format!("{whole}, \"b.bias\": \"two.safetensors\"}}}}"), "does not name it"),
+            (
+                format!("{whole}, \"c\": \"../x.safetensors\"}}}}"),
+                "a file beside the index",
+            ),
+            (
+                format!("{whole}, \"c\": \"one.safetensors\"}}}}"),
+                "tensor `c` is not in",
+            ),
+            (
+                format!("{whole}, \"c\": \"gone.safetensors\"}}}}"),
+                "gone.safetensors",
+            ),
+            (
+                format!("{whole}, \"b.bias\": \"two.safetensors\"}}}}"),
+                "does not name it",
+            ),
             (format!("{whole}}}"), "model.safetensors.index.json: "),
         ] {
             let line = refused(&text);
@@ -239,6 +257,9 @@ mod tests {
         );
         let many: BTreeMap<_, _> = (0..1000).map(|i| (format!("t{i:04}"), vec![1])).collect();
         let line = words(compare(Path::new("w"), &many, &found, |_| true));
-        assert!(line.contains("1000 missing: t0000 [1], ") && line.ends_with("and 936 more"), "{line}");
+        assert!(
+            line.contains("1000 missing: t0000 [1], ") && line.ends_with("and 936 more"),
+            "{line}"
+        );
     }
 }

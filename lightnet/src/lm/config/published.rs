@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::rope::{RopeParameters, Scaling};
-use super::{
-    Activation, Architecture, Config, Decay, DecaySchedule, OutputGate, OutputNorm, SoftmaxLayers,
-};
+use super::{Activation, Architecture, Config, Decay, DecaySchedule, OutputGate, OutputNorm, SoftmaxLayers};
 
 /// Eps of the norm before HGRN2's output map in flash-linear-attention, whatever `norm_eps` says.
 const HGRN2_OUTPUT_EPS: f64 = 1e-5;
@@ -155,7 +153,11 @@ impl Published {
         Ok(Config {
             vocab_size: given("vocab_size", self.vocab_size, vocabulary)?,
             hidden_size: given("hidden_size", self.hidden_size.or(self.decoder_embed_dim), width)?,
-            num_hidden_layers: given("num_hidden_layers", self.num_hidden_layers.or(self.decoder_layers), layers)?,
+            num_hidden_layers: given(
+                "num_hidden_layers",
+                self.num_hidden_layers.or(self.decoder_layers),
+                layers,
+            )?,
             rms_norm_eps: self.norm_eps.or(self.rms_norm_eps).unwrap_or(of.rms_norm_eps),
             output_norm_eps: self.output_norm_eps,
             output_norm: self.output_norm.unwrap_or(of.output_norm),
@@ -235,7 +237,17 @@ impl Published {
                 "expand_ratio is {expand}, expected 1 to hidden_size, {width}"
             ));
         }
-        let eps = if hgrn2 { HGRN2_OUTPUT_EPS } else { LIGHTNET_OUTPUT_EPS };
+        let eps = if hgrn2 {
+            HGRN2_OUTPUT_EPS
+        } else {
+            LIGHTNET_OUTPUT_EPS
+        };
+        // LightNet of that library does not hand this base to its softmax layers; files of ours say how queries are scaled.
+        let mut attn = config.attn.clone();
+        if !hgrn2 && self.scale_queries.is_none() {
+            attn.iter_mut()
+                .for_each(|attn| attn.rope_theta = super::rope_theta());
+        }
         Ok(Config {
             intermediate_size: self.glu_width(width)?,
             num_attention_heads: heads,
@@ -248,6 +260,7 @@ impl Published {
             },
             gate_low_rank_dim: Some(self.gate_low_rank_dim.unwrap_or(128)),
             scale_queries: self.scale_queries.unwrap_or(true),
+            attn,
             ..config
         })
     }
@@ -260,7 +273,9 @@ impl Published {
         let ratio = self.hidden_ratio.unwrap_or(4.0);
         let wide = width as f64 * ratio * 2.0 / 3.0;
         if !(wide >= 0.0 && wide < super::WIDEST as f64) {
-            return Err(format!("hidden_ratio is {ratio}, expected a positive number of hidden_size, {width}"));
+            return Err(format!(
+                "hidden_ratio is {ratio}, expected a positive number of hidden_size, {width}"
+            ));
         }
         Ok((wide as usize).next_multiple_of(GLU_MULTIPLE))
     }
@@ -269,10 +284,15 @@ impl Published {
     fn transnormer(&self) -> Read<Config> {
         let config = self.shared(Architecture::Transnormer, [64000, 1024, 24])?;
         if let Some(norm) = self.norm_type.as_deref().filter(|&norm| norm != "simplermsnorm") {
-            return Err(format!("norm_type is {norm:?}, only \"simplermsnorm\" is supported"));
+            return Err(format!(
+                "norm_type is {norm:?}, only \"simplermsnorm\" is supported"
+            ));
         }
         let (width, layers) = (config.hidden_size, config.num_hidden_layers);
-        let heads = self.decoder_attention_heads.or(self.num_attention_heads).unwrap_or(8);
+        let heads = self
+            .decoder_attention_heads
+            .or(self.num_attention_heads)
+            .unwrap_or(8);
         let values = self.hidden_dim.unwrap_or(width);
         let on = |value: &Value| value.as_bool() == Some(true) || value.as_f64().is_some_and(|v| v != 0.0);
         let lrpe_layers = match (&self.lrpe_layers, &self.linear_use_lrpe_list) {
@@ -299,17 +319,23 @@ impl Published {
         let glu = match (self.intermediate_size, self.glu_dim.unwrap_or(2816)) {
             (Some(size), _) => size,
             (None, -1) => width,
-            (None, size) => {
-                usize::try_from(size).map_err(|_| format!("glu_dim is {size}, expected a positive number or -1"))?
-            }
+            (None, size) => usize::try_from(size)
+                .map_err(|_| format!("glu_dim is {size}, expected a positive number or -1"))?,
         };
         Ok(Config {
             intermediate_size: glu,
             num_attention_heads: heads,
-            head_dim: Some(divided("hidden_dim", values, "decoder_attention_heads", Some(heads))?),
+            head_dim: Some(divided(
+                "hidden_dim",
+                values,
+                "decoder_attention_heads",
+                Some(heads),
+            )?),
             value_dim: Some(values),
             lrpe_layers,
-            scale_embedding: self.scale_embedding.unwrap_or(!self.no_scale_embedding.unwrap_or(false)),
+            scale_embedding: self
+                .scale_embedding
+                .unwrap_or(!self.no_scale_embedding.unwrap_or(false)),
             // Transformers ties unless it is told otherwise.
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(true),
             ..config
@@ -340,8 +366,12 @@ impl Published {
 fn divided(name: &str, value: usize, by_name: &str, by: Option<usize>) -> Read<usize> {
     match by {
         Some(by) if by > 0 && value.is_multiple_of(by) => Ok(value / by),
-        Some(by) => Err(format!("{name} is {value}, expected a multiple of {by_name}, {by}")),
-        None => Err(format!("{by_name} is missing, expected a divisor of {name}, {value}")),
+        Some(by) => Err(format!(
+            "{name} is {value}, expected a multiple of {by_name}, {by}"
+        )),
+        None => Err(format!(
+            "{by_name} is missing, expected a divisor of {name}, {value}"
+        )),
     }
 }
 
@@ -510,6 +540,16 @@ mod tests {
                 config.decay_schedule = DecaySchedule::Log;
                 config.conv_size = Some(3);
             }
+            if kind != Architecture::Llama {
+                config.attn = vec![SoftmaxLayers {
+                    layers: vec![1],
+                    num_heads: 4,
+                    num_kv_heads: Some(2),
+                    qkv_bias: true,
+                    window_size: None,
+                    rope_theta: 500.0,
+                }];
+            }
             if kind == Architecture::Hgrn2 {
                 // What is not written is what the library takes.
                 config.gate_low_rank_dim = Some(128);
@@ -528,15 +568,26 @@ mod tests {
         assert_eq!((sizes, llama.num_attention_heads), ((32000, 4096, 11008), 32));
         let hgrn2 = read(r#"{"model_type": "hgrn2", "hidden_size": 1024, "norm_eps": 1e-3, "num_heads": 3}"#);
         let words = hgrn2.unwrap_err();
-        assert!(words.contains("hidden_size is 1024, expected a multiple of num_heads, 3"), "{words}");
-        let hgrn2 = read(r#"{"model_type": "hgrn2", "hidden_size": 1024, "norm_eps": 1e-3, "num_heads": null}"#).unwrap();
+        assert!(
+            words.contains("hidden_size is 1024, expected a multiple of num_heads, 3"),
+            "{words}"
+        );
+        let hgrn2 =
+            read(r#"{"model_type": "hgrn2", "hidden_size": 1024, "norm_eps": 1e-3, "num_heads": null}"#)
+                .unwrap();
         assert_eq!((hgrn2.num_attention_heads, hgrn2.head_width()), (8, 128));
         assert_eq!((hgrn2.intermediate_size, hgrn2.output_eps()), (2816, 1e-5));
-        let lightnet = read(r#"{"model_type": "lightnet", "hidden_size": 96, "num_heads": 3, "expand_ratio": 8}"#).unwrap();
+        let lightnet =
+            read(r#"{"model_type": "lightnet", "hidden_size": 96, "num_heads": 3, "expand_ratio": 8}"#)
+                .unwrap();
         assert_eq!((lightnet.key_size(), lightnet.value_size()), (24, 96));
-        assert_eq!((lightnet.output_gate, lightnet.gate_rank()), (OutputGate::Silu, 128));
+        assert_eq!(
+            (lightnet.output_gate, lightnet.gate_rank()),
+            (OutputGate::Silu, 128)
+        );
         // HGRN2 goes by its expand ratio.
-        let hgrn2 = read(r#"{"model_type": "hgrn2", "hidden_size": 96, "num_heads": 3, "expand_ratio": 8}"#).unwrap();
+        let hgrn2 =
+            read(r#"{"model_type": "hgrn2", "hidden_size": 96, "num_heads": 3, "expand_ratio": 8}"#).unwrap();
         assert_eq!(hgrn2.num_attention_heads, 12);
         let text = r#"{"model_type": "transnormer", "decoder_embed_dim": 64, "decoder_layers": 3, "glu_dim": -1,
                        "linear_use_lrpe_list": [1, 0, 1], "no_scale_embedding": true}"#;
@@ -551,24 +602,64 @@ mod tests {
         let rest = r#""hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9"#;
         for (kind, more, words) in [
             ("llama", r#""hidden_act": "gelu""#, "hidden_act is \"gelu\""),
-            ("llama", r#""rope_scaling": {"type": "dynamic", "factor": 2.0}"#, "rope_type is \"dynamic\""),
-            ("llama", r#""partial_rotary_factor": 0.5"#, "partial_rotary_factor is 0.5"),
-            ("llama", r#""quantization_config": {"bits": 4}"#, "quantization_config is"),
+            (
+                "llama",
+                r#""rope_scaling": {"type": "dynamic", "factor": 2.0}"#,
+                "rope_type is \"dynamic\"",
+            ),
+            (
+                "llama",
+                r#""partial_rotary_factor": 0.5"#,
+                "partial_rotary_factor is 0.5",
+            ),
+            (
+                "llama",
+                r#""quantization_config": {"bits": 4}"#,
+                "quantization_config is",
+            ),
             ("hgrn2", r#""hidden_act": "powlu""#, "hidden_act is \"powlu\""),
             ("hgrn2", r#""attnres_block_size": 4"#, "attnres_block_size is 4"),
-            ("hgrn2", r#""share_conv_kernel": true"#, "share_conv_kernel is true"),
-            ("hgrn2", r#""expand_ratio": 128"#, "expand_ratio is 128, expected 1 to hidden_size, 64"),
+            (
+                "hgrn2",
+                r#""share_conv_kernel": true"#,
+                "share_conv_kernel is true",
+            ),
+            (
+                "hgrn2",
+                r#""expand_ratio": 128"#,
+                "expand_ratio is 128, expected 1 to hidden_size, 64",
+            ),
             ("hgrn2", r#""expand_ratio": 0"#, "head_dim is 0"),
-            ("lightnet", r#""num_heads": 3, "expand_ratio": 8"#, "hidden_size is 64"),
-            ("lightnet", r#""num_heads": 2, "attn": {"layers": [5], "num_heads": 2}"#, "attn.layers names layer 5"),
+            (
+                "lightnet",
+                r#""num_heads": 3, "expand_ratio": 8"#,
+                "hidden_size is 64",
+            ),
+            (
+                "lightnet",
+                r#""num_heads": 2, "attn": {"layers": [5], "num_heads": 2}"#,
+                "attn.layers names layer 5",
+            ),
             (
                 "lightnet",
                 r#""num_heads": 2, "attn": [{"layers": [1], "num_heads": 2, "window_size": 8}]"#,
                 "attn.window_size is 8",
             ),
-            ("transnormer", r#""norm_type": "layernorm""#, "norm_type is \"layernorm\""),
-            ("transnormer", r#""linear_use_lrpe_list": [1]"#, "linear_use_lrpe_list has 1 entries"),
-            ("tnl", r#""intermediate_size": 8"#, "num_attention_heads is missing"),
+            (
+                "transnormer",
+                r#""norm_type": "layernorm""#,
+                "norm_type is \"layernorm\"",
+            ),
+            (
+                "transnormer",
+                r#""linear_use_lrpe_list": [1]"#,
+                "linear_use_lrpe_list has 1 entries",
+            ),
+            (
+                "tnl",
+                r#""intermediate_size": 8"#,
+                "num_attention_heads is missing",
+            ),
             ("gpt", r#""n": 1"#, "unknown variant `gpt`, expected one of `tnl`"),
         ] {
             let text = format!(r#"{{"model_type": "{kind}", {rest}, {more}}}"#);

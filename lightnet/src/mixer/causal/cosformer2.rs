@@ -86,7 +86,11 @@ pub(super) fn shared_theta(config: &Config, vb: &VarBuilder) -> Result<Option<Th
         return Ok(None);
     }
     let width = config.head_width();
-    let turning = if config.half_lrpe { width.div_ceil(2) } else { width };
+    let turning = if config.half_lrpe {
+        width.div_ceil(2)
+    } else {
+        width
+    };
     let start = cosine_frequencies(width, turning);
     Theta::new(&start, &[turning], config.learn_theta, vb).map(Some)
 }

@@ -70,6 +70,7 @@ impl Hgrn2 {
         );
         let [q, k, log, v] = [&q, &parts[1], &parts[2], &v].map(|part| heads(part, self.heads));
         let o = decayed(&q?, &k?, &v?, LogDecay::Channel(&log?), memory)?;
-        self.output.forward(&self.norm.forward(&o.flatten_from(2)?, None)?)
+        self.output
+            .forward(&self.norm.forward(&o.flatten_from(2)?, None)?)
     }
 }

@@ -80,7 +80,11 @@ impl CausalLightNet {
             Decay::Scalar | Decay::Tied => self.query_act,
         };
         let acts = [self.query_act, key_act, self.value_act, Activation::None];
-        let runs: Vec<Part<'_>> = acts.iter().zip(&self.widths).map(|(act, &width)| act.part(width)).collect();
+        let runs: Vec<Part<'_>> = acts
+            .iter()
+            .zip(&self.widths)
+            .map(|(act, &width)| act.part(width))
+            .collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
         let (q, k, v) = (q?, k?, v?);
@@ -114,6 +118,7 @@ impl CausalLightNet {
             }
         };
         let gate = self.gate.forward(x)?;
-        self.output.forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
+        self.output
+            .forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
     }
 }

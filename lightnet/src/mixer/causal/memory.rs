@@ -148,11 +148,7 @@ fn first_log_sum(x: &Tensor, seeded: bool) -> Result<Tensor> {
 /// Running sums of weights `z` and log-decays `z_{t-1} - z_t` of `logits` `[B, N, H, D]`, behind what `memory` holds.
 ///
 /// The first decay without a seed is 0, for its state is.
-pub(super) fn log_sums(
-    logits: &Tensor,
-    seeded: bool,
-    memory: Option<&mut Memory>,
-) -> Result<[Tensor; 2]> {
+pub(super) fn log_sums(logits: &Tensor, seeded: bool, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
     let known = memory.as_ref().and_then(|memory| memory.log_sum.clone());
     let before = match known {
         None if seeded => Some(first_log_sum(logits, seeded)?),
@@ -231,7 +227,11 @@ pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut M
 
 /// f64 beside f64, else f32: the type of states.
 fn wide(x: &Tensor) -> DType {
-    if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    if x.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    }
 }
 
 fn empty_state(q: &Tensor, v: &Tensor) -> Result<Tensor> {

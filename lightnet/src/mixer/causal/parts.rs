@@ -1,6 +1,7 @@
 //! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
 
 use candle_core::{D, Result, Tensor};
+use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::linear::joined;
 use fulgur_kernels::lrpe::{double, token_phases};
@@ -34,9 +35,14 @@ impl Maps {
                 kernels.push(vb.get_with_hints((width, 1, taps), "weight", init)?);
             }
         }
-        let maps = widths
-            .iter()
-            .map(|&(letter, width)| map(config, config.hidden_size, width, &vb.pp(format!("{letter}_proj"))));
+        let maps = widths.iter().map(|&(letter, width)| {
+            map(
+                config,
+                config.hidden_size,
+                width,
+                &vb.pp(format!("{letter}_proj")),
+            )
+        });
         Ok(Self {
             maps: maps.collect::<Result<_>>()?,
             kernels,
@@ -97,11 +103,6 @@ impl Activation {
     }
 }
 
-/// `1 / (1 + e^-x)` with a gradient.
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    ((x.neg()?.exp()? + 1.0)?).recip()
-}
-
 /// The norm of a mixer's output, with its gate.
 #[derive(Clone, Debug)]
 pub(super) struct Output {
@@ -122,7 +123,11 @@ impl Output {
         };
         Ok(Self {
             norm: config.output_norm,
-            groups: if config.norm_per_head { config.num_attention_heads } else { 1 },
+            groups: if config.norm_per_head {
+                config.num_attention_heads
+            } else {
+                1
+            },
             eps: config.unscaled_output_eps(),
             gain: config.elementwise_affine.then(gain).transpose()?,
             gate: config.output_gate,
@@ -150,7 +155,11 @@ impl Output {
     }
 
     fn normed(&self, o: &Tensor) -> Result<Tensor> {
-        let gain = self.gain.as_ref().map(|gain| gain.to_dtype(o.dtype())).transpose()?;
+        let gain = self
+            .gain
+            .as_ref()
+            .map(|gain| gain.to_dtype(o.dtype()))
+            .transpose()?;
         match self.norm {
             OutputNorm::Rms => rms_norm_to(o, gain.as_ref(), self.groups, self.eps, o.dtype()),
             OutputNorm::Layer if self.groups == 1 => layer_norm(o, gain.as_ref(), None, self.eps),
@@ -248,5 +257,8 @@ pub(super) fn turned(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
         return double(x, phase);
     }
     let doubled = double(&x.narrow(D::Minus1, 0, turning)?.contiguous()?, phase)?;
-    Tensor::cat(&[&doubled, &x.narrow(D::Minus1, turning, width - turning)?], D::Minus1)
+    Tensor::cat(
+        &[&doubled, &x.narrow(D::Minus1, turning, width - turning)?],
+        D::Minus1,
+    )
 }

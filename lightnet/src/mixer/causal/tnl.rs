@@ -101,7 +101,9 @@ pub(super) fn log_decays(config: &Config, layer: usize, device: &Device) -> Resu
         DecaySchedule::Log => decay_rates(log_slopes(heads), layer, layers),
         DecaySchedule::Linear8 => {
             let share = 1.0 - layer as f64 / layers as f64;
-            (0..heads).map(|h| 8.0 * h as f64 / heads as f64 * share).collect()
+            (0..heads)
+                .map(|h| 8.0 * h as f64 / heads as f64 * share)
+                .collect()
         }
     };
     let logs: Vec<f32> = rates.iter().map(|rate| -rate as f32).collect();
@@ -130,7 +132,9 @@ fn slopes(heads: usize) -> Vec<f64> {
 /// `1 / n` for n from 2 to 256 at equal ratios.
 fn log_slopes(heads: usize) -> Vec<f64> {
     let steps = (heads.max(2) - 1) as f64;
-    (0..heads).map(|h| 0.5 * (1f64 / 128.0).powf(h as f64 / steps)).collect()
+    (0..heads)
+        .map(|h| 0.5 * (1f64 / 128.0).powf(h as f64 / steps))
+        .collect()
 }
 
 #[cfg(test)]

@@ -70,7 +70,10 @@ impl TransNormer {
         context: &CausalContext<'_>,
         memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let parts = split(&self.input.forward(x)?, &self.acts.map(|act| act.part(self.width)))?;
+        let parts = split(
+            &self.input.forward(x)?,
+            &self.acts.map(|act| act.part(self.width)),
+        )?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(theta) = &self.theta {
