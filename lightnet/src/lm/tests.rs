@@ -95,7 +95,6 @@ fn logits_are_those_of_the_libraries() {
         let wanted = &values.tensors[&format!("logits.{name}")];
         let error = (square(&(&found - wanted).unwrap()).unwrap() / square(wanted).unwrap()).sqrt();
         assert!(error < 4e-6, "{folder} {name}: {error:e}");
-        println!("{folder} {name}: {error:e}");
     }
 }
 
