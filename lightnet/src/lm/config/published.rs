@@ -30,6 +30,10 @@ macro_rules! published {
         pub(super) struct Published {
             $($(#[$attribute])* #[serde(skip_serializing_if = "Option::is_none")] $name: Option<$kind>,)*
         }
+
+        /// All of them.
+        #[cfg(test)]
+        const KEYS: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
@@ -118,7 +122,8 @@ impl Published {
                 "quantization_config is {found}, only weights that are not quantised are supported"
             ));
         }
-        if self.share_conv_kernel == Some(true) {
+        // Older files say so without having any convolution.
+        if self.share_conv_kernel == Some(true) && self.use_short_conv == Some(true) {
             return Err("share_conv_kernel is true, only false is supported".into());
         }
         if let Some(size) = self.attnres_block_size {
@@ -227,9 +232,10 @@ impl Published {
             None if heads.is_some() => divided("hidden_size", width, "num_heads", heads)?,
             None => 128,
         };
-        // HGRN2 goes by its expand ratio alone.
+        // Files of ours say how queries are scaled. In others HGRN2 goes by its expand ratio alone.
+        let ours = self.scale_queries.is_some();
         let heads = match heads {
-            Some(heads) if !hgrn2 => heads,
+            Some(heads) if ours || !hgrn2 => heads,
             _ => width / expand.max(1),
         };
         if heads == 0 {
@@ -242,9 +248,9 @@ impl Published {
         } else {
             LIGHTNET_OUTPUT_EPS
         };
-        // LightNet of that library does not hand this base to its softmax layers; files of ours say how queries are scaled.
+        // LightNet of that library does not hand this base to its softmax layers.
         let mut attn = config.attn.clone();
-        if !hgrn2 && self.scale_queries.is_none() {
+        if !hgrn2 && !ours {
             attn.iter_mut()
                 .for_each(|attn| attn.rope_theta = super::rope_theta());
         }

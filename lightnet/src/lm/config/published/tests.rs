@@ -41,6 +41,7 @@ fn what_is_written_reads_as_it_was() {
         if kind == Architecture::Hgrn2 {
             // What is not written is what the library takes.
             config.gate_low_rank_dim = Some(128);
+            config.head_dim = Some(5);
         }
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(read(&text).unwrap(), config, "{text}");
@@ -107,7 +108,7 @@ fn what_is_not_supported_is_named() {
         ("hgrn2", r#""attnres_block_size": 4"#, "attnres_block_size is 4"),
         (
             "hgrn2",
-            r#""share_conv_kernel": true"#,
+            r#""use_short_conv": true, "share_conv_kernel": true"#,
             "share_conv_kernel is true",
         ),
         (
@@ -155,4 +156,69 @@ fn what_is_not_supported_is_named() {
         };
         assert!(line.lines().next().unwrap().contains(words), "{words}: {line}");
     }
+}
+
+/// Whatever a file says, there is a model or a line about it, and no memory is taken.
+#[test]
+fn any_value_of_any_key_is_answered() {
+    let values = [
+        "null",
+        "true",
+        "0",
+        "1",
+        "3",
+        "-1",
+        "-3",
+        "0.5",
+        "1e300",
+        "4096",
+        "16384",
+        "16777216",
+        "9223372036854775807",
+        "18446744073709551615",
+        "[]",
+        "[0]",
+        "[1, 1]",
+        "[9223372036854775807]",
+        "{}",
+        "\"\"",
+        "\"none\"",
+        r#"{"layers": [0, 1], "num_heads": 0}"#,
+        r#"{"layers": [0], "num_heads": 18446744073709551615}"#,
+        r#"[{"layers": [0], "num_heads": 2, "rope_theta": -1}]"#,
+        r#"{"rope_type": "llama3", "factor": 0}"#,
+    ];
+    let (mut models, mut lines) = (0, 0);
+    for kind in Architecture::ALL {
+        let base = Config {
+            vocab_size: 9,
+            hidden_size: 8,
+            intermediate_size: 8,
+            num_hidden_layers: 2,
+            num_attention_heads: if kind == Architecture::Hgrn1 { 8 } else { 2 },
+            head_dim: (kind == Architecture::Hgrn1).then_some(1),
+            ..Config::of(kind)
+        };
+        let base = serde_json::to_value(&base).unwrap();
+        for key in KEYS {
+            for value in values {
+                let mut file = base.clone();
+                file[key] = serde_json::from_str(value).unwrap();
+                let shapes = serde_json::from_value::<Config>(file)
+                    .map_err(|e| e.to_string())
+                    .and_then(|config| crate::lm::expected_shapes(&config).map_err(|e| e.to_string()));
+                match shapes {
+                    Ok(shapes) => {
+                        assert!(shapes.len() > 5, "{key} {value}");
+                        models += 1;
+                    }
+                    Err(line) => {
+                        assert!(!line.is_empty());
+                        lines += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(models > 1000 && lines > 1000, "{models} models, {lines} lines");
 }
