@@ -45,6 +45,11 @@ impl Linear {
         &self.weight
     }
 
+    /// The bias, where there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// Width of the result.
     pub fn output(&self) -> usize {
         self.weight.dims()[0]

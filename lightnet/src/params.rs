@@ -22,6 +22,7 @@
 
 mod eight_bit;
 pub mod file;
+pub mod folder;
 mod frozen;
 pub mod outline;
 pub mod pack;
@@ -69,6 +70,14 @@ pub enum ParamsError {
         unexpected: Vec<String>,
         /// Names with found and expected shapes.
         misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    },
+    /// The index of shards is damaged, or is not that of the shards.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A value that cannot be stored in the form asked for.
     #[error("{}: tensor `{name}`: {reason}", path.display())]
@@ -244,6 +253,9 @@ fn check_same<T: AsRef<Tensor>>(
     })
 }
 
+/// Names of one kind that a list of differences holds.
+const MOST_LISTED: usize = 64;
+
 fn differences(
     missing: &[String],
     unexpected: &[String],
@@ -261,7 +273,16 @@ fn differences(
     let parts: Vec<String> = kinds
         .iter()
         .filter(|(_, names)| !names.is_empty())
-        .map(|(kind, names)| format!("{} {kind}: {}", names.len(), names.join(", ")))
+        .map(|(kind, names)| {
+            let more = names.len().saturating_sub(MOST_LISTED);
+            let listed = names[..names.len() - more].join(", ");
+            let rest = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            format!("{} {kind}: {listed}{rest}", names.len())
+        })
         .collect();
     parts.join("; ")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fulgur_lightnet::config::{self, ConfigError};
-use fulgur_lightnet::params::file;
+use fulgur_lightnet::params::folder::Weights;
 use fulgur_tavdiffusion::pipeline::FILE_NAME as INDEX;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use super::ForwardError;
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
 
 /// A folder with a model, before its family is known.
 #[derive(Debug)]
@@ -42,11 +41,9 @@ impl Folder {
         } else {
             config::read(&config)?
         };
-        let weights = dir.join(WEIGHTS);
-        let shapes = if weights.is_file() {
-            file::shapes(&weights)?
-        } else {
-            BTreeMap::new()
+        let shapes = match Weights::find(dir)? {
+            Some(weights) => weights.shapes()?,
+            None => BTreeMap::new(),
         };
         Ok(Self {
             path: dir.to_owned(),

@@ -28,6 +28,7 @@ mod avhscore;
 mod bert;
 mod folder;
 mod generator;
+mod lm;
 pub mod operator;
 mod port;
 
@@ -53,10 +54,14 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 3] = [
+const FAMILIES: [(&str, Recognise); 4] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("bert", bert::recognise),
+    (
+        "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
+        lm::recognise,
+    ),
 ];
 
 /// Why a model cannot be run on the given tensors.

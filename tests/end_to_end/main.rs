@@ -16,6 +16,7 @@ mod generate;
 mod inspect;
 #[cfg(unix)]
 mod language;
+mod language_models;
 mod models;
 mod pack;
 mod program;

@@ -448,8 +448,8 @@ fn what_cannot_be_run_is_one_line_and_nothing_is_written() {
     fs::create_dir(&other).unwrap();
     for (config, words) in [
         (
-            r#"{"model_type": "llama"}"#,
-            "found model_type or _class_name \"llama\"",
+            r#"{"model_type": "mamba"}"#,
+            "found model_type or _class_name \"mamba\", expected a model of one of these kinds",
         ),
         (r#"{"hidden": 3}"#, "neither model_type nor _class_name"),
         ("{", "config.json"),

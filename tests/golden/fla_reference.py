@@ -14,13 +14,25 @@ os.environ["TRITON_INTERPRET"] = "1"
 import pathlib
 
 import fla
+import fla.layers.attn
 import torch
 import transformers
 import triton.language as tl
 from fla.ops.utils import op
 from safetensors.torch import save_file
-from torch.nn.functional import silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 from triton.runtime.autotuner import Autotuner
+
+
+def flash_attention(q, k, v, causal, window_size):
+    """In place of the package flash-attn, which needs a GPU: the library refuses softmax layers without it."""
+    assert causal and window_size == (-1, -1)
+    share = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(share, 2), v.repeat_interleave(share, 2)))
+    return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+fla.layers.attn.flash_attn_func = flash_attention
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -38,6 +50,20 @@ def mlp(x, weights, prefix):
     gate = x @ weights[f"{prefix}.gate_proj.weight"].T
     up = x @ weights[f"{prefix}.up_proj.weight"].T
     return (silu(gate) * up) @ weights[f"{prefix}.down_proj.weight"].T
+
+
+def projections(x, weights, prefix, letters):
+    """The maps `{letter}_proj` of x, behind their short convolutions where there are any: each channel's own, causal."""
+    maps = []
+    for letter in letters:
+        y = x @ weights[f"{prefix}.{letter}_proj.weight"].T
+        kernel = weights.get(f"{prefix}.{letter}_conv1d.weight")
+        if kernel is not None:
+            taps = kernel.shape[-1]
+            padded = torch.cat([y.new_zeros(y.shape[0], taps - 1, y.shape[2]), y], 1)
+            y = sum(padded[:, tap:tap + y.shape[1]] * kernel[:, 0, tap] for tap in range(taps))
+        maps.append(y)
+    return maps
 
 
 def gated_recurrence(q, k, v, decay):
@@ -60,6 +86,29 @@ def mix_heads(q, k, v, decay, heads):
         for h in range(heads):
             out[b, :, h] = gated_recurrence(q[b, :, h], k[b, :, h], v[b, :, h], decay[b, :, h])
     return out.flatten(-2)
+
+
+def softmax_attention(x, weights, prefix, spec, theta):
+    """A layer of a hybrid: rotary positions that turn channel c with c + D / 2, grouped queries."""
+    def heads(letter, count):
+        name = f"{prefix}.{letter}_proj"
+        return (x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)).unflatten(-1, (count, -1))
+    groups = spec["num_kv_heads"]
+    q, k, v = heads("q", spec["num_heads"]), heads("k", groups), heads("v", groups)
+    half = q.shape[-1] // 2
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = (torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies)[:, None]
+    def turn(y):
+        a, b = y[..., :half], y[..., half:]
+        return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+    q, k = turn(q), turn(k)
+    out = torch.empty_like(q)
+    for t in range(x.shape[1]):
+        for head in range(spec["num_heads"]):
+            group = head * groups // spec["num_heads"]
+            scores = torch.einsum("bd,bsd->bs", q[:, t, head], k[:, :t + 1, group]) / q.shape[-1] ** 0.5
+            out[:, t, head] = torch.einsum("bs,bsd->bd", scores.softmax(-1), v[:, :t + 1, group])
+    return out.flatten(-2) @ weights[f"{prefix}.o_proj.weight"].T
 
 
 def logits(model, input_ids, mixer):
@@ -91,8 +140,8 @@ def random_model(kind, config, seed):
     model = kind(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
-                # Away from 1, so that a norm left out shows in the logits.
+            if "norm" in name or name.endswith("bias"):
+                # Away from 1 and 0, so that one left out shows in the logits.
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif "lower_bounds" in name:
                 parameter.copy_(torch.randn_like(parameter))

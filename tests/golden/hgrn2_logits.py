@@ -7,6 +7,8 @@ Tensors: input_ids [2, 37] (i64) and for each model logits.NAME [2, 37, 61] (f32
     hgrn2_bounded/  expand_ratio and num_heads, lower bounds of the forget gates, three layers
     hgrn2_tied/     num_heads alone, no lower bounds, tied embeddings, norm_eps of 1e-3, the default width of the MLP
     hgrn2_plain/    an output norm without weights (elementwise_affine false), lower bounds, untied
+    hgrn2_conv/     short convolutions before the activations, fewer key channels than hidden ones
+    hgrn2_hybrid/   softmax attention in one layer, with grouped queries, biases and a base of its own
 """
 
 import fla_reference
@@ -26,9 +28,10 @@ def lower_bound(weights, layer):
 
 def mixer(x, weights, config, layer):
     prefix = f"model.layers.{layer}.attn"
-    q = silu(x @ weights[f"{prefix}.q_proj.weight"].T)
-    forget = torch.sigmoid(x @ weights[f"{prefix}.f_proj.weight"].T)
-    v = x @ weights[f"{prefix}.i_proj.weight"].T
+    if config.attn is not None and layer in config.attn["layers"]:
+        return fla_reference.softmax_attention(x, weights, prefix, config.attn, config.attn["rope_theta"])
+    q, forget, v = fla_reference.projections(x, weights, prefix, "qfi")
+    q, forget = silu(q), torch.sigmoid(forget)
     if config.use_lower_bound and layer > 0:
         bound = lower_bound(weights, layer)
         forget = bound + (1 - bound) * forget
@@ -53,10 +56,21 @@ def models():
         vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, expand_ratio=12, elementwise_affine=False,
         intermediate_size=40, initializer_range=0.15,
     )
+    conv = HGRN2Config(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, expand_ratio=10, use_lower_bound=False,
+        use_short_conv=True, conv_size=3, intermediate_size=40, initializer_range=0.2,
+    )
+    hybrid = HGRN2Config(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, expand_ratio=12,
+        attn={"layers": [1], "num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "rope_theta": 50.0},
+        intermediate_size=40, initializer_range=0.2,
+    )
     return {
         "bounded": fla_reference.random_model(HGRN2ForCausalLM, bounded, 6),
         "tied": fla_reference.random_model(HGRN2ForCausalLM, tied, 7),
         "plain": fla_reference.random_model(HGRN2ForCausalLM, plain, 8),
+        "conv": fla_reference.random_model(HGRN2ForCausalLM, conv, 13),
+        "hybrid": fla_reference.random_model(HGRN2ForCausalLM, hybrid, 16),
     }
 
 

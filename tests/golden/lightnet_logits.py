@@ -6,6 +6,8 @@ Reference: fla_reference.py and `mixer` below, f64, rounded to f32; the library'
 Tensors: input_ids [2, 37] (i64) and for each model logits.NAME [2, 37, 61] (f32).
     lightnet_square/  expand_ratio alone, which makes as many key channels as hidden ones
     lightnet_narrow/  num_heads and expand_ratio, fewer key channels than hidden ones, tied embeddings, norm_eps of 1e-3
+    lightnet_conv/    short convolutions before the activations, an output norm without weights, num_heads alone
+    lightnet_hybrid/  softmax attention in one layer, with grouped queries, biases, and a base that the library ignores
 """
 
 import fla_reference
@@ -27,14 +29,17 @@ def additive_gate(x):
 
 def mixer(x, weights, config, layer):
     prefix = f"model.layers.{layer}.attn"
-    q = silu(x @ weights[f"{prefix}.q_proj.weight"].T)
-    k, decay = additive_gate(x @ weights[f"{prefix}.k_proj.weight"].T)
-    v = x @ weights[f"{prefix}.v_proj.weight"].T
+    if config.attn is not None and layer in config.attn["layers"]:
+        # The library does not hand rope_theta to these layers, so that their own default holds.
+        return fla_reference.softmax_attention(x, weights, prefix, config.attn, 10000.0)
+    q, k, v = fla_reference.projections(x, weights, prefix, "qkv")
+    q = silu(q)
+    k, decay = additive_gate(k)
     gate = x @ weights[f"{prefix}.g_proj.0.weight"].T @ weights[f"{prefix}.g_proj.1.weight"].T
     heads = config.num_heads or config.hidden_size // config.expand_ratio
     out = fla_reference.mix_heads(q, k, v, decay, heads)
     # One norm over all heads together, then the gate.
-    out = fla_reference.norm(out, weights[f"{prefix}.g_norm.weight"], OUTPUT_NORM_EPS) * silu(gate)
+    out = fla_reference.norm(out, weights.get(f"{prefix}.g_norm.weight", 1.0), OUTPUT_NORM_EPS) * silu(gate)
     return out @ weights[f"{prefix}.o_proj.weight"].T
 
 
@@ -47,9 +52,20 @@ def models():
         vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_heads=3, expand_ratio=8, gate_low_rank_dim=5,
         intermediate_size=40, tie_word_embeddings=True, norm_eps=1e-3, initializer_range=0.15,
     )
+    conv = LightNetConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_heads=4, expand_ratio=None, gate_low_rank_dim=7,
+        use_short_conv=True, elementwise_affine=False, intermediate_size=40, initializer_range=0.2,
+    )
+    hybrid = LightNetConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, expand_ratio=12, gate_low_rank_dim=7,
+        attn={"layers": [1], "num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "rope_theta": 50.0},
+        intermediate_size=40, initializer_range=0.2,
+    )
     return {
         "square": fla_reference.random_model(LightNetForCausalLM, square, 9),
         "narrow": fla_reference.random_model(LightNetForCausalLM, narrow, 10),
+        "conv": fla_reference.random_model(LightNetForCausalLM, conv, 14),
+        "hybrid": fla_reference.random_model(LightNetForCausalLM, hybrid, 17),
     }
 
 

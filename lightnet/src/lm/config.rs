@@ -1,12 +1,24 @@
 //! The shape of a language model, as its `config.json` says.
 
+mod published;
+
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::rope::{Rotary, Scaling};
+use crate::config::ConfigError;
+use published::Published;
+
 /// Most layers that are built.
 const MOST_LAYERS: usize = 4096;
+/// Most heads of a layer.
+const MOST_HEADS: usize = 1 << 14;
 /// Widest model and vocabulary.
 const WIDEST: usize = 1 << 24;
+/// Widest head.
+const WIDEST_HEAD: usize = 1 << 14;
+/// Most taps of a short convolution.
+const MOST_TAPS: usize = 64;
 
 /// Which token mixer a model has.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -14,19 +26,146 @@ const WIDEST: usize = 1 << 24;
 pub enum Architecture {
     /// TransNormerLLM's successor (arXiv 2405.17381): constant decays, low-rank output gate.
     Tnl,
+    /// TransNormerLLM (arXiv 2307.14995): constant decays, full-rank gate, norms without gains.
+    Transnormer,
+    /// The element-wise gated recurrence before HGRN2 (arXiv 2311.04823), as its baseline.
+    Hgrn1,
     /// Data-dependent decays of channels tied to keys (arXiv 2404.07904).
     Hgrn2,
-    /// The additive recurrence in its causal form (arXiv 2405.21022).
+    /// Linear attention without decay, with positions in cosines (arXiv 2406.16690).
+    Cosformer2,
+    /// The additive recurrence in its causal form (arXiv 2405.21022), or without causality.
     Lightnet,
     /// Softmax attention with rotary positions.
     Llama,
 }
 
-/// The shape of a model. Names are those of Hugging Face's `config.json`.
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Tnl,
+        Self::Transnormer,
+        Self::Hgrn1,
+        Self::Hgrn2,
+        Self::Cosformer2,
+        Self::Lightnet,
+        Self::Llama,
+    ];
+
+    /// Its `model_type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tnl => "tnl",
+            Self::Transnormer => "transnormer",
+            Self::Hgrn1 => "hgrn1",
+            Self::Hgrn2 => "hgrn2",
+            Self::Cosformer2 => "cosformer2",
+            Self::Lightnet => "lightnet",
+            Self::Llama => "llama",
+        }
+    }
+}
+
+/// What is done to queries, keys, values, or to the first half of a gated linear unit.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `x / (1 + e^-x)`.
+    #[default]
+    #[serde(alias = "swish")]
+    Silu,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
+    /// `1 + elu(x)`: positive features.
+    #[serde(rename = "1+elu")]
+    OnePlusElu,
+}
+
+/// What is done to the gate of a mixer's output.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputGate {
+    /// Nothing.
+    None,
+    /// `1 / (1 + e^-x)`.
+    #[default]
+    Sigmoid,
+    /// `x / (1 + e^-x)`.
+    Silu,
+}
+
+/// The norm of a mixer's output.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputNorm {
+    /// `x / rms(x)`.
+    #[default]
+    Rms,
+    /// Also without its mean.
+    Layer,
+}
+
+/// How the constant decays of heads are chosen (section 1.3 of the TransNormerLLM paper and code).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecaySchedule {
+    /// The slopes of ALiBi, `2^(-8 (h + 1) / H)`, times `1 - l / (L - 1) + 1e-5`: the published code.
+    #[default]
+    Alibi,
+    /// `8 h / H` times `1 - l / L`: the formula of the paper.
+    Linear8,
+    /// `1 / n_h` with n_h from 2 to 256 at equal ratios, times the factor of [`Self::Alibi`].
+    Log,
+    /// None: `lambda = 1`.
+    None,
+}
+
+/// LightNet's decay.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// One for each key channel; its logits are the keys'.
+    #[default]
+    Vector,
+    /// One for each head, from logits of its own; keys are `silu(x W_k)`.
+    Scalar,
+    /// The same, with keys times `1 - a_t`.
+    Tied,
+}
+
+/// Layers of a hybrid that have softmax attention instead of the model's mixer, as flash-linear-attention's `attn` says.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SoftmaxLayers {
+    /// Their numbers, from 0 on.
+    pub layers: Vec<usize>,
+    /// Heads.
+    pub num_heads: usize,
+    /// Heads of keys and values; as many as heads if absent.
+    #[serde(default)]
+    pub num_kv_heads: Option<usize>,
+    /// Whether the maps to queries, keys and values have biases.
+    #[serde(default)]
+    pub qkv_bias: bool,
+    /// Not supported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_size: Option<usize>,
+    /// Base of the frequencies of rotary positions.
+    #[serde(default = "rope_theta")]
+    pub rope_theta: f64,
+}
+
+fn rope_theta() -> f64 {
+    1e4
+}
+
+/// The shape of a model, read from and written to `config.json` in the names of Hugging Face (LLaMA), flash-linear-attention
+/// (HGRN2, LightNet) and TransNormerLLM; what those files do not name keeps what their libraries do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(try_from = "Published", into = "Published")]
 pub struct Config {
     /// Which mixer.
-    #[serde(rename = "model_type")]
     pub architecture: Architecture,
     /// Rows V of the embedding.
     pub vocab_size: usize,
@@ -37,69 +176,188 @@ pub struct Config {
     /// Layers L.
     pub num_hidden_layers: usize,
     /// Heads H.
-    #[serde(alias = "num_heads")]
     pub num_attention_heads: usize,
     /// Heads G of keys and values, for softmax attention; H if absent.
-    #[serde(default)]
     pub num_key_value_heads: Option<usize>,
-    /// Width D of a head; d / H if absent.
-    #[serde(default)]
+    /// Key width D of a head; d / H if absent. Values of linear mixers are [`Self::value_size`] / H wide.
     pub head_dim: Option<usize>,
+    /// Width of values and of the mixer's output over all heads, of TransNormerLLM; d if absent.
+    pub value_dim: Option<usize>,
     /// Added to the mean square in norms.
-    #[serde(default = "norm_eps", alias = "norm_eps")]
     pub rms_norm_eps: f64,
-    /// Base of the frequencies of rotary positions, where [`Self::rope_parameters`] names none.
-    #[serde(default = "rope_theta")]
+    /// The same in the norm of a mixer's output; [`Self::rms_norm_eps`] if absent.
+    pub output_norm_eps: Option<f64>,
+    /// The norm of a mixer's output.
+    pub output_norm: OutputNorm,
+    /// Whether it has a gain.
+    pub elementwise_affine: bool,
+    /// Whether each head has statistics of its own in it.
+    pub norm_per_head: bool,
+    /// Whether the gate of the output multiplies before the norm instead of after it.
+    pub gate_first: bool,
+    /// What is done to that gate.
+    pub output_gate: OutputGate,
+    /// Rank of that gate; D if absent.
+    pub gate_low_rank_dim: Option<usize>,
+    /// Whether queries are divided by sqrt(D), which the norm of the output all but undoes.
+    pub scale_queries: bool,
+    /// What is done in the gated linear units.
+    pub hidden_act: Activation,
+    /// What is done to queries, and where they are linear attention's, to keys.
+    pub linear_act: Activation,
+    /// What is done to values.
+    pub value_act: Activation,
+    /// Whether the maps of attention have biases.
+    pub attention_bias: bool,
+    /// Whether the maps of gated linear units have biases.
+    pub mlp_bias: bool,
+    /// Taps of the short convolutions behind the maps of a linear mixer; none if absent.
+    pub conv_size: Option<usize>,
+    /// Base of the frequencies of rotary positions.
     pub rope_theta: f64,
-    /// What newer files say of rotary positions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope_parameters: Option<RopeParameters>,
+    /// How they are scaled.
+    pub rope_scaling: Scaling,
+    /// Constant decays of TNL and TransNormerLLM.
+    pub decay_schedule: DecaySchedule,
+    /// Layers with LRPE, of TNL and TransNormerLLM.
+    pub lrpe_layers: Vec<usize>,
+    /// Whether embeddings are multiplied by sqrt(d).
+    pub scale_embedding: bool,
+    /// Whether the gates of HGRN have lower bounds.
+    pub use_lower_bound: bool,
+    /// Whether a layer's bound leaves out its own share.
+    pub exclusive_lower_bound: bool,
+    /// LightNet's decay.
+    pub decay: Decay,
+    /// Whether LightNet's sums of weights start with a token of value and logit zero instead of nothing.
+    pub seeded: bool,
+    /// LRPE in every layer of LightNet, in cosFormer2's way.
+    pub use_lrpe: bool,
+    /// Whether only the higher half of the frequencies of LRPE turns, and the other channels do not.
+    pub half_lrpe: bool,
+    /// Whether the frequencies of LRPE are learnt, in cosFormer2 and LightNet.
+    pub learn_theta: bool,
+    /// Whether TPE follows the embedding.
+    pub use_tpe: bool,
+    /// Whether TPE adds to the embedding instead of taking its place.
+    pub tpe_residual: bool,
+    /// Tokens see each other in both directions, and the head restores masked ones: LightNet only.
+    pub bidirectional: bool,
+    /// Layers with softmax attention.
+    pub attn: Vec<SoftmaxLayers>,
     /// Whether the head is the embedding.
-    #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Standard deviation of the weights that a model starts from.
-    #[serde(default = "initializer_range")]
     pub initializer_range: f64,
 }
 
-/// Rotary positions as newer versions of transformers write them.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct RopeParameters {
-    /// Base of the frequencies.
-    pub rope_theta: f64,
-    /// Only `default`, without scaling, is known.
-    #[serde(default = "plain")]
-    pub rope_type: String,
-}
-
-fn plain() -> String {
-    "default".into()
-}
-
-fn norm_eps() -> f64 {
-    1e-6
-}
-
-fn rope_theta() -> f64 {
-    1e4
-}
-
-fn initializer_range() -> f64 {
-    0.02
-}
-
 impl Config {
-    /// Width D of a head.
+    /// A model of this kind with what its paper, or for LLaMA its library, does; sizes are those of a small one.
+    pub fn of(architecture: Architecture) -> Self {
+        use Architecture::{Cosformer2, Hgrn1, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
+        let plain_values = matches!(
+            architecture,
+            Transnormer | Cosformer2 | Lightnet | Llama | Hgrn1 | Hgrn2
+        );
+        Self {
+            architecture,
+            vocab_size: 256,
+            hidden_size: 256,
+            intermediate_size: 704,
+            num_hidden_layers: 6,
+            num_attention_heads: 4,
+            num_key_value_heads: None,
+            head_dim: None,
+            value_dim: None,
+            rms_norm_eps: 1e-6,
+            output_norm_eps: None,
+            output_norm: OutputNorm::Rms,
+            elementwise_affine: architecture != Transnormer,
+            norm_per_head: false,
+            gate_first: false,
+            output_gate: match architecture {
+                Tnl | Cosformer2 | Lightnet => OutputGate::Sigmoid,
+                _ => OutputGate::None,
+            },
+            gate_low_rank_dim: None,
+            scale_queries: false,
+            hidden_act: match architecture {
+                Transnormer => Activation::None,
+                _ => Activation::Silu,
+            },
+            linear_act: Activation::Silu,
+            value_act: if plain_values {
+                Activation::None
+            } else {
+                Activation::Silu
+            },
+            attention_bias: false,
+            mlp_bias: false,
+            conv_size: None,
+            rope_theta: 1e4,
+            rope_scaling: Scaling::None,
+            decay_schedule: DecaySchedule::Alibi,
+            lrpe_layers: if architecture == Transnormer {
+                vec![0]
+            } else {
+                Vec::new()
+            },
+            scale_embedding: architecture == Transnormer,
+            use_lower_bound: true,
+            exclusive_lower_bound: false,
+            decay: Decay::Vector,
+            seeded: false,
+            use_lrpe: architecture == Cosformer2,
+            half_lrpe: architecture == Cosformer2,
+            learn_theta: false,
+            use_tpe: architecture == Cosformer2,
+            tpe_residual: false,
+            bidirectional: false,
+            attn: Vec::new(),
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+        }
+    }
+
+    /// Key width D of a head.
     pub fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Base of the frequencies of rotary positions.
-    pub fn theta(&self) -> f64 {
-        self.rope_parameters
-            .as_ref()
-            .map_or(self.rope_theta, |rope| rope.rope_theta)
+    /// Width of keys over all heads.
+    pub fn key_size(&self) -> usize {
+        self.num_attention_heads * self.head_width()
+    }
+
+    /// Width of values over all heads.
+    pub fn value_size(&self) -> usize {
+        self.value_dim.unwrap_or(self.hidden_size)
+    }
+
+    /// Rank of the gate of the output.
+    pub fn gate_rank(&self) -> usize {
+        self.gate_low_rank_dim.unwrap_or(self.head_width())
+    }
+
+    /// Added to the mean square in the norm of a mixer's output.
+    pub fn output_eps(&self) -> f64 {
+        self.output_norm_eps.unwrap_or(self.rms_norm_eps)
+    }
+
+    /// The same where queries are not divided by sqrt(D): a factor s of what is normed is 1 / s^2 of it.
+    pub(crate) fn unscaled_output_eps(&self) -> f64 {
+        let width = if self.scale_queries { self.head_width() } else { 1 };
+        self.output_eps() * width as f64
+    }
+
+    /// Rotary positions of LLaMA.
+    pub fn rotary(&self) -> Rotary {
+        Rotary {
+            width: self.head_width(),
+            base: self.rope_theta,
+            scaling: self.rope_scaling,
+        }
     }
 
     /// Heads G of keys and values.
@@ -107,26 +365,25 @@ impl Config {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
+    /// Softmax attention that takes the place of the mixer of layer number `layer`.
+    pub fn softmax_layer(&self, layer: usize) -> Option<&SoftmaxLayers> {
+        self.attn.iter().find(|attn| attn.layers.contains(&layer))
+    }
+
     /// Refuses shapes that no model can have.
     ///
     /// # Errors
     /// A size is zero or beyond all reason, or heads do not divide what they share.
     pub fn check(&self) -> Result<()> {
-        let sizes = [
-            ("vocab_size", self.vocab_size, WIDEST),
-            ("hidden_size", self.hidden_size, WIDEST),
-            ("intermediate_size", self.intermediate_size, WIDEST),
-            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
-            ("num_attention_heads", self.num_attention_heads, WIDEST),
-            ("head_dim", self.head_width(), WIDEST),
-            ("num_key_value_heads", self.key_value_heads(), WIDEST),
-        ];
-        for (name, size, most) in sizes {
-            if size == 0 || size > most {
-                bail!("{name} is {size}, expected 1 to {most}");
-            }
-        }
+        self.check_sizes()?;
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        if self.key_size() > WIDEST {
+            bail!(
+                "head_dim is {}, expected keys of at most {WIDEST} channels in {heads} heads",
+                self.head_width()
+            );
+        }
+        let softmax = self.architecture == Architecture::Llama;
         if self.head_dim.is_none() && !width.is_multiple_of(heads) {
             bail!("hidden_size is {width}, expected a multiple of num_attention_heads, {heads}");
         }
@@ -134,27 +391,178 @@ impl Config {
         if !heads.is_multiple_of(groups) {
             bail!("num_key_value_heads is {groups}, expected a divisor of num_attention_heads, {heads}");
         }
-        if self.architecture == Architecture::Llama && !self.head_width().is_multiple_of(2) {
+        if softmax && !self.head_width().is_multiple_of(2) {
             bail!(
                 "head_dim is {}, expected an even width for rotary positions",
                 self.head_width()
             );
         }
-        if self.architecture != Architecture::Llama && heads * self.head_width() != width {
+        let values = self.value_size();
+        if !softmax && !values.is_multiple_of(heads) {
+            let name = if self.value_dim.is_some() {
+                "hidden_dim"
+            } else {
+                "hidden_size"
+            };
+            bail!("{name} is {values}, expected a multiple of the number of heads, {heads}");
+        }
+        let bounded =
+            matches!(self.architecture, Architecture::Hgrn1 | Architecture::Hgrn2) && self.use_lower_bound;
+        if bounded && self.key_size() != width {
             bail!(
-                "head_dim is {}, expected hidden_size / num_attention_heads",
+                "use_lower_bound needs as many key channels as hidden_size, {width}, found {}: {heads} heads of {}",
+                self.key_size(),
                 self.head_width()
             );
         }
+        if self.architecture == Architecture::Hgrn1 && self.head_width() != 1 {
+            bail!(
+                "head_dim is {}, expected 1: hgrn1 is element-wise",
+                self.head_width()
+            );
+        }
+        if self.bidirectional && self.architecture != Architecture::Lightnet {
+            bail!(
+                "bidirectional: only lightnet can be, found {}",
+                self.architecture.name()
+            );
+        }
+        if self.bidirectional && (self.decay != Decay::Vector || self.seeded || self.conv_size.is_some()) {
+            bail!("bidirectional: decay has to be \"vector\", and seeded and use_short_conv false");
+        }
+        if self.bidirectional && !self.attn.is_empty() {
+            bail!("bidirectional: attn has to be absent, softmax layers are causal");
+        }
+        let transnormer = self.architecture == Architecture::Transnormer;
+        if transnormer && (self.conv_size.is_some() || self.key_size() != values) {
+            bail!("transnormer has neither short convolutions nor keys of another width than values");
+        }
+        if let Some(&layer) = self
+            .lrpe_layers
+            .iter()
+            .find(|&&layer| layer >= self.num_hidden_layers)
+        {
+            bail!(
+                "lrpe_layers names layer {layer}, expected less than {}",
+                self.num_hidden_layers
+            );
+        }
+        if self.use_tpe && !width.is_multiple_of(heads) {
+            bail!("use_tpe: hidden_size is {width}, expected a multiple of the number of heads, {heads}");
+        }
+        self.check_hybrid()?;
         let positive = |value: f64| value.is_finite() && value > 0.0;
         for (name, value) in [
             ("rms_norm_eps", self.rms_norm_eps),
+            ("output_norm_eps", self.output_eps()),
             ("rope_theta", self.rope_theta),
         ] {
             if !positive(value) {
                 bail!("{name} is {value}, expected a positive number");
             }
         }
+        if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
+            bail!(
+                "initializer_range is {}, expected a number that is not negative",
+                self.initializer_range
+            );
+        }
         Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size, WIDEST),
+            ("hidden_size", self.hidden_size, WIDEST),
+            ("intermediate_size", self.intermediate_size, WIDEST),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, self.most_heads()),
+            ("head_dim", self.head_width(), WIDEST_HEAD),
+            ("num_key_value_heads", self.key_value_heads(), self.most_heads()),
+            ("hidden_dim", self.value_size(), WIDEST),
+            ("gate_low_rank_dim", self.gate_rank(), WIDEST),
+            ("conv_size", self.conv_size.unwrap_or(1), MOST_TAPS),
+        ];
+        for (name, size, most) in sizes {
+            if size == 0 || size > most {
+                bail!("{name} is {size}, expected 1 to {most}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Channels of HGRN1 are heads to the formulas, but nothing is kept for each.
+    fn most_heads(&self) -> usize {
+        if self.architecture == Architecture::Hgrn1 {
+            WIDEST
+        } else {
+            MOST_HEADS
+        }
+    }
+
+    fn check_hybrid(&self) -> Result<()> {
+        let mut seen = Vec::new();
+        for attn in &self.attn {
+            let (heads, groups) = (attn.num_heads, attn.num_kv_heads.unwrap_or(attn.num_heads));
+            if self.architecture == Architecture::Llama {
+                bail!("attn: every layer of llama is softmax attention already");
+            }
+            if heads == 0 || heads > MOST_HEADS || !self.hidden_size.is_multiple_of(heads) {
+                bail!(
+                    "attn.num_heads is {heads}, expected a divisor of hidden_size, {}, of at most {MOST_HEADS}",
+                    self.hidden_size
+                );
+            }
+            if groups == 0 || !heads.is_multiple_of(groups) {
+                bail!("attn.num_kv_heads is {groups}, expected a divisor of attn.num_heads, {heads}");
+            }
+            if !(self.hidden_size / heads).is_multiple_of(2) {
+                bail!(
+                    "attn.num_heads is {heads}, expected heads of an even width for rotary positions, hidden_size is {}",
+                    self.hidden_size
+                );
+            }
+            if let Some(window) = attn.window_size {
+                bail!("attn.window_size is {window}, only null is supported");
+            }
+            if !(attn.rope_theta.is_finite() && attn.rope_theta > 0.0) {
+                bail!(
+                    "attn.rope_theta is {}, expected a positive number",
+                    attn.rope_theta
+                );
+            }
+            for &layer in &attn.layers {
+                if layer >= self.num_hidden_layers || seen.contains(&layer) {
+                    bail!(
+                        "attn.layers names layer {layer}, expected each once and less than num_hidden_layers, {}",
+                        self.num_hidden_layers
+                    );
+                }
+                seen.push(layer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `config.json`; where it does not say its `model_type`, the model is of the `fallback` kind.
+    ///
+    /// # Errors
+    /// The file is unreadable, names what is not supported, or describes a model that cannot be.
+    pub fn read(
+        path: &std::path::Path,
+        fallback: Option<Architecture>,
+    ) -> std::result::Result<Self, ConfigError> {
+        let fail = |detail: String| ConfigError {
+            path: path.to_owned(),
+            detail,
+        };
+        let mut published: Published = crate::config::read(path)?;
+        published.assume(fallback);
+        let config = Self::try_from(published).map_err(fail)?;
+        config.check().map_err(|e| {
+            let words = e.to_string();
+            fail(words.lines().next().unwrap_or_default().to_owned())
+        })?;
+        Ok(config)
     }
 }

@@ -21,8 +21,11 @@ impl Config {
     /// Bytes that a step keeps for its way back, of `tokens` tokens in all and branches that compute in `compute`, besides what
     /// does not grow with tokens; with layers that are run again where `recompute` says so.
     ///
-    /// On the CPU LightNet keeps more: its recurrence is composed of others there.
-    pub fn kept_bytes(&self, tokens: u64, compute: DType, recompute: bool) -> u64 {
+    /// On the CPU LightNet keeps more: its recurrence is composed of others there. None of a variant that was not counted.
+    pub fn kept_bytes(&self, tokens: u64, compute: DType, recompute: bool) -> Option<u64> {
+        if !self.is_plain() {
+            return None;
+        }
         let narrow = compute.size_in_bytes() as u64;
         let (width, hidden) = (self.hidden_size as u64, self.intermediate_size as u64);
         let head = self.head_width() as u64;
@@ -31,6 +34,7 @@ impl Config {
             Architecture::Tnl | Architecture::Lightnet => (5 * width + head, 0),
             Architecture::Hgrn2 => (5 * width, 0),
             Architecture::Llama => ((2 * heads + 2 * groups) * head, heads),
+            Architecture::Transnormer | Architecture::Hgrn1 | Architecture::Cosformer2 => return None,
         };
         let layer = WIDE * (2 * width + logarithms) + narrow * (2 * width + 2 * hidden + mixer);
         let layers = self.num_hidden_layers as u64;
@@ -41,6 +45,26 @@ impl Config {
         };
         // The embedded tokens, and the adjoint that the loss leaves at the end.
         let ends = (WIDE + narrow) * width;
-        tokens.saturating_mul(all.saturating_add(ends))
+        Some(tokens.saturating_mul(all.saturating_add(ends)))
+    }
+
+    /// Whether it differs from [`Config::of`] in sizes and numbers alone.
+    fn is_plain(&self) -> bool {
+        let plain = Self {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            rms_norm_eps: self.rms_norm_eps,
+            output_norm_eps: self.output_norm_eps,
+            rope_theta: self.rope_theta,
+            tie_word_embeddings: self.tie_word_embeddings,
+            initializer_range: self.initializer_range,
+            ..Self::of(self.architecture)
+        };
+        *self == plain
     }
 }

@@ -1,13 +1,15 @@
-//! One layer of a language model: its mixer, its gated linear unit, and the norms before them.
+//! One layer of a language model: its mixer, its gated linear unit, and what checkpoints call them.
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use fulgur_kernels::glu::swiglu;
-use fulgur_kernels::linear::joined;
 
 use super::config::{Architecture, Config};
-use crate::linear::{Linear, Start};
-use crate::mixer::causal::{Attention, CausalContext, CausalLightNet, Hgrn2, Tnl};
+use super::glu::Glu;
+use super::rope::Rotary;
+use crate::mixer::causal::{
+    Attention, AttentionShape, BidirectionalLightNet, CausalContext, CausalLightNet, CosFormer2, Hgrn1,
+    Hgrn2, Memory, Tnl, TransNormer,
+};
 
 /// The layer; its norms are applied by the model, together with the residual sums before them.
 #[derive(Clone, Debug)]
@@ -19,34 +21,70 @@ pub(super) struct Layer {
 #[derive(Clone, Debug)]
 enum Mixer {
     Tnl(Tnl),
+    TransNormer(TransNormer),
+    Hgrn1(Hgrn1),
     Hgrn2(Hgrn2),
+    CosFormer2(CosFormer2),
     LightNet(CausalLightNet),
+    Bidirectional(BidirectionalLightNet),
     Attention(Attention),
+}
+
+impl Mixer {
+    fn new(config: &Config, index: usize, vb: &VarBuilder) -> Result<Self> {
+        if let Some(softmax) = config.softmax_layer(index) {
+            return Attention::new(&AttentionShape::of_layer(config, softmax), vb).map(Self::Attention);
+        }
+        Ok(match config.architecture {
+            Architecture::Tnl => Self::Tnl(Tnl::new(config, index, vb)?),
+            Architecture::Transnormer => Self::TransNormer(TransNormer::new(config, index, vb)?),
+            Architecture::Hgrn1 => Self::Hgrn1(Hgrn1::new(config, vb)?),
+            Architecture::Hgrn2 => Self::Hgrn2(Hgrn2::new(config, vb)?),
+            Architecture::Cosformer2 => Self::CosFormer2(CosFormer2::new(config, vb)?),
+            Architecture::Lightnet if config.bidirectional => {
+                Self::Bidirectional(BidirectionalLightNet::new(config, vb)?)
+            }
+            Architecture::Lightnet => Self::LightNet(CausalLightNet::new(config, vb)?),
+            Architecture::Llama => Self::Attention(Attention::new(&AttentionShape::of(config), vb)?),
+        })
+    }
 }
 
 impl Layer {
     /// Layer number `index`; `vb` stands at its tensors.
     pub(super) fn new(config: &Config, index: usize, vb: &VarBuilder) -> Result<Self> {
-        let attention = vb.pp(Names::of(config.architecture).mixer);
-        let mixer = match config.architecture {
-            Architecture::Tnl => Mixer::Tnl(Tnl::new(config, index, &attention)?),
-            Architecture::Hgrn2 => Mixer::Hgrn2(Hgrn2::new(config, &attention)?),
-            Architecture::Lightnet => Mixer::LightNet(CausalLightNet::new(config, &attention)?),
-            Architecture::Llama => Mixer::Attention(Attention::new(config, &attention)?),
-        };
+        let names = Names::of(config.architecture);
         Ok(Self {
-            mixer,
-            glu: Glu::new(config, &vb.pp("mlp"))?,
+            mixer: Mixer::new(config, index, &vb.pp(names.mixer))?,
+            glu: Glu::new(config, &vb.pp(names.glu))?,
         })
     }
 
-    /// The branch of the mixer.
-    pub(super) fn mix(&self, normed: &Tensor, context: &CausalContext<'_>) -> Result<Tensor> {
+    /// The rotary positions whose phases its mixer needs.
+    pub(super) fn rotary(&self) -> Option<&Rotary> {
         match &self.mixer {
-            Mixer::Tnl(mixer) => mixer.forward(normed, context),
-            Mixer::Hgrn2(mixer) => mixer.forward(normed, context),
-            Mixer::LightNet(mixer) => mixer.forward(normed, context),
-            Mixer::Attention(mixer) => mixer.forward(normed, context),
+            Mixer::Attention(mixer) => Some(mixer.rotary()),
+            _ => None,
+        }
+    }
+
+    /// The branch of the mixer, behind what `memory` holds; `mask` `[B, N]` is for mixers in both directions.
+    pub(super) fn mix(
+        &self,
+        normed: &Tensor,
+        context: &CausalContext<'_>,
+        mask: Option<&Tensor>,
+        memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        match &self.mixer {
+            Mixer::Tnl(mixer) => mixer.forward(normed, context, memory),
+            Mixer::TransNormer(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Hgrn1(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Hgrn2(mixer) => mixer.forward(normed, context, memory),
+            Mixer::CosFormer2(mixer) => mixer.forward(normed, context, memory),
+            Mixer::LightNet(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Attention(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Bidirectional(mixer) => mixer.forward(normed, mask),
         }
     }
 
@@ -60,54 +98,33 @@ impl Layer {
 pub(super) struct Names {
     pub(super) embedding: &'static str,
     pub(super) mixer: &'static str,
-    pub(super) mixer_norm: &'static str,
-    pub(super) glu_norm: &'static str,
+    pub(super) glu: &'static str,
+    /// Norms before the mixer, before the gated linear unit, and at the end; without gains where there are none.
+    pub(super) norms: Option<[&'static str; 3]>,
 }
 
 impl Names {
-    /// Those of Hugging Face for LLaMA, of flash-linear-attention for the others.
+    /// Those of Hugging Face for LLaMA, of TransNormerLLM's code, and of flash-linear-attention for the others.
     pub(super) fn of(architecture: Architecture) -> Self {
         match architecture {
             Architecture::Llama => Self {
                 embedding: "embed_tokens",
                 mixer: "self_attn",
-                mixer_norm: "input_layernorm",
-                glu_norm: "post_attention_layernorm",
+                glu: "mlp",
+                norms: Some(["input_layernorm", "post_attention_layernorm", "norm"]),
+            },
+            Architecture::Transnormer => Self {
+                embedding: "embed_tokens",
+                mixer: "token_mixer",
+                glu: "channel_mixer",
+                norms: None,
             },
             _ => Self {
                 embedding: "embeddings",
                 mixer: "attn",
-                mixer_norm: "attn_norm",
-                glu_norm: "mlp_norm",
+                glu: "mlp",
+                norms: Some(["attn_norm", "mlp_norm", "norm"]),
             },
         }
-    }
-}
-
-/// `(silu(x W_gate) * x W_up) W_down`.
-#[derive(Clone, Debug)]
-struct Glu {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-impl Glu {
-    fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (width, hidden) = (config.hidden_size, config.intermediate_size);
-        let map = |input, output, name| {
-            let start = Start::Normal(config.initializer_range);
-            Linear::new(input, output, false, start, &vb.pp(name))
-        };
-        Ok(Self {
-            gate: map(width, hidden, "gate_proj")?,
-            up: map(width, hidden, "up_proj")?,
-            down: map(hidden, width, "down_proj")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = joined(x, &[self.gate.weight(), self.up.weight()])?;
-        self.down.forward(&swiglu(&wide)?)
     }
 }

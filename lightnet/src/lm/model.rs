@@ -5,27 +5,41 @@ use candle_nn::{Init, VarBuilder, ops::softmax};
 use fulgur_kernels::cross_entropy::{self, Options};
 use fulgur_kernels::embedding::{Ids, lookup};
 use fulgur_kernels::linear::linear;
-use fulgur_kernels::lrpe::{rotary_frequencies, token_phases};
+use fulgur_kernels::lrpe::token_phases;
 use fulgur_kernels::norm::{add_norm, rms_norm_to};
 use fulgur_kernels::tape;
 
 use super::config::{Architecture, Config};
 use super::layer::{Layer, Names};
-use crate::mixer::causal::CausalContext;
+use super::rope::Rotary;
+use super::state::State;
+use crate::linear::{Linear, Start};
+use crate::mixer::causal::{CausalContext, Memory};
+use crate::norm::RmsNorm;
+use crate::position::{Grid, MdTpe, TpeConfig};
 
 /// The model.
 #[derive(Clone, Debug)]
 pub struct LanguageModel {
     config: Config,
     embedding: Tensor,
+    tpe: Option<MdTpe>,
     layers: Vec<Layer>,
     /// Gains of the norms: of the mixer and of the gated linear unit of each layer, then of the end.
-    gains: Vec<Tensor>,
-    /// `[L, d]`, of HGRN2.
+    gains: Vec<Option<Tensor>>,
+    /// `[L, d]`, of HGRN.
     lower_bounds: Option<Tensor>,
+    restore: Option<Restore>,
     head: Tensor,
     compute: DType,
     recompute: bool,
+}
+
+/// What restores masked tokens has before the head: `norm(silu(x W + b))`.
+#[derive(Clone, Debug)]
+struct Restore {
+    dense: Linear,
+    norm: RmsNorm,
 }
 
 impl LanguageModel {
@@ -49,21 +63,41 @@ impl LanguageModel {
         };
         let table = |vb: VarBuilder| vb.get_with_hints((vocab_size, hidden_size), "weight", normal);
         let embedding = table(model.pp(names.embedding))?;
-        let gain = |vb: VarBuilder| vb.get_with_hints(hidden_size, "weight", Init::Const(1.0));
+        let gain = |vb: &VarBuilder, norm: usize| {
+            let named = names.norms.map(|norms| vb.pp(norms[norm]));
+            named
+                .map(|vb| vb.get_with_hints(hidden_size, "weight", Init::Const(1.0)))
+                .transpose()
+        };
         let (mut layers, mut gains) = (Vec::new(), Vec::new());
         for index in 0..num_hidden_layers {
             let vb = model.pp("layers").pp(index);
             layers.push(Layer::new(config, index, &vb)?);
-            gains.push(gain(vb.pp(names.mixer_norm))?);
-            gains.push(gain(vb.pp(names.glu_norm))?);
+            gains.push(gain(&vb, 0)?);
+            gains.push(gain(&vb, 1)?);
         }
-        gains.push(gain(model.pp("norm"))?);
-        let lower_bounds = (architecture == Architecture::Hgrn2)
+        gains.push(gain(&model, 2)?);
+        let bounded = matches!(architecture, Architecture::Hgrn1 | Architecture::Hgrn2);
+        let lower_bounds = (bounded && config.use_lower_bound)
             .then(|| {
                 let shape = (num_hidden_layers, hidden_size);
                 model.get_with_hints(shape, "lower_bounds", Init::Const(1.0))
             })
             .transpose()?;
+        let tpe = TpeConfig {
+            dim: hidden_size,
+            heads: config.num_attention_heads,
+            axes: 1,
+            two_sided: config.bidirectional,
+            residual: config.tpe_residual,
+        };
+        let start = Start::Normal(config.initializer_range);
+        let restore = || {
+            Ok::<_, candle_core::Error>(Restore {
+                dense: Linear::new(hidden_size, hidden_size, true, start, &vb.pp("mlm").pp("dense"))?,
+                norm: RmsNorm::new(hidden_size, &vb.pp("mlm").pp("norm"))?,
+            })
+        };
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
@@ -72,9 +106,14 @@ impl LanguageModel {
         Ok(Self {
             config: config.clone(),
             embedding,
+            tpe: config
+                .use_tpe
+                .then(|| MdTpe::new(tpe, &model.pp("tpe")))
+                .transpose()?,
             layers,
             gains,
             lower_bounds,
+            restore: config.bidirectional.then(restore).transpose()?,
             head,
             compute,
             recompute: false,
@@ -92,12 +131,67 @@ impl LanguageModel {
         &self.config
     }
 
-    /// Logits `[B, N, V]` of the token after each of `ids` `[B, N]`, in the type of computation.
+    /// Logits `[B, N, V]` of the token after each of `ids` `[B, N]`, in the type of computation; in both directions, of the tokens
+    /// themselves.
     ///
     /// # Errors
     /// Ids that are not `[B, N]`, or a failing operation.
     pub fn logits(&self, ids: &Ids) -> Result<Tensor> {
-        linear(&self.hidden(ids)?, &self.head, None)
+        linear(&self.hidden(ids, None, None)?, &self.head, None)
+    }
+
+    /// As [`Self::logits`], where tokens at which `mask` `[B, N]` is zero are padding: for models in both directions.
+    ///
+    /// # Errors
+    /// The model is causal, or as [`Self::logits`].
+    pub fn masked_logits(&self, ids: &Ids, mask: &Tensor) -> Result<Tensor> {
+        if !self.config.bidirectional {
+            bail!("a mask of padding is for models in both directions, found a causal one");
+        }
+        linear(&self.hidden(ids, Some(mask), None)?, &self.head, None)
+    }
+
+    /// A state before the first token.
+    pub fn start(&self) -> State {
+        State::new(self.layers.len())
+    }
+
+    /// Logits `[B, N, V]` of the token after each of `ids` `[B, N]`, which go on behind `state`. If it fails, the state is as before.
+    ///
+    /// # Errors
+    /// Ids that are not `[B, N]` with the batch of the tokens before, a model in both directions, or a failing operation.
+    pub fn extend(&self, ids: &Ids, state: &mut State) -> Result<Tensor> {
+        linear(&self.extended(ids, state)?, &self.head, None)
+    }
+
+    /// Logits `[B, V]` of the token after the last of `ids` `[B, N]`, which go on behind `state`.
+    ///
+    /// # Errors
+    /// As [`Self::extend`].
+    pub fn prefill(&self, ids: &Ids, state: &mut State) -> Result<Tensor> {
+        let hidden = self.extended(ids, state)?;
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?;
+        linear(&last, &self.head, None)
+    }
+
+    /// Logits `[B, V]` of the token after `ids`, one for each sequence, which go on behind `state`.
+    ///
+    /// # Errors
+    /// As [`Self::extend`], and ids beyond the vocabulary.
+    pub fn step(&self, ids: &[u32], state: &mut State) -> Result<Tensor> {
+        let ids = Ids::new(ids, &[ids.len(), 1], self.config.vocab_size)?;
+        self.prefill(&ids, state)
+    }
+
+    fn extended(&self, ids: &Ids, state: &mut State) -> Result<Tensor> {
+        if self.config.bidirectional {
+            bail!("a model in both directions has no state to go on from");
+        }
+        // A failure half way must not leave some layers ahead of others.
+        let mut next = state.clone();
+        let hidden = self.hidden(ids, None, Some(&mut next))?;
+        *state = next;
+        Ok(hidden)
     }
 
     /// Mean cross-entropy of `targets` `[B, N]` of type u32, in nats a token, without ever holding all logits.
@@ -105,7 +199,9 @@ impl LanguageModel {
     /// # Errors
     /// Shapes that do not fit, targets on the CPU out of range, or a failing operation.
     pub fn loss(&self, ids: &Ids, targets: &Tensor, options: &Options<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids)?.reshape(((), self.config.hidden_size))?;
+        let hidden = self
+            .hidden(ids, None, None)?
+            .reshape(((), self.config.hidden_size))?;
         cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
@@ -114,48 +210,83 @@ impl LanguageModel {
     /// # Errors
     /// As [`Self::loss`].
     pub fn losses(&self, ids: &Ids, targets: &Tensor, options: &Options<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids)?.reshape(((), self.config.hidden_size))?;
+        let hidden = self
+            .hidden(ids, None, None)?
+            .reshape(((), self.config.hidden_size))?;
         cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
     /// The normalised end of the residual stream, `[B, N, d]`.
-    fn hidden(&self, ids: &Ids) -> Result<Tensor> {
-        let &[_, tokens] = ids.shape() else {
+    fn hidden(&self, ids: &Ids, mask: Option<&Tensor>, mut state: Option<&mut State>) -> Result<Tensor> {
+        let &[batch, tokens] = ids.shape() else {
             bail!("ids have shape {:?}, expected [B, N]", ids.shape());
         };
+        let position = state.as_ref().map_or(0, |state| state.tokens());
+        if let Some(state) = state.as_deref_mut() {
+            state.advance(batch, tokens)?;
+        }
         let eps = self.config.rms_norm_eps;
-        let phase = match self.config.architecture {
-            Architecture::Llama => {
-                let (width, device) = (self.config.head_width(), self.embedding.device());
-                let theta =
-                    rotary_frequencies(width, self.config.theta(), device)?.to_dtype(self.stream())?;
-                Some(token_phases(&theta, tokens, 0)?)
-            }
-            _ => None,
-        };
         let bounds = self.bounds()?;
-        let mut x = lookup(&self.embedding, ids, self.stream())?;
-        let mut normed = rms_norm_to(&x, Some(&self.gains[0]), 1, eps, self.compute)?;
+        let mut x = self.embed(ids, state.as_deref_mut())?;
+        let mut normed = rms_norm_to(&x, self.gains[0].as_ref(), 1, eps, self.compute)?;
+        // Layers with the same positions, most often all, share their phases.
+        let mut phases: Option<(Rotary, Tensor)> = None;
         for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(rotary) = layer.rotary()
+                && phases.as_ref().is_none_or(|(of, _)| of != rotary)
+            {
+                let theta = rotary
+                    .frequencies(self.embedding.device())?
+                    .to_dtype(self.stream())?;
+                phases = Some((*rotary, token_phases(&theta, tokens, position)?));
+            }
             let block = Block {
                 layer: layer.clone(),
-                phase: phase.clone(),
+                phase: layer
+                    .rotary()
+                    .and(phases.as_ref())
+                    .map(|(_, phase)| phase.clone()),
                 lower_bound: bounds.get(index).cloned(),
+                mask: mask.cloned(),
+                position,
                 gains: [2 * index + 1, 2 * index + 2].map(|gain| self.gains[gain].clone()),
                 eps,
             };
-            (x, normed) = if self.recompute {
+            (x, normed) = if let Some(state) = state.as_deref_mut() {
+                block.run(&x, &normed, state.layers.get_mut(index))?.into()
+            } else if self.recompute {
                 let entering = [x, normed];
-                let leaving = tape::recompute(move || block.run(&entering[0], &entering[1]).map(Vec::from))?;
+                let leaving =
+                    tape::recompute(move || block.run(&entering[0], &entering[1], None).map(Vec::from))?;
                 match <[Tensor; 2]>::try_from(leaving) {
                     Ok([x, normed]) => (x, normed),
                     Err(others) => bail!("a layer gave {} tensors, expected 2", others.len()),
                 }
             } else {
-                block.run(&x, &normed)?.into()
+                block.run(&x, &normed, None)?.into()
             };
         }
-        Ok(normed)
+        match &self.restore {
+            Some(Restore { dense, norm }) => norm.forward(&dense.forward(&normed)?.silu()?),
+            None => Ok(normed),
+        }
+    }
+
+    /// The stream before the first layer.
+    fn embed(&self, ids: &Ids, state: Option<&mut State>) -> Result<Tensor> {
+        let mut x = lookup(&self.embedding, ids, self.stream())?;
+        if self.config.scale_embedding {
+            x = (x * (self.config.hidden_size as f64).sqrt())?;
+        }
+        match (&self.tpe, state) {
+            (None, _) => Ok(x),
+            (Some(tpe), None) => tpe.forward(&x, &Grid::new(&[x.dim(1)?]), None),
+            (Some(tpe), Some(state)) => {
+                let (x, after) = tpe.resume(&x, state.tpe.as_ref())?;
+                state.tpe = Some(after);
+                Ok(x)
+            }
+        }
     }
 
     /// Type of the residual stream.
@@ -163,7 +294,8 @@ impl LanguageModel {
         self.embedding.dtype()
     }
 
-    /// HGRN2's lower bounds of gates, one vector a layer: sums of the softmax over layers, from the second on (section 3.2).
+    /// HGRN's lower bounds of gates, one vector a layer: sums of the softmax over layers, from the second on (section 3.2), or
+    /// from the first on without the layer's own.
     fn bounds(&self) -> Result<Vec<Tensor>> {
         let Some(bounds) = &self.lower_bounds else {
             return Ok(Vec::new());
@@ -172,7 +304,12 @@ impl LanguageModel {
         let mut sum = shares.get(0)?.zeros_like()?;
         let mut all = vec![sum.clone()];
         for layer in 1..self.config.num_hidden_layers {
-            sum = (sum + shares.get(layer)?)?;
+            let added = if self.config.exclusive_lower_bound {
+                layer - 1
+            } else {
+                layer
+            };
+            sum = (sum + shares.get(added)?)?;
             all.push(sum.clone());
         }
         Ok(all)
@@ -184,22 +321,25 @@ struct Block {
     layer: Layer,
     phase: Option<Tensor>,
     lower_bound: Option<Tensor>,
+    mask: Option<Tensor>,
+    position: usize,
     /// Of the norm before the gated linear unit, and of the one after it.
-    gains: [Tensor; 2],
+    gains: [Option<Tensor>; 2],
     eps: f64,
 }
 
 impl Block {
     /// The stream and its norm behind the layer, from those before it.
-    fn run(&self, x: &Tensor, normed: &Tensor) -> Result<[Tensor; 2]> {
+    fn run(&self, x: &Tensor, normed: &Tensor, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
         let context = CausalContext {
             phase: self.phase.as_ref(),
             lower_bound: self.lower_bound.as_ref(),
+            position: self.position,
         };
-        let branch = self.layer.mix(normed, &context)?;
-        let (x, normed) = add_norm(x, &branch, Some(&self.gains[0]), self.eps)?;
+        let branch = self.layer.mix(normed, &context, self.mask.as_ref(), memory)?;
+        let (x, normed) = add_norm(x, &branch, self.gains[0].as_ref(), self.eps)?;
         let branch = self.layer.expand(&normed)?;
-        let (x, normed) = add_norm(&x, &branch, Some(&self.gains[1]), self.eps)?;
+        let (x, normed) = add_norm(&x, &branch, self.gains[1].as_ref(), self.eps)?;
         Ok([x, normed])
     }
 }

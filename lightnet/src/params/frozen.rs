@@ -10,7 +10,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{ParamsError, eight_bit, file};
 
-/// The tensors of one safetensors file. 8-bit tensors are widened when they are loaded. Clones share the tensors.
+/// The tensors of one safetensors file, or of the shards of one set of weights. 8-bit tensors are widened when they are loaded. Clones share the tensors.
 #[derive(Clone)]
 pub struct Frozen {
     shared: Arc<Shared>,
@@ -41,16 +41,30 @@ impl Frozen {
     /// # Errors
     /// The file is unreadable or damaged, or an 8-bit tensor lacks its scales.
     pub fn open(path: &Path, device: &Device) -> Result<Self, ParamsError> {
-        let contents = file::read(path, &Device::Cpu)?;
-        let mut tensors = eight_bit::widen(path, contents.tensors)?;
-        for tensor in tensors.values_mut() {
-            *tensor = tensor.to_device(device)?;
+        Self::of_files(path, &[path], device, |_, _| Ok(()))
+    }
+
+    /// Loads several files as one set of tensors, which `origin` names in errors; `check` sees each tensor with its file.
+    pub(super) fn of_files<P: AsRef<Path>>(
+        origin: &Path,
+        files: &[P],
+        device: &Device,
+        check: impl Fn(&str, &Path) -> Result<(), ParamsError>,
+    ) -> Result<Self, ParamsError> {
+        let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
+        for path in files.iter().map(AsRef::as_ref) {
+            let contents = file::read(path, &Device::Cpu)?;
+            for (name, tensor) in eight_bit::widen(path, contents.tensors)? {
+                check(&name, path)?;
+                tensors.insert(name, tensor.to_device(device)?);
+            }
+            metadata.extend(contents.metadata);
         }
         let shared = Shared {
-            path: path.to_path_buf(),
+            path: origin.to_path_buf(),
             device: device.clone(),
             tensors,
-            metadata: contents.metadata,
+            metadata,
             used: Mutex::default(),
         };
         Ok(Self {

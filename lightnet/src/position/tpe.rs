@@ -106,6 +106,36 @@ impl MdTpe {
         Tensor::cat(&[&x.narrow(1, 0, grid.condition)?, &body], 1)
     }
 
+    /// Encodes tokens `x` `[B, N, d]` of a sequence that goes on: one axis, one-sided. Gives the state `[B, 1, H, d / H]` behind
+    /// them, for the tokens after; not differentiable in the state before.
+    ///
+    /// # Errors
+    /// Several axes, or two sides.
+    pub fn resume(&self, x: &Tensor, before: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let TpeConfig {
+            dim,
+            heads,
+            two_sided,
+            residual,
+            ..
+        } = self.config;
+        let ([axis], false) = (self.axes.as_slice(), two_sided) else {
+            candle_core::bail!("md-tpe: only one axis and one side can be resumed");
+        };
+        let (batch, tokens, _) = x.dims3()?;
+        let lines = x.reshape((batch, tokens, 1, heads, dim / heads))?;
+        let options = ema::Options {
+            initial: before,
+            ..Default::default()
+        };
+        let rate = ema::rate_of(&axis.gamma)?;
+        let (scanned, state) = ema::scan_with_rate(&lines, &rate, &axis.weight, &options)?;
+        let y = axis
+            .output
+            .forward(&axis.norm.forward(&scanned.reshape((batch, tokens, dim))?)?)?;
+        Ok((if residual { (x + y)? } else { y }, state.detach()))
+    }
+
     fn along(
         &self,
         axis: &Axis,

@@ -1,4 +1,7 @@
-//! Task `lm`: the next token of a text.
+//! Task `lm`: the next token of a text, or tokens of it that were masked.
+
+mod masking;
+mod shape;
 
 pub(super) mod flops;
 
@@ -10,12 +13,15 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use fulgur_kernels::cross_entropy;
 use fulgur_kernels::embedding::Ids;
-use fulgur_lightnet::lm::{Architecture, Config, LanguageModel};
+use fulgur_kernels::philox::Philox;
+use fulgur_lightnet::lm::LanguageModel;
 use fulgur_lightnet::params::{Params, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::export::{compute_dtype, write_part};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
+use masking::{IGNORED, mask};
+use shape::ModelOptions;
 
 /// Largest file of tokens that is read.
 const MOST_BYTES: u64 = 8 << 30;
@@ -23,79 +29,6 @@ const MOST_BYTES: u64 = 8 << 30;
 const MOST_TOKENS: usize = 1 << 28;
 /// Rows of logits that a GPU holds at a time: more re-read the weight's gradient less often.
 const ROWS_ON_GPU: usize = 4096;
-
-/// The shape of the model.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct ModelOptions {
-    /// `tnl`, `hgrn2`, `lightnet` or `llama`.
-    pub architecture: Architecture,
-    /// Layers.
-    pub layers: usize,
-    /// Model width.
-    pub width: usize,
-    /// Hidden width of the gated linear units.
-    pub hidden: usize,
-    /// Heads.
-    pub heads: usize,
-    /// Heads of keys and values of softmax attention; 0 for as many as heads.
-    pub key_value_heads: usize,
-    /// Width of a head; 0 for the width over the heads.
-    pub head_width: usize,
-    /// Rows of the embedding; 0 for 256, one a byte.
-    pub vocabulary: usize,
-    /// Whether the head is the embedding.
-    pub tied: bool,
-    /// Added to the mean square in norms.
-    pub norm_eps: f64,
-    /// Base of the frequencies of rotary positions.
-    pub rope_theta: f64,
-    /// Standard deviation of the first weights.
-    pub init: f64,
-}
-
-impl Default for ModelOptions {
-    fn default() -> Self {
-        Self {
-            architecture: Architecture::Tnl,
-            layers: 6,
-            width: 256,
-            hidden: 704,
-            heads: 4,
-            key_value_heads: 0,
-            head_width: 0,
-            vocabulary: 0,
-            tied: true,
-            norm_eps: 1e-6,
-            rope_theta: 1e4,
-            init: 0.02,
-        }
-    }
-}
-
-impl ModelOptions {
-    pub(super) fn config(&self) -> Config {
-        Config {
-            architecture: self.architecture,
-            vocab_size: if self.vocabulary == 0 {
-                256
-            } else {
-                self.vocabulary
-            },
-            hidden_size: self.width,
-            intermediate_size: self.hidden,
-            num_hidden_layers: self.layers,
-            num_attention_heads: self.heads,
-            num_key_value_heads: (self.key_value_heads > 0).then_some(self.key_value_heads),
-            head_dim: (self.head_width > 0).then_some(self.head_width),
-            rms_norm_eps: self.norm_eps,
-            rope_theta: self.rope_theta,
-            rope_parameters: None,
-            tie_word_embeddings: self.tied,
-            initializer_range: self.init,
-        }
-    }
-}
 
 /// In which order windows of the text come.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -123,6 +56,8 @@ pub(super) struct Options {
     pub order: Order,
     /// Windows of a validation.
     pub validation: usize,
+    /// Of a model in both directions, the share of tokens that it has to restore.
+    pub masked: f64,
     /// Run each layer again in the backward pass instead of keeping what it made: less memory, more time.
     pub recompute: bool,
     /// The network.
@@ -138,6 +73,7 @@ impl Default for Options {
             context: 256,
             order: Order::Shuffled,
             validation: 64,
+            masked: 0.15,
             recompute: false,
             model: ModelOptions::default(),
         }
@@ -180,9 +116,15 @@ impl LmTask {
         if !(0.0..1.0).contains(&options.held_out) {
             return Err(format!("[lm]: held_out is {}, expected 0 to 1", options.held_out).into());
         }
+        let masked = config.bidirectional.then_some(options.masked);
+        if masked.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
+            return Err(format!("[lm]: masked is {}, expected above 0 and below 1", options.masked).into());
+        }
         let tokens = read_tokens(&options.tokens)?;
-        if let Some(at) = tokens.iter().position(|&id| usize::from(id) >= config.vocab_size) {
-            let (id, rows) = (tokens[at], config.vocab_size);
+        // The last row is that of the mask, where there is one.
+        let rows = config.vocab_size - usize::from(config.bidirectional);
+        if let Some(at) = tokens.iter().position(|&id| usize::from(id) >= rows) {
+            let id = tokens[at];
             return Err(
                 format!("{path}: token {at} is {id}, expected less than {rows}, the vocabulary").into(),
             );
@@ -242,8 +184,19 @@ impl LmTask {
         Ok([gather(0)?, gather(1)?])
     }
 
+    /// Windows as [`Self::windows`]; of a model in both directions, masked, with the masked tokens as targets.
+    fn examples(&self, starts: &[usize], noise: impl FnOnce() -> Philox) -> TaskResult<[Tensor; 2]> {
+        let [ids, targets] = self.windows(starts)?;
+        let config = self.model.config();
+        if !config.bidirectional {
+            return Ok([ids, targets]);
+        }
+        Ok(mask(&ids, config.vocab_size, self.options.masked, &mut noise())?)
+    }
+
     fn head(&self) -> cross_entropy::Options<'static> {
         cross_entropy::Options {
+            ignore: self.model.config().bidirectional.then_some(IGNORED),
             chunk: self.params.device().is_cuda().then_some(ROWS_ON_GPU),
             ..Default::default()
         }
@@ -274,7 +227,7 @@ impl Task for LmTask {
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
-        let [ids, targets] = self.windows(&self.starts(cursor))?;
+        let [ids, targets] = self.examples(&self.starts(cursor), || cursor.noise("mask"))?;
         let tokens = ids.elem_count();
         // The order of ids is found on the host, so that is where they stay.
         Ok(Batch::new(tokens).on_host("ids", ids).with("targets", targets))
@@ -299,12 +252,15 @@ impl Task for LmTask {
             .collect();
         let (mut sum, mut count) = (0.0, 0);
         for starts in starts.chunks(batch) {
-            let [ids, targets] = self.windows(starts)?;
+            // The same tokens are masked in every validation.
+            let noise = || Philox::named(0, &format!("validation/mask/{}", starts[0]));
+            let [ids, targets] = self.examples(starts, noise)?;
+            let counted = targets.flatten_all()?.to_vec1::<u32>()?;
             let targets = targets.to_device(self.params.device())?;
             let losses = self.model.losses(&self.ids(&ids)?, &targets, &self.head())?;
             let losses: Vec<f32> = losses.to_dtype(DType::F32)?.to_vec1()?;
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-            count += losses.len();
+            count += counted.iter().filter(|&&target| target != IGNORED).count();
         }
         if count == 0 {
             return Ok(Vec::new());
@@ -348,6 +304,7 @@ fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
 mod tests {
     use super::*;
     use crate::train::{Options as RunOptions, Recipe, run};
+    use fulgur_lightnet::lm::{Architecture, Config};
     use serde_json::Value;
 
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
@@ -355,7 +312,7 @@ mod tests {
     /// What is estimated beforehand is what is built.
     #[test]
     fn its_outline_has_its_parameters() {
-        for architecture in ["tnl", "hgrn2", "lightnet", "llama"] {
+        for architecture in Architecture::ALL.map(Architecture::name) {
             let folder = tempfile::tempdir().unwrap();
             let tokens = folder.path().join("text.txt");
             std::fs::write(&tokens, "words and words ".repeat(40)).unwrap();
@@ -379,6 +336,89 @@ mod tests {
             let flops = task.flops_per_sample().map(|flops| flops * tokens);
             assert_eq!(needs.flops, flops, "{architecture}");
         }
+    }
+
+    fn trained(folder: &Path, text: &str, model: &str) -> (LmTask, Vec<f64>) {
+        let tokens = folder.join("text.txt");
+        std::fs::write(&tokens, text).unwrap();
+        let recipe = format!(
+            "task = 'lm'\n[train]\nmax_steps = 60\nlog_every = 1\nema = 0.0\ncheckpoint_seconds = 1e9\n[optimiser]\n\
+             lr = 3e-3\n[schedule]\nwarmup = 5\n[lm]\ntokens = '{}'\nheld_out = 0.2\nbatch = 4\ncontext = 24\n\
+             [lm.model]\nlayers = 2\nwidth = 32\nhidden = 48\nheads = 2\n{model}\n",
+            tokens.display()
+        );
+        let run_dir = folder.join("run");
+        let recipe = Recipe::check(recipe.parse().unwrap(), "test".into(), &run_dir).unwrap();
+        let task = LmTask::open(recipe.own().unwrap(), 1, &Device::Cpu).unwrap();
+        run(&task, &recipe, &RunOptions::default(), |_| {}).unwrap();
+        let lines = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
+        let losses = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64());
+        (task, losses.collect())
+    }
+
+    /// Every architecture learns a text that repeats itself, and what it exports is the model that it was.
+    #[test]
+    fn all_architectures_train_and_load_again() {
+        let text: String = (0..400)
+            .map(|i| ["one ", "two ", "three ", "four "][i % 4])
+            .collect();
+        let hybrid = "architecture = 'tnl'\nsoftmax_every = 2";
+        let both = "architecture = 'lightnet'\n[lm.model.variant]\nbidirectional = true\nuse_tpe = true\nuse_lrpe = true";
+        let mut models: Vec<String> = Architecture::ALL
+            .iter()
+            .map(|kind| format!("architecture = '{}'", kind.name()))
+            .collect();
+        models.extend([hybrid, both].map(str::to_owned));
+        for model in models {
+            let folder = tempfile::tempdir().unwrap();
+            let (task, losses) = trained(folder.path(), &text, &model);
+            let (first, last) = (losses[0], losses[losses.len() - 1]);
+            assert!(last < 0.6 * first, "{model}: loss {first} to {last}");
+            let validation = task.validate().unwrap()[0].1;
+            assert!(validation < 0.6 * first, "{model}: validation {validation}");
+            let exported = folder.path().join("model");
+            std::fs::create_dir(&exported).unwrap();
+            task.export(&exported).unwrap();
+            let again = LanguageModel::load(&exported, None, DType::F32, &Device::Cpu).unwrap();
+            let ids = Ids::new(&[1, 2, 3, 4], &[1, 4], again.config().vocab_size).unwrap();
+            let far = (again.logits(&ids).unwrap() - task.model.logits(&ids).unwrap()).unwrap();
+            assert_eq!(
+                far.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(),
+                0.0,
+                "{model}"
+            );
+            assert_eq!(again.config().architecture, task.model.config().architecture);
+        }
+    }
+
+    #[test]
+    fn variants_are_those_of_the_configuration() {
+        let read = |text: &str| toml::from_str::<ModelOptions>(text).map(|options| options.config());
+        let config = read(
+            "architecture = 'tnl'\nlayers = 8\nsoftmax_every = 4\nkey_value_heads = 2\n[variant]\nnorm_per_head = true\n\
+             conv_size = 4\ndecay_schedule = 'linear8'\nlrpe_layers = [0]",
+        )
+        .unwrap();
+        let layers: Vec<usize> = (0..8)
+            .filter(|&layer| config.softmax_layer(layer).is_some())
+            .collect();
+        assert_eq!((layers, config.attn[0].num_kv_heads), (vec![3, 7], Some(2)));
+        assert!(config.norm_per_head && config.conv_size == Some(4) && config.lrpe_layers == [0]);
+        let expected = Config {
+            norm_per_head: false,
+            conv_size: None,
+            attn: Vec::new(),
+            lrpe_layers: Vec::new(),
+            ..config.clone()
+        };
+        assert_eq!(
+            expected.decay_schedule,
+            fulgur_lightnet::lm::DecaySchedule::Linear8
+        );
+        let line = read("[variant]\nnorm = 3").unwrap_err().to_string();
+        assert!(line.contains("unknown field `norm`"), "{line}");
     }
 
     /// 200 steps of AdamW from a given start on given tokens, beside PyTorch and transformers (`tests/golden/llama_steps.py`).

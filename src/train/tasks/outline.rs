@@ -125,7 +125,7 @@ fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     Ok(Needs {
         flops: Some(tokens as f64 * lm::flops::per_token(&config, &shapes, options.context)),
         params,
-        kept: Some(config.kept_bytes(tokens, DType::BF16, options.recompute)),
+        kept: config.kept_bytes(tokens, DType::BF16, options.recompute),
         rounded: ALL,
         pool: Some(0),
         // Targets; ids stay on the host.

@@ -2,20 +2,72 @@
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use fulgur_kernels::attention::{Options, softmax};
-use fulgur_kernels::linear::joined;
 use fulgur_kernels::lrpe::{Pairing, rotate};
 use fulgur_kernels::split::{Part, split};
 
-use super::{CausalContext, heads, map};
-use crate::linear::Linear;
-use crate::lm::Config;
+use super::memory::attended;
+use super::parts::joined_maps;
+use super::{CausalContext, Memory, heads};
+use crate::linear::{Linear, Start};
+use crate::lm::{Config, Rotary, Scaling, SoftmaxLayers};
+
+/// Shape of an [`Attention`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Model width d.
+    pub width: usize,
+    /// Heads H.
+    pub heads: usize,
+    /// Heads G of keys and values.
+    pub groups: usize,
+    /// Rotary positions, and with them the width of a head.
+    pub rotary: Rotary,
+    /// Whether the maps to queries, keys and values have biases.
+    pub input_bias: bool,
+    /// Whether the map to the output has one.
+    pub output_bias: bool,
+    /// Standard deviation of the weights at first.
+    pub start: f64,
+}
+
+impl AttentionShape {
+    /// That of a whole model of softmax attention.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            width: config.hidden_size,
+            heads: config.num_attention_heads,
+            groups: config.key_value_heads(),
+            rotary: config.rotary(),
+            input_bias: config.attention_bias,
+            output_bias: config.attention_bias,
+            start: config.initializer_range,
+        }
+    }
+
+    /// That of a layer of a hybrid.
+    pub fn of_layer(config: &Config, layer: &SoftmaxLayers) -> Self {
+        Self {
+            width: config.hidden_size,
+            heads: layer.num_heads,
+            groups: layer.num_kv_heads.unwrap_or(layer.num_heads),
+            rotary: Rotary {
+                width: config.hidden_size / layer.num_heads.max(1),
+                base: layer.rope_theta,
+                scaling: Scaling::None,
+            },
+            input_bias: layer.qkv_bias,
+            output_bias: false,
+            start: config.initializer_range,
+        }
+    }
+}
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Attention {
     heads: usize,
     groups: usize,
+    rotary: Rotary,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -27,38 +79,54 @@ impl Attention {
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
-    pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (width, head) = (config.hidden_size, config.head_width());
-        let (heads, groups) = (config.num_attention_heads, config.key_value_heads());
+    pub fn new(shape: &AttentionShape, vb: &VarBuilder) -> Result<Self> {
+        let AttentionShape {
+            width,
+            heads,
+            groups,
+            rotary,
+            ..
+        } = *shape;
+        let map = |input, output, bias, name: &str| {
+            Linear::new(input, output, bias, Start::Normal(shape.start), &vb.pp(name))
+        };
+        let (bias, head) = (shape.input_bias, rotary.width);
         Ok(Self {
             heads,
             groups,
-            query: map(config, width, heads * head, &vb.pp("q_proj"))?,
-            key: map(config, width, groups * head, &vb.pp("k_proj"))?,
-            value: map(config, width, groups * head, &vb.pp("v_proj"))?,
-            output: map(config, heads * head, width, &vb.pp("o_proj"))?,
+            rotary,
+            query: map(width, heads * head, bias, "q_proj")?,
+            key: map(width, groups * head, bias, "k_proj")?,
+            value: map(width, groups * head, bias, "v_proj")?,
+            output: map(heads * head, width, shape.output_bias, "o_proj")?,
         })
+    }
+
+    /// Its rotary positions: what the phases are made of that it needs.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
     }
 
     /// Mixes `x` `[B, N, d]`; needs the phases.
     ///
     /// # Errors
     /// Phases are missing, or a failing operation.
-    pub fn forward(&self, x: &Tensor, context: &CausalContext<'_>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
         let Some(phase) = context.phase else {
             bail!("attention: rotary phases are expected, none were given")
         };
         let maps = [&self.query, &self.key, &self.value];
         let widths = maps.map(|map| Part::Plain(map.output()));
-        let parts = split(&joined(x, &maps.map(Linear::weight))?, &widths)?;
+        let parts = split(&joined_maps(x, &maps)?, &widths)?;
         let q = rotate(&heads(&parts[0], self.heads)?, phase, Pairing::Halves)?;
         let k = rotate(&heads(&parts[1], self.groups)?, phase, Pairing::Halves)?;
         let v = heads(&parts[2], self.groups)?;
-        let options = Options {
-            causal: true,
-            ..Default::default()
-        };
-        let o = softmax(&q, &k, &v, &options)?;
+        let o = attended(&q, &k, &v, memory)?;
         self.output.forward(&o.flatten_from(2)?)
     }
 }

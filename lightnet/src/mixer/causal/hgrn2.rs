@@ -7,25 +7,25 @@
 //! ```
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::decay::{Causal, LogDecay, causal};
-use fulgur_kernels::linear::joined;
-use fulgur_kernels::norm::rms_norm_to;
+use candle_nn::VarBuilder;
+use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
 
-use super::{CausalContext, heads, map};
+use super::memory::decayed;
+use super::parts::{Maps, Output};
+use super::{CausalContext, Memory, heads, map};
 use crate::linear::Linear;
-use crate::lm::Config;
+use crate::lm::{Activation, Config};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Hgrn2 {
     heads: usize,
-    eps: f64,
-    query: Linear,
-    forget: Linear,
-    input: Linear,
-    gain: Tensor,
+    query_act: Activation,
+    value_act: Activation,
+    widths: [usize; 2],
+    maps: Maps,
+    norm: Output,
     output: Linear,
 }
 
@@ -35,18 +35,15 @@ impl Hgrn2 {
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let width = config.hidden_size;
-        let linear = |name: &str| map(config, width, width, &vb.pp(name));
+        let (keys, values) = (config.key_size(), config.value_size());
         Ok(Self {
             heads: config.num_attention_heads,
-            eps: config.rms_norm_eps,
-            query: linear("q_proj")?,
-            forget: linear("f_proj")?,
-            input: linear("i_proj")?,
-            gain: vb
-                .pp("g_norm")
-                .get_with_hints(width, "weight", Init::Const(1.0))?,
-            output: linear("o_proj")?,
+            query_act: config.linear_act,
+            value_act: config.value_act,
+            widths: [keys, values],
+            maps: Maps::new(config, &[('q', keys), ('f', keys), ('i', values)], vb)?,
+            norm: Output::new(config, vb)?,
+            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
     }
 
@@ -54,23 +51,26 @@ impl Hgrn2 {
     ///
     /// # Errors
     /// A failing operation.
-    pub fn forward(&self, x: &Tensor, context: &CausalContext<'_>) -> Result<Tensor> {
-        let weights = [&self.query, &self.forget, &self.input].map(Linear::weight);
-        let width = x.dim(2)?;
-        let gate = Part::Gate(width, context.lower_bound);
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        mut memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        let [keys, values] = self.widths;
+        let gate = Part::Gate(keys, context.lower_bound);
+        let wide = self.maps.forward(x, memory.as_deref_mut())?;
         let parts = split(
-            &joined(x, &weights)?,
-            &[Part::Silu(width), gate, Part::Plain(width)],
+            &wide,
+            &[self.query_act.part(keys), gate, self.value_act.part(values)],
         )?;
-        let [q, k, log, v] = [0, 1, 2, 3].map(|part| heads(&parts[part], self.heads));
-        let log = log?;
-        let options = Causal {
-            decay: LogDecay::Channel(&log),
-            ..Default::default()
-        };
-        let (o, _) = causal(&q?, &k?, &v?, &options)?;
-        let gain = self.gain.to_dtype(x.dtype())?;
-        let o = rms_norm_to(&o.reshape(x.shape())?, Some(&gain), 1, self.eps, x.dtype())?;
-        self.output.forward(&o)
+        let (q, v) = (
+            self.query_act.finish(&parts[0])?,
+            self.value_act.finish(&parts[3])?,
+        );
+        let [q, k, log, v] = [&q, &parts[1], &parts[2], &v].map(|part| heads(part, self.heads));
+        let o = decayed(&q?, &k?, &v?, LogDecay::Channel(&log?), memory)?;
+        self.output
+            .forward(&self.norm.forward(&o.flatten_from(2)?, None)?)
     }
 }

@@ -6,50 +6,61 @@
 //! S_t = diag(exp(z_{t-1} - z_t)) S_{t-1} + exp(g_t - z_t) v_t^T      o_t = S_t^T q_t
 //! y = (norm(o) * sigmoid(x W_1 W_2)) W_o
 //! ```
+//!
+//! The scalar form has one logit a head, `x W_f`, for the decay, and keys `silu(x W_k)`, by choice times one minus the decay. With
+//! LRPE keys turn after they were normalised, and decays are doubled with them.
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::additive::{Causal, causal};
-use fulgur_kernels::linear::joined;
-use fulgur_kernels::norm::{Gate, rms_norm_gated};
+use candle_core::{D, Result, Tensor};
+use candle_nn::VarBuilder;
+use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
 
-use super::{CausalContext, OutputGate, heads, map};
+use super::cosformer2::shared_theta;
+use super::memory::{additive, decayed, log_sums};
+use super::parts::{LowRankGate, Maps, Output, Theta, turned};
+use super::{CausalContext, Memory, heads, map};
 use crate::linear::Linear;
-use crate::lm::Config;
+use crate::lm::{Activation, Config, Decay};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct CausalLightNet {
     heads: usize,
-    eps: f64,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    gate: OutputGate,
-    gain: Tensor,
+    decay: Decay,
+    seeded: bool,
+    query_act: Activation,
+    value_act: Activation,
+    widths: Vec<usize>,
+    maps: Maps,
+    theta: Option<Theta>,
+    gate: LowRankGate,
+    norm: Output,
     output: Linear,
 }
 
 impl CausalLightNet {
-    /// Takes `q_proj`, `k_proj`, `v_proj`, `g_proj`, `g_norm` and `o_proj`.
+    /// Takes `q_proj`, `k_proj`, `v_proj`, `g_proj`, `g_norm` and `o_proj`; in the scalar form `f_proj`.
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let width = config.hidden_size;
-        let linear = |name: &str| map(config, width, width, &vb.pp(name));
+        let (keys, values) = (config.key_size(), config.value_size());
+        let mut maps = vec![('q', keys), ('k', keys), ('v', values)];
+        if config.decay != Decay::Vector {
+            maps.push(('f', config.num_attention_heads));
+        }
         Ok(Self {
             heads: config.num_attention_heads,
-            eps: config.rms_norm_eps,
-            query: linear("q_proj")?,
-            key: linear("k_proj")?,
-            value: linear("v_proj")?,
-            gate: OutputGate::new(config, &vb.pp("g_proj"))?,
-            gain: vb
-                .pp("g_norm")
-                .get_with_hints(width, "weight", Init::Const(1.0))?,
-            output: linear("o_proj")?,
+            decay: config.decay,
+            seeded: config.seeded,
+            query_act: config.linear_act,
+            value_act: config.value_act,
+            widths: maps.iter().map(|&(_, width)| width).collect(),
+            maps: Maps::new(config, &maps, vb)?,
+            theta: shared_theta(config, vb)?,
+            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
+            norm: Output::new(config, vb)?,
+            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
     }
 
@@ -57,16 +68,57 @@ impl CausalLightNet {
     ///
     /// # Errors
     /// A failing operation.
-    pub fn forward(&self, x: &Tensor, _: &CausalContext<'_>) -> Result<Tensor> {
-        let weights = [&self.query, &self.key, &self.value].map(Linear::weight);
-        let width = x.dim(2)?;
-        let plain = Part::Plain(width);
-        let parts = split(&joined(x, &weights)?, &[Part::Silu(width), plain, plain])?;
-        let [q, logits, v] = [0, 1, 2].map(|part| heads(&parts[part], self.heads));
-        let (o, _) = causal(&q?, &logits?, &v?, &Causal::default())?;
-        let o = o.reshape(x.shape())?;
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        mut memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        let wide = self.maps.forward(x, memory.as_deref_mut())?;
+        let key_act = match self.decay {
+            Decay::Vector => Activation::None,
+            Decay::Scalar | Decay::Tied => self.query_act,
+        };
+        let acts = [self.query_act, key_act, self.value_act, Activation::None];
+        let runs: Vec<Part<'_>> = acts
+            .iter()
+            .zip(&self.widths)
+            .map(|(act, &width)| act.part(width))
+            .collect();
+        let parts = split(&wide, &runs)?;
+        let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
+        let (q, k, v) = (q?, k?, v?);
+        let phase = match &self.theta {
+            Some(theta) => Some(theta.phases(x.dim(1)?, context.position)?),
+            None => None,
+        };
+        let o = match (self.decay, &phase) {
+            (Decay::Vector, None) => additive(&q, &k, &v, self.seeded, memory)?,
+            (Decay::Vector, Some(phase)) => {
+                let [z, log] = log_sums(&k, self.seeded, memory.as_deref_mut())?;
+                let keys = (k.to_dtype(z.dtype())? - &z)?.exp()?.to_dtype(k.dtype())?;
+                // A channel that turns has a sine beside its cosine, with its decay.
+                let turning = phase.dim(D::Minus1)?;
+                let log = Tensor::cat(&[&log.narrow(D::Minus1, 0, turning)?, &log], D::Minus1)?;
+                let (q, keys) = (turned(&q, phase)?, turned(&keys, phase)?);
+                decayed(&q, &keys, &v, LogDecay::Channel(&log), memory)?
+            }
+            (Decay::Scalar | Decay::Tied, phase) => {
+                let [z, log] = log_sums(&heads(&parts[3], self.heads)?, self.seeded, memory.as_deref_mut())?;
+                let mut k = k;
+                if self.decay == Decay::Tied {
+                    let share = (heads(&parts[3], self.heads)?.to_dtype(z.dtype())? - &z)?.exp()?;
+                    k = k.broadcast_mul(&share.to_dtype(k.dtype())?)?;
+                }
+                let (q, k) = match phase {
+                    Some(phase) => (turned(&q, phase)?, turned(&k, phase)?),
+                    None => (q, k),
+                };
+                decayed(&q, &k, &v, LogDecay::Token(&log.squeeze(3)?), memory)?
+            }
+        };
         let gate = self.gate.forward(x)?;
-        let o = rms_norm_gated(&o, Some(&self.gain), &gate, Gate::Sigmoid, 1, self.eps)?;
-        self.output.forward(&o)
+        self.output
+            .forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
     }
 }

@@ -1,17 +1,29 @@
 //! Causal token mixers of language models: one file a mixer.
 //!
 //! Each takes the normed stream `[B, N, d]` in the type of computation and gives a branch of the same shape. Their input maps
-//! have tensors of their own, as checkpoints do, and run as one product.
+//! have tensors of their own, as checkpoints do, and run as one product. With a [`Memory`] they go on behind the tokens that it
+//! has seen: prompts in the form for training, single tokens in the form for decoding.
 
 mod attention;
+mod bidirectional;
+mod cosformer2;
+mod hgrn1;
 mod hgrn2;
 mod lightnet;
+mod memory;
+mod parts;
 mod tnl;
+mod transnormer;
 
-pub use attention::Attention;
+pub use attention::{Attention, AttentionShape};
+pub use bidirectional::BidirectionalLightNet;
+pub use cosformer2::CosFormer2;
+pub use hgrn1::Hgrn1;
 pub use hgrn2::Hgrn2;
 pub use lightnet::CausalLightNet;
+pub use memory::Memory;
 pub use tnl::Tnl;
+pub use transnormer::TransNormer;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -24,8 +36,10 @@ use crate::lm::Config;
 pub struct CausalContext<'a> {
     /// Rotary phases `[N, D / 2]`, of softmax attention.
     pub phase: Option<&'a Tensor>,
-    /// Lower bound `[d]` of the gates of HGRN2.
+    /// Lower bound `[d]` of the gates of HGRN.
     pub lower_bound: Option<&'a Tensor>,
+    /// Tokens before the first.
+    pub position: usize,
 }
 
 /// A map without bias, from one of the model's weights on.
@@ -37,25 +51,4 @@ fn map(config: &Config, input: usize, output: usize, vb: &VarBuilder) -> Result<
 fn heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     x.reshape((batch, tokens, heads, width / heads))
-}
-
-/// The low-rank output gate `x W_1 W_2`, d -> D -> d.
-#[derive(Clone, Debug)]
-struct OutputGate {
-    down: Linear,
-    up: Linear,
-}
-
-impl OutputGate {
-    fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (width, rank) = (config.hidden_size, config.head_width());
-        Ok(Self {
-            down: map(config, width, rank, &vb.pp("0"))?,
-            up: map(config, rank, width, &vb.pp("1"))?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.up.forward(&self.down.forward(x)?)
-    }
 }

@@ -6,55 +6,53 @@
 //! y = (norm(o) * sigmoid(x W_1 W_2)) W_o
 //! ```
 //!
-//! Decays are fixed: the slopes of ALiBi, slower from layer to layer.
+//! Decays are fixed: by default the slopes of ALiBi, slower from layer to layer. Activations, the norm of the output and the
+//! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation.
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::decay::{Causal, LogDecay, causal};
-use fulgur_kernels::linear::joined;
-use fulgur_kernels::norm::{Gate, rms_norm_gated};
-use fulgur_kernels::split::{Part, split};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use fulgur_kernels::decay::LogDecay;
+use fulgur_kernels::split::split;
 
-use super::{CausalContext, OutputGate, heads, map};
+use super::memory::decayed;
+use super::parts::{LowRankGate, Maps, Output, Theta, cosine_frequencies, turned};
+use super::{CausalContext, Memory, heads, map};
 use crate::linear::Linear;
-use crate::lm::Config;
+use crate::lm::{Activation, Config, DecaySchedule};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Tnl {
     heads: usize,
-    eps: f64,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    gate: OutputGate,
-    gain: Tensor,
+    acts: [Activation; 3],
+    widths: [usize; 3],
+    maps: Maps,
+    gate: LowRankGate,
+    norm: Output,
     output: Linear,
-    log_decay: Tensor,
+    log_decay: Option<Tensor>,
+    theta: Option<Theta>,
 }
 
 impl Tnl {
-    /// The mixer of layer number `layer`; takes `q_proj`, `k_proj`, `v_proj`, `g_proj`, `g_norm` and `o_proj`.
+    /// The mixer of layer number `layer`; takes `q_proj`, `k_proj`, `v_proj`, `g_proj`, `g_norm` and `o_proj`, and `lrpe.theta`
+    /// where the layer has LRPE.
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, layer: usize, vb: &VarBuilder) -> Result<Self> {
-        let width = config.hidden_size;
-        let linear = |name: &str| map(config, width, width, &vb.pp(name));
-        let rates = decay_rates(config.num_attention_heads, layer, config.num_hidden_layers);
-        let logs: Vec<f32> = rates.iter().map(|rate| -rate as f32).collect();
+        let (keys, values) = (config.key_size(), config.value_size());
+        let widths = [('q', keys), ('k', keys), ('v', values)];
         Ok(Self {
             heads: config.num_attention_heads,
-            eps: config.rms_norm_eps,
-            query: linear("q_proj")?,
-            key: linear("k_proj")?,
-            value: linear("v_proj")?,
-            gate: OutputGate::new(config, &vb.pp("g_proj"))?,
-            gain: vb
-                .pp("g_norm")
-                .get_with_hints(width, "weight", Init::Const(1.0))?,
-            output: linear("o_proj")?,
-            log_decay: Tensor::new(logs, vb.device())?,
+            acts: [config.linear_act, config.linear_act, config.value_act],
+            widths: widths.map(|(_, width)| width),
+            maps: Maps::new(config, &widths, vb)?,
+            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
+            norm: Output::new(config, vb)?,
+            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            log_decay: log_decays(config, layer, vb.device())?,
+            theta: theta(config, layer, vb)?,
         })
     }
 
@@ -62,32 +60,65 @@ impl Tnl {
     ///
     /// # Errors
     /// A failing operation.
-    pub fn forward(&self, x: &Tensor, _: &CausalContext<'_>) -> Result<Tensor> {
-        let weights = [&self.query, &self.key, &self.value].map(Linear::weight);
-        let width = x.dim(2)?;
-        let parts = split(&joined(x, &weights)?, &[Part::Silu(width); 3])?;
-        let options = Causal {
-            decay: LogDecay::Head(&self.log_decay),
-            ..Default::default()
-        };
-        let [q, k, v] = [&parts[0], &parts[1], &parts[2]].map(|part| heads(part, self.heads));
-        let (o, _) = causal(&q?, &k?, &v?, &options)?;
-        let o = o.reshape(x.shape())?;
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        mut memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        let wide = self.maps.forward(x, memory.as_deref_mut())?;
+        let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
+        let parts = split(&wide, &runs)?;
+        let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
+        let (mut q, mut k, v) = (q?, k?, v?);
+        if let Some(theta) = &self.theta {
+            let phase = theta.phases(x.dim(1)?, context.position)?;
+            (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
+        }
+        let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
+        let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
         let gate = self.gate.forward(x)?;
-        let o = rms_norm_gated(&o, Some(&self.gain), &gate, Gate::Sigmoid, 1, self.eps)?;
-        self.output.forward(&o)
+        self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 }
 
+/// The learnt frequencies of a layer with LRPE, `10000^(-2 j / d)` over the channels of all heads at first.
+pub(super) fn theta(config: &Config, layer: usize, vb: &VarBuilder) -> Result<Option<Theta>> {
+    if !config.lrpe_layers.contains(&layer) {
+        return Ok(None);
+    }
+    let (heads, width) = (config.num_attention_heads, config.head_width());
+    let start = cosine_frequencies(heads * width, heads * width);
+    Theta::new(&start, &[heads, 1, width], true, vb).map(Some)
+}
+
+/// The logarithms of the decays of a layer, `[H]` in f32; none without decay.
+pub(super) fn log_decays(config: &Config, layer: usize, device: &Device) -> Result<Option<Tensor>> {
+    let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
+    let rates = match config.decay_schedule {
+        DecaySchedule::None => return Ok(None),
+        DecaySchedule::Alibi => decay_rates(slopes(heads), layer, layers),
+        DecaySchedule::Log => decay_rates(log_slopes(heads), layer, layers),
+        DecaySchedule::Linear8 => {
+            let share = 1.0 - layer as f64 / layers as f64;
+            (0..heads)
+                .map(|h| 8.0 * h as f64 / heads as f64 * share)
+                .collect()
+        }
+    };
+    let logs: Vec<f32> = rates.iter().map(|rate| -rate as f32).collect();
+    Tensor::new(logs, device).map(Some)
+}
+
 /// Rates of decay, `-log lambda`, of the heads of a layer: slopes times a factor that falls from 1 in the first layer to 1e-5 in
-/// the last (formula 1.7 of the specification).
-fn decay_rates(heads: usize, layer: usize, layers: usize) -> Vec<f64> {
+/// the last.
+fn decay_rates(slopes: Vec<f64>, layer: usize, layers: usize) -> Vec<f64> {
     let factor = if layers > 1 {
         1.0 - layer as f64 / (layers - 1) as f64 + 1e-5
     } else {
         1.0
     };
-    slopes(heads).into_iter().map(|slope| slope * factor).collect()
+    slopes.into_iter().map(|slope| slope * factor).collect()
 }
 
 /// The slopes of ALiBi: `2^(-8 (h + 1) / H)` for a power of two; otherwise those of the power below, and every other one of
@@ -96,6 +127,14 @@ fn slopes(heads: usize) -> Vec<f64> {
     let of = |count: usize| (1..=count).map(move |h| (-8.0 * h as f64 / count as f64).exp2());
     let below = 1 << heads.max(1).ilog2();
     of(below).chain(of(2 * below).step_by(2)).take(heads).collect()
+}
+
+/// `1 / n` for n from 2 to 256 at equal ratios.
+fn log_slopes(heads: usize) -> Vec<f64> {
+    let steps = (heads.max(2) - 1) as f64;
+    (0..heads)
+        .map(|h| 0.5 * (1f64 / 128.0).powf(h as f64 / steps))
+        .collect()
 }
 
 #[cfg(test)]
@@ -115,9 +154,29 @@ mod tests {
 
     #[test]
     fn later_layers_forget_more_slowly() {
-        let rates: Vec<f64> = (0..4).map(|layer| decay_rates(4, layer, 4)[0]).collect();
+        let rates: Vec<f64> = (0..4).map(|layer| decay_rates(slopes(4), layer, 4)[0]).collect();
         assert!(rates.is_sorted_by(|a, b| a > b));
         assert!((rates[3] / rates[0] - 1e-5 / (1.0 + 1e-5)).abs() < 1e-12);
-        assert_eq!(decay_rates(4, 0, 1), slopes(4));
+        assert_eq!(decay_rates(slopes(4), 0, 1), slopes(4));
+    }
+
+    #[test]
+    fn the_other_schedules_are_those_of_their_formulas() -> Result<()> {
+        let of = |schedule, layer| {
+            let config = Config {
+                num_attention_heads: 8,
+                num_hidden_layers: 4,
+                decay_schedule: schedule,
+                ..Config::of(crate::lm::Architecture::Tnl)
+            };
+            let logs = log_decays(&config, layer, &Device::Cpu)?;
+            logs.map(|logs| logs.to_vec1::<f32>()).transpose()
+        };
+        let expected: Vec<f32> = (0..8).map(|h| -(h as f32) * 0.75).collect();
+        assert_eq!(of(DecaySchedule::Linear8, 1)?, Some(expected));
+        let log = of(DecaySchedule::Log, 0)?.unwrap_or_default();
+        assert!((log[0] + 0.5 * (1.0 + 1e-5)).abs() < 1e-6 && (log[7] * 256.0 + 1.0).abs() < 1e-4);
+        assert_eq!(of(DecaySchedule::None, 0)?, None);
+        Ok(())
     }
 }

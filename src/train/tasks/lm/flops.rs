@@ -1,15 +1,15 @@
 //! Floating-point operations of a language model.
 //!
 //! ```text
-//! 6 P + 12 L H D^2       a token, with a recurrent mixer
-//! 6 P + 6 L H D (N + 1)  a token, with softmax attention
+//! 6 P + the sum over layers of 12 H D E       a token, with a recurrent mixer
+//!                              6 H D (N + 1)  a token, with softmax attention
 //! ```
 //!
 //! P counts the weights of all products: those of the layers, and the head, also where it is the embedding; the lookup of the
 //! embedding is no product. A product takes two operations a weight and token forward and four backward. A recurrent mixer
-//! with L layers and H heads of width D updates a state of D x D and reads it: four operations an entry, and twice as many
-//! backward; chunks and recomputation do more, which is not counted. Attention of N tokens that see the past makes two products
-//! with (N + 1) / 2 keys and values on average.
+//! with H heads updates a state of D x E each, D key channels with their LRPE, and reads it: four operations an entry, and
+//! twice as many backward; chunks and recomputation do more, which is not counted, nor are short convolutions. Attention of N
+//! tokens that see the past makes two products with (N + 1) / 2 keys and values on average.
 
 use std::collections::BTreeMap;
 
@@ -28,12 +28,31 @@ pub(in crate::train::tasks) fn per_token(
         .filter(|(_, shape)| shape.len() == 2)
         .map(|(_, shape)| values_of(shape) as f64)
         .sum();
-    let (heads, width) = (config.num_attention_heads as f64, config.head_width() as f64);
-    let mixer = match config.architecture {
-        Architecture::Llama => 6.0 * width * (context as f64 + 1.0),
-        Architecture::Tnl | Architecture::Hgrn2 | Architecture::Lightnet => 12.0 * width * width,
+    let mixers: f64 = (0..config.num_hidden_layers)
+        .map(|layer| mixer(config, layer, context))
+        .sum();
+    6.0 * (layers + table) + mixers
+}
+
+/// What the mixer of a layer does besides its maps.
+fn mixer(config: &Config, layer: usize, context: usize) -> f64 {
+    let seen = context as f64 + 1.0;
+    if config.softmax_layer(layer).is_some() {
+        // Heads share the width of the model.
+        return 6.0 * config.hidden_size as f64 * seen;
+    }
+    let width = config.head_width() as f64;
+    // Half of the channels turn, or all of them: one that turns is two.
+    let turning = if config.half_lrpe { 1.5 } else { 2.0 };
+    let channels = match config.architecture {
+        Architecture::Llama => return 6.0 * config.key_size() as f64 * seen,
+        Architecture::Tnl | Architecture::Transnormer if config.lrpe_layers.contains(&layer) => {
+            turning * width
+        }
+        Architecture::Cosformer2 | Architecture::Lightnet if config.use_lrpe => turning * width,
+        _ => width,
     };
-    6.0 * (layers + table) + mixer * heads * config.num_hidden_layers as f64
+    12.0 * channels * config.value_size() as f64
 }
 
 #[cfg(test)]
@@ -45,19 +64,14 @@ mod tests {
 
     fn operations(architecture: Architecture, tied: bool, context: usize) -> f64 {
         let config = Config {
-            architecture,
             vocab_size: 97,
             hidden_size: 24,
             intermediate_size: 40,
             num_hidden_layers: 3,
             num_attention_heads: 4,
             num_key_value_heads: (architecture == Architecture::Llama).then_some(2),
-            head_dim: None,
-            rms_norm_eps: 1e-6,
-            rope_theta: 1e4,
-            rope_parameters: None,
             tie_word_embeddings: tied,
-            initializer_range: 0.02,
+            ..Config::of(architecture)
         };
         let params = Outline::new();
         LanguageModel::new(&config, DType::F32, &params.builder()).unwrap();

@@ -1,0 +1,55 @@
+//! The gated linear unit of a layer.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::VarBuilder;
+use fulgur_kernels::glu::swiglu;
+use fulgur_kernels::linear::joined;
+
+use super::config::{Activation, Architecture, Config};
+use crate::linear::{Linear, Start};
+
+/// `(act(x W_gate) * x W_up) W_down`.
+#[derive(Clone, Debug)]
+pub(super) struct Glu {
+    act: Activation,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Glu {
+    /// Takes `gate_proj`, `up_proj` and `down_proj`; of TransNormerLLM `l1`, `l2` and `l3`.
+    pub(super) fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        let (width, hidden) = (config.hidden_size, config.intermediate_size);
+        let names = match config.architecture {
+            Architecture::Transnormer => ["l1", "l2", "l3"],
+            _ => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let map = |input, output, name| {
+            let start = Start::Normal(config.initializer_range);
+            Linear::new(input, output, config.mlp_bias, start, &vb.pp(name))
+        };
+        Ok(Self {
+            act: config.hidden_act,
+            gate: map(width, hidden, names[0])?,
+            up: map(width, hidden, names[1])?,
+            down: map(hidden, width, names[2])?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut wide = joined(x, &[self.gate.weight(), self.up.weight()])?;
+        if let (Some(gate), Some(up)) = (self.gate.bias(), self.up.bias()) {
+            wide = wide.broadcast_add(&Tensor::cat(&[gate, up], 0)?.to_dtype(wide.dtype())?)?;
+        }
+        let hidden = self.up.output();
+        let y = match self.act {
+            Activation::Silu => swiglu(&wide)?,
+            act => {
+                let half = |first| wide.narrow(D::Minus1, first, hidden);
+                (act.finish(&half(0)?)? * half(hidden)?)?
+            }
+        };
+        self.down.forward(&y)
+    }
+}

@@ -1,0 +1,247 @@
+//! What a mixer keeps of the tokens so far, for decoding: its size does not grow with their number, but for keys and values
+//! of softmax attention.
+
+use candle_core::{DType, Result, Tensor};
+use fulgur_kernels::additive::{self, CausalState};
+use fulgur_kernels::attention::{Options, softmax};
+use fulgur_kernels::decay::{self, LogDecay};
+use fulgur_kernels::eos;
+use fulgur_kernels::log_sum::NOTHING;
+
+/// The memory of one layer. Clones share tensors, which nobody writes to.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Of a recurrence, `[B, H, D, E]`.
+    state: Option<Tensor>,
+    /// Of LightNet beside it, `[B, H, D]`.
+    log_sum: Option<Tensor>,
+    /// Keys and values `[B, L, G, D]` of softmax attention.
+    cache: Option<[Tensor; 2]>,
+    /// The last columns `[B, W - 1, C]` that entered a short convolution.
+    columns: Option<Tensor>,
+}
+
+impl Memory {
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        let cache = self.cache.iter().flatten();
+        let others = [&self.state, &self.log_sum, &self.columns];
+        cache
+            .chain(others.into_iter().flatten())
+            .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
+            .sum()
+    }
+
+    /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
+    pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
+        let (batch, tokens, channels) = x.dims3()?;
+        let before = match memory.as_ref().and_then(|memory| memory.columns.clone()) {
+            Some(before) => before,
+            None => Tensor::zeros((batch, count, channels), x.dtype(), x.device())?,
+        };
+        let all = Tensor::cat(&[&before, x], 1)?;
+        if let Some(memory) = memory {
+            memory.columns = Some(all.narrow(1, tokens, count)?.contiguous()?.detach());
+        }
+        Ok(all)
+    }
+}
+
+/// The decayed recurrence behind what `memory` holds: `q`, `k` `[B, N, H, D]`, `v` `[B, N, H, E]` and log-decays as those of
+/// [`decay::causal`] to `[B, N, H, E]`. One token goes by the form for decoding.
+pub(super) fn decayed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    log_decay: LogDecay<'_>,
+    memory: Option<&mut Memory>,
+) -> Result<Tensor> {
+    let mut options = decay::Causal {
+        decay: log_decay,
+        ..Default::default()
+    };
+    let Some(memory) = memory else {
+        return Ok(decay::causal(q, k, v, &options)?.0);
+    };
+    let (o, state) = if q.dim(1)? == 1 {
+        let before = state_before(memory, q, v)?;
+        let row = |x: &Tensor| x.squeeze(1);
+        let log = match log_decay {
+            LogDecay::Token(log) | LogDecay::Channel(log) => Some(log.squeeze(1)?),
+            LogDecay::None | LogDecay::Head(_) => None,
+        };
+        let log_decay = match (log_decay, &log) {
+            (LogDecay::Token(_), Some(log)) => LogDecay::Token(log),
+            (LogDecay::Channel(_), Some(log)) => LogDecay::Channel(log),
+            (constant, _) => constant,
+        };
+        let (o, state) = decay::step(&row(q)?, &row(k)?, &row(v)?, log_decay, &before)?;
+        (o.unsqueeze(1)?, state)
+    } else {
+        options.initial = memory.state.as_ref();
+        decay::causal(q, k, v, &options)?
+    };
+    memory.state = Some(state.detach());
+    Ok(o)
+}
+
+/// LightNet's recurrence behind what `memory` holds, as [`decayed`] from logits; `seeded` starts with a token of logit zero
+/// and value zero.
+pub(super) fn additive(
+    q: &Tensor,
+    logits: &Tensor,
+    v: &Tensor,
+    seeded: bool,
+    memory: Option<&mut Memory>,
+) -> Result<Tensor> {
+    if memory.is_none() && !seeded {
+        return Ok(additive::causal(q, logits, v, &additive::Causal::default())?.0);
+    }
+    let known = match memory.as_ref() {
+        Some(Memory {
+            state: Some(state),
+            log_sum: Some(log_sum),
+            ..
+        }) => Some(CausalState {
+            state: state.clone(),
+            log_sum: log_sum.clone(),
+        }),
+        _ => None,
+    };
+    let empty = || {
+        Ok::<_, candle_core::Error>(CausalState {
+            state: empty_state(q, v)?,
+            log_sum: first_log_sum(q, seeded)?,
+        })
+    };
+    let (o, after) = if q.dim(1)? == 1 && memory.is_some() {
+        let row = |x: &Tensor| x.squeeze(1);
+        let before = known.map_or_else(empty, Ok)?;
+        let (o, after) = additive::step(&row(q)?, &row(logits)?, &row(v)?, &before)?;
+        (o.unsqueeze(1)?, after)
+    } else {
+        // A sum of nothing is so low that its difference to others would lose all of their digits.
+        let before = match known {
+            None if seeded => Some(empty()?),
+            known => known,
+        };
+        let options = additive::Causal {
+            initial: before.as_ref(),
+            ..Default::default()
+        };
+        additive::causal(q, logits, v, &options)?
+    };
+    if let Some(memory) = memory {
+        memory.state = Some(after.state.detach());
+        memory.log_sum = Some(after.log_sum.detach());
+    }
+    Ok(o)
+}
+
+/// Logarithms of the sums of weights before the first token of `x` `[B, N, H, D]`.
+fn first_log_sum(x: &Tensor, seeded: bool) -> Result<Tensor> {
+    let (batch, _, heads, width) = x.dims4()?;
+    let start = if seeded { 0.0 } else { NOTHING };
+    Tensor::full(start as f32, (batch, heads, width), x.device())?.to_dtype(wide(x))
+}
+
+/// Running sums of weights `z` and log-decays `z_{t-1} - z_t` of `logits` `[B, N, H, D]`, behind what `memory` holds.
+///
+/// The first decay without a seed is 0, for its state is.
+pub(super) fn log_sums(logits: &Tensor, seeded: bool, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
+    let known = memory.as_ref().and_then(|memory| memory.log_sum.clone());
+    let before = match known {
+        None if seeded => Some(first_log_sum(logits, seeded)?),
+        known => known,
+    };
+    let z = fulgur_kernels::log_sum::log_sum(logits, before.as_ref(), None)?;
+    let tokens = z.dim(1)?;
+    let first = match &before {
+        None => z.narrow(1, 0, 1)?,
+        Some(before) => before.unsqueeze(1)?.to_dtype(z.dtype())?,
+    };
+    let mut rows = vec![first];
+    if tokens > 1 {
+        rows.push(z.narrow(1, 0, tokens - 1)?);
+    }
+    let shifted = Tensor::cat(&rows, 1)?;
+    if let Some(memory) = memory {
+        memory.log_sum = Some(z.narrow(1, tokens - 1, 1)?.squeeze(1)?.contiguous()?.detach());
+    }
+    let log = (shifted - &z)?;
+    Ok([z, log])
+}
+
+/// The element-wise gated recurrence `h_t = f_t h_{t-1} + k_t v_t` of `k`, `v` and `log f` `[B, N, C]`.
+pub(super) fn elementwise(
+    k: &Tensor,
+    v: &Tensor,
+    log: &Tensor,
+    memory: Option<&mut Memory>,
+) -> Result<Tensor> {
+    // One head of one row whose columns are the channels: the gates are all that differs between them.
+    let input = (k * v)?.unsqueeze(2)?;
+    let (batch, tokens, channels) = log.dims3()?;
+    let ones = Tensor::ones((batch, tokens, 1, 1), input.dtype(), input.device())?;
+    let log = log.reshape((batch, tokens, 1, 1, channels))?;
+    let Some(memory) = memory else {
+        let (h, _) = eos::scan(&ones, &input, &log, &ones, &eos::Options::default())?;
+        return h.squeeze(2);
+    };
+    let (h, state) = if tokens == 1 {
+        let before = match &memory.state {
+            Some(state) => state.clone(),
+            None => Tensor::zeros((batch, 1, 1, channels), DType::F32, input.device())?,
+        };
+        let (ones, log) = (ones.squeeze(1)?, log.squeeze(1)?);
+        let (h, state) = eos::step(&ones, &input.squeeze(1)?, &log, &ones, &before)?;
+        (h.unsqueeze(1)?, state)
+    } else {
+        let options = eos::Options {
+            initial: memory.state.as_ref(),
+            ..Default::default()
+        };
+        eos::scan(&ones, &input, &log, &ones, &options)?
+    };
+    memory.state = Some(state.detach());
+    h.squeeze(2)
+}
+
+/// Causal softmax attention over what `memory` holds and `k`, `v`.
+pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+    let options = Options {
+        causal: true,
+        ..Default::default()
+    };
+    let Some(memory) = memory else {
+        return softmax(q, k, v, &options);
+    };
+    let [k, v] = match &memory.cache {
+        Some([keys, values]) => [Tensor::cat(&[keys, k], 1)?, Tensor::cat(&[values, v], 1)?],
+        None => [k.contiguous()?, v.contiguous()?],
+    };
+    let o = softmax(q, &k, &v, &options)?;
+    memory.cache = Some([k.detach(), v.detach()]);
+    Ok(o)
+}
+
+/// f64 beside f64, else f32: the type of states.
+fn wide(x: &Tensor) -> DType {
+    if x.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    }
+}
+
+fn empty_state(q: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (batch, _, heads, width) = q.dims4()?;
+    Tensor::zeros((batch, heads, width, v.dim(3)?), wide(q), q.device())
+}
+
+fn state_before(memory: &Memory, q: &Tensor, v: &Tensor) -> Result<Tensor> {
+    match &memory.state {
+        Some(state) => Ok(state.clone()),
+        None => empty_state(q, v),
+    }
+}

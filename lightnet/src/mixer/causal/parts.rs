@@ -1,0 +1,264 @@
+//! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::ops::sigmoid;
+use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::linear::joined;
+use fulgur_kernels::lrpe::{double, token_phases};
+use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
+use fulgur_kernels::split::Part;
+
+use super::{Memory, map};
+use crate::linear::Linear;
+use crate::lm::{Activation, Config, OutputGate, OutputNorm};
+
+/// Maps of one input side by side, each behind a short convolution where the model has them.
+#[derive(Clone, Debug)]
+pub(super) struct Maps {
+    maps: Vec<Linear>,
+    /// One kernel `[W, C]` for the columns of all maps.
+    kernels: Vec<Tensor>,
+}
+
+impl Maps {
+    /// Takes `{letter}_proj`, and `{letter}_conv1d.weight` `[C, 1, W]`, for each letter with its width C.
+    pub(super) fn new(config: &Config, widths: &[(char, usize)], vb: &VarBuilder) -> Result<Self> {
+        let mut kernels = Vec::new();
+        if let Some(taps) = config.conv_size {
+            for &(letter, width) in widths {
+                // As torch's convolutions start, a tap sees a token with one over their number.
+                let init = Init::Randn {
+                    mean: 0.0,
+                    stdev: (taps as f64).powf(-0.5),
+                };
+                let vb = vb.pp(format!("{letter}_conv1d"));
+                kernels.push(vb.get_with_hints((width, 1, taps), "weight", init)?);
+            }
+        }
+        let maps = widths.iter().map(|&(letter, width)| {
+            map(
+                config,
+                config.hidden_size,
+                width,
+                &vb.pp(format!("{letter}_proj")),
+            )
+        });
+        Ok(Self {
+            maps: maps.collect::<Result<_>>()?,
+            kernels,
+        })
+    }
+
+    /// `x` `[B, N, d]` to the columns of all maps.
+    pub(super) fn forward(&self, x: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+        let maps: Vec<&Linear> = self.maps.iter().collect();
+        let y = joined_maps(x, &maps)?;
+        let Some(first) = self.kernels.first() else {
+            return Ok(y);
+        };
+        let taps = first.dim(2)?;
+        let kernels = Tensor::cat(&self.kernels, 0)?.squeeze(1)?.to_dtype(y.dtype())?;
+        let columns = Memory::after_columns(memory, &y, taps - 1)?;
+        let tokens = y.dim(1)?;
+        let mut sum: Option<Tensor> = None;
+        for tap in 0..taps {
+            let kernel = kernels.narrow(1, tap, 1)?.squeeze(1)?;
+            let part = columns.narrow(1, tap, tokens)?.broadcast_mul(&kernel)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+        Ok(sum.unwrap_or(y))
+    }
+}
+
+/// The maps of one input as one product; with their biases, where they have any.
+pub(super) fn joined_maps(x: &Tensor, maps: &[&Linear]) -> Result<Tensor> {
+    let weights: Vec<&Tensor> = maps.iter().map(|map| map.weight()).collect();
+    let y = joined(x, &weights)?;
+    let biases: Vec<&Tensor> = maps.iter().filter_map(|map| map.bias()).collect();
+    if biases.is_empty() {
+        return Ok(y);
+    }
+    y.broadcast_add(&Tensor::cat(&biases, 0)?.to_dtype(y.dtype())?)
+}
+
+impl Activation {
+    /// The part of a projection that it is applied to; [`Self::finish`] does what the split does not.
+    pub(crate) fn part<'a>(self, width: usize) -> Part<'a> {
+        match self {
+            Self::Silu => Part::Silu(width),
+            _ => Part::Plain(width),
+        }
+    }
+
+    /// The activation of a part that [`Self::part`] made.
+    pub(crate) fn finish(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu | Self::None => Ok(x.clone()),
+            Self::Sigmoid => sigmoid(x),
+            Self::OnePlusElu => x.elu(1.0)? + 1.0,
+        }
+    }
+}
+
+/// The norm of a mixer's output, with its gate.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    norm: OutputNorm,
+    groups: usize,
+    eps: f64,
+    gain: Option<Tensor>,
+    gate: OutputGate,
+    gate_first: bool,
+}
+
+impl Output {
+    /// Takes `g_norm.weight`, unless the norm has no gain.
+    pub(super) fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        let gain = || {
+            let vb = vb.pp("g_norm");
+            vb.get_with_hints(config.value_size(), "weight", Init::Const(1.0))
+        };
+        Ok(Self {
+            norm: config.output_norm,
+            groups: if config.norm_per_head {
+                config.num_attention_heads
+            } else {
+                1
+            },
+            eps: config.unscaled_output_eps(),
+            gain: config.elementwise_affine.then(gain).transpose()?,
+            gate: config.output_gate,
+            gate_first: config.gate_first,
+        })
+    }
+
+    /// Norms `o` `[B, N, d]` and multiplies by the gate, or the other way around.
+    pub(super) fn forward(&self, o: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
+        let Some(gate) = gate else {
+            return self.normed(o);
+        };
+        if self.gate_first {
+            return self.normed(&(o * self.activated(gate)?)?);
+        }
+        if self.norm == OutputNorm::Rms {
+            let activation = match self.gate {
+                OutputGate::None => Gate::Identity,
+                OutputGate::Sigmoid => Gate::Sigmoid,
+                OutputGate::Silu => Gate::Silu,
+            };
+            return rms_norm_gated(o, self.gain.as_ref(), gate, activation, self.groups, self.eps);
+        }
+        self.normed(o)? * self.activated(gate)?
+    }
+
+    fn normed(&self, o: &Tensor) -> Result<Tensor> {
+        let gain = self
+            .gain
+            .as_ref()
+            .map(|gain| gain.to_dtype(o.dtype()))
+            .transpose()?;
+        match self.norm {
+            OutputNorm::Rms => rms_norm_to(o, gain.as_ref(), self.groups, self.eps, o.dtype()),
+            OutputNorm::Layer if self.groups == 1 => layer_norm(o, gain.as_ref(), None, self.eps),
+            OutputNorm::Layer => {
+                let (batch, tokens, width) = o.dims3()?;
+                let rows = o.reshape((batch, tokens, self.groups, width / self.groups))?;
+                let normed = layer_norm(&rows, None, None, self.eps)?.reshape(o.shape())?;
+                match gain {
+                    Some(gain) => normed.broadcast_mul(&gain),
+                    None => Ok(normed),
+                }
+            }
+        }
+    }
+
+    fn activated(&self, gate: &Tensor) -> Result<Tensor> {
+        match self.gate {
+            OutputGate::None => Ok(gate.clone()),
+            OutputGate::Sigmoid => sigmoid(gate),
+            OutputGate::Silu => gate * sigmoid(gate)?,
+        }
+    }
+}
+
+/// The low-rank output gate `x W_1 W_2`, d -> rank -> d.
+#[derive(Clone, Debug)]
+pub(super) struct LowRankGate {
+    down: Linear,
+    up: Linear,
+}
+
+impl LowRankGate {
+    /// Takes `0` and `1`.
+    pub(super) fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        let (width, rank) = (config.hidden_size, config.gate_rank());
+        Ok(Self {
+            down: map(config, width, rank, &vb.pp("0"))?,
+            up: map(config, rank, config.value_size(), &vb.pp("1"))?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.up.forward(&self.down.forward(x)?)
+    }
+}
+
+/// Frequencies `[P]`, or `[H, P]` with `[H, 1, P]` in checkpoints, of LRPE (arXiv 2307.09270): fixed or learnt.
+#[derive(Clone, Debug)]
+pub(super) struct Theta(Tensor);
+
+impl Theta {
+    /// From `start`, of the given shape; learnt ones are `lrpe.theta`.
+    pub(super) fn new(start: &[f64], shape: &[usize], learnt: bool, vb: &VarBuilder) -> Result<Self> {
+        let values: Vec<f32> = start.iter().map(|&theta| theta as f32).collect();
+        let start = Tensor::from_vec(values, shape, vb.device())?;
+        let theta = if learnt {
+            let vb = vb.pp("lrpe");
+            let theta = vb.get_with_hints(shape, "theta", Init::Const(UNSET))?;
+            // No start of candle's gives every value its own, so a fresh variable is marked, and written once.
+            if theta.is_variable() && theta.flatten_all()?.get(0)?.to_scalar::<f32>()? == UNSET as f32 {
+                theta.slice_set(&start, 0, 0)?;
+            }
+            theta
+        } else {
+            start
+        };
+        match *theta.dims() {
+            [heads, 1, width] => Ok(Self(theta.reshape((heads, width))?)),
+            _ => Ok(Self(theta)),
+        }
+    }
+
+    /// Phases of `tokens` tokens from number `position` on.
+    pub(super) fn phases(&self, tokens: usize, position: usize) -> Result<Tensor> {
+        token_phases(&self.0, tokens, position)
+    }
+}
+
+/// A frequency that none starts from.
+const UNSET: f64 = -1.0;
+
+/// `10000^(-2 j / width)` for the channels of `turning` of them.
+pub(super) fn cosine_frequencies(width: usize, turning: usize) -> Vec<f64> {
+    (0..turning)
+        .map(|j| 1e4f64.powf(-2.0 * j as f64 / width as f64))
+        .collect()
+}
+
+/// LRPE of queries or keys: `[x cos Theta, x sin Theta]`, or the part of it that turns beside the part that does not.
+///
+/// A channel that does not turn has no sine part, so it is not doubled.
+pub(super) fn turned(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
+    let (width, turning) = (x.dim(D::Minus1)?, phase.dim(D::Minus1)?);
+    if turning == width {
+        return double(x, phase);
+    }
+    let doubled = double(&x.narrow(D::Minus1, 0, turning)?.contiguous()?, phase)?;
+    Tensor::cat(
+        &[&doubled, &x.narrow(D::Minus1, turning, width - turning)?],
+        D::Minus1,
+    )
+}

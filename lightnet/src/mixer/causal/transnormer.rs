@@ -1,0 +1,87 @@
+//! TransNormerLLM's token mixer (arXiv 2307.14995): linear attention with one constant decay a head, and a full-rank gate.
+//!
+//! ```text
+//! [q k v u] = x W      q = silu(q)   k = silu(k)      in layers with LRPE: q, k = [x cos t theta, x sin t theta]
+//! S_t = lambda S_{t-1} + k_t v_t^T                    o_t = S_t^T q_t
+//! y = (norm(o) * u) W_o                               norm without a gain, over all heads together
+//! ```
+//!
+//! Names and the order of the fused map are those of the published checkpoints (`modeling_transnormer.py`): `qkvu_proj`,
+//! `out_proj`, `lrpe.theta` `[H, 1, D]`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+use fulgur_kernels::decay::LogDecay;
+use fulgur_kernels::split::split;
+
+use super::memory::decayed;
+use super::parts::{Output, Theta, turned};
+use super::tnl::{log_decays, theta};
+use super::{CausalContext, Memory, heads};
+use crate::linear::{Linear, Start};
+use crate::lm::{Activation, Config};
+
+/// The mixer.
+#[derive(Clone, Debug)]
+pub struct TransNormer {
+    heads: usize,
+    width: usize,
+    acts: [Activation; 4],
+    input: Linear,
+    norm: Output,
+    output: Linear,
+    log_decay: Option<Tensor>,
+    theta: Option<Theta>,
+}
+
+impl TransNormer {
+    /// The mixer of layer number `layer`; takes `qkvu_proj` and `out_proj`, with biases where attention has them, and
+    /// `lrpe.theta` where the layer has LRPE.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn new(config: &Config, layer: usize, vb: &VarBuilder) -> Result<Self> {
+        let (width, inner, bias) = (config.hidden_size, config.value_size(), config.attention_bias);
+        let start = Start::Normal(config.initializer_range);
+        Ok(Self {
+            heads: config.num_attention_heads,
+            width: inner,
+            acts: [
+                config.linear_act,
+                config.linear_act,
+                config.value_act,
+                Activation::None,
+            ],
+            input: Linear::new(width, 4 * inner, bias, start, &vb.pp("qkvu_proj"))?,
+            norm: Output::new(config, vb)?,
+            output: Linear::new(inner, width, bias, start, &vb.pp("out_proj"))?,
+            log_decay: log_decays(config, layer, vb.device())?,
+            theta: theta(config, layer, vb)?,
+        })
+    }
+
+    /// Mixes `x` `[B, N, d]`.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        let parts = split(
+            &self.input.forward(x)?,
+            &self.acts.map(|act| act.part(self.width)),
+        )?;
+        let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
+        let (mut q, mut k, v) = (q?, k?, v?);
+        if let Some(theta) = &self.theta {
+            let phase = theta.phases(x.dim(1)?, context.position)?;
+            (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
+        }
+        let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
+        let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
+        self.output.forward(&self.norm.forward(&o, Some(&parts[3]))?)
+    }
+}
