@@ -19,7 +19,7 @@ from bench_common import ROOT, commit, machine, write_json
 
 # As `check_cuda` names them.
 OPERATORS = ["decay", "additive", "projected", "parts", "split", "eos", "norm", "layer", "attention", "rotary", "embedding"]
-OPERATORS += ["cross_entropy", "adamw"]
+OPERATORS += ["cross_entropy", "adamw", "tape", "upload"]
 NAMES = {
     "none": "no decay",
     "head": "constant decay",

@@ -17,6 +17,8 @@ for tool in "${tools[@]}"; do
         # Products of cuBLAS are written by bulk copies on newer GPUs, which initcheck does not see: what composed attention
         # reads of them would count as unwritten.
         if [[ $tool == initcheck ]]; then names=("${names[@]/#attention/attention in tiles}"); fi
+        # racecheck loses launches of several threads, and then hangs; the kernels of parts are those of the other groups.
+        if [[ $tool == racecheck ]]; then names=("${names[@]/#parts/projected}"); fi
         compute-sanitizer --tool "$tool" --error-exitcode 9 "$check" "${names[@]}" small >"$work/$tool-$group" 2>&1 &
         running["$tool-$group"]=$!
     done
@@ -26,6 +28,11 @@ for job in "${!running[@]}"; do
     code=0
     wait "${running[$job]}" || code=$?
     tool="${job%-*}" group="${job##*-}"
+    # What races in a kernel of cuBLAS is not ours.
+    if [[ $tool == racecheck && $code == 9 ]] && ! grep 'Race reported' "$work/$job" | grep -qv 'at nvjet_'; then
+        echo "sanitize-gpu: racecheck, ${groups[group]}: hazards in kernels of cuBLAS alone" >&2
+        code=0
+    fi
     echo "sanitize-gpu: $tool, ${groups[group]}: exit code $code; $(grep -E 'SUMMARY|checks passed' "$work/$job" | tr '\n' ' ')" >&2
     if ((code)); then
         failed=1

@@ -10,7 +10,7 @@ use super::answer::{Answer, Report};
 use super::context::Context;
 use crate::estimate::Estimate;
 use crate::report::grouped;
-use crate::train::Recipe;
+use crate::train::{Recipe, peak};
 
 /// The recipe in the folder of a run.
 const RECIPE: &str = "recipe.toml";
@@ -20,7 +20,7 @@ const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 /// Show what a run or a model needs, before anything is allocated
 ///
 /// For a recipe: parameters by part, memory by kind (weights, gradients, moments of the optimiser, averages and so on), the
-/// size of a checkpoint, and for language models the operations of a step. Networks are built on shapes alone, so that
+/// size of a checkpoint, and for language models the operations of a step and its time on a GPU. Networks are built on shapes alone, so that
 /// this takes neither memory nor a GPU. For a model folder: parameters and bytes by part, from the headers of its files.
 /// What cannot be known from shapes and settings is named and not counted.
 #[derive(Debug, clap::Args)]
@@ -34,10 +34,20 @@ pub(super) struct Arguments {
     /// Replace or add one value of the recipe; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// GPU for which the time of a step is told, such as H100, A100-SXM4-80GB or "RTX 4090"
+    #[arg(long, value_name = "NAME", default_value = "H100")]
+    gpu: String,
 }
 
 pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
-    let Arguments { what: path, sets } = arguments;
+    let Arguments {
+        what: path,
+        sets,
+        gpu: name,
+    } = arguments;
+    let Some(gpu) = peak::by_name(&name) else {
+        bail!("--gpu: found {name}, expected one of {}", peak::names())
+    };
     let of_run = path.join(RECIPE);
     let recipe = if !path.is_dir() {
         Some(&path)
@@ -45,19 +55,24 @@ pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
         Some(&of_run).filter(|recipe| recipe.is_file())
     };
     let estimate = match recipe {
-        Some(recipe) => Estimate::of_recipe(&Recipe::load(recipe, &sets)?)?,
+        Some(recipe) => Estimate::of_recipe(&Recipe::load(recipe, &sets)?, gpu)?,
         None if sets.is_empty() => Estimate::of_model(&path)?,
         None => bail!(
             "--set: {} is the folder of a model, expected a recipe",
             path.display()
         ),
     };
-    Answer::new(&Estimated { path, estimate })
+    Answer::new(&Estimated {
+        path,
+        gpu: name,
+        estimate,
+    })
 }
 
 #[derive(Serialize)]
 struct Estimated {
     path: PathBuf,
+    gpu: String,
     #[serde(flatten)]
     estimate: Estimate,
 }
@@ -97,6 +112,13 @@ impl fmt::Display for Estimated {
         if let Some(flops) = estimate.step_flops {
             let words = "floating-point operations, forward and backward";
             writeln!(f, "work\n  {:<width$}  {flops:>10.2e}  {words}", "step")?;
+        }
+        if let Some(seconds) = estimate.step_s {
+            let words = format!(
+                "milliseconds a step on one {}, by what an H100 reaches of its peaks",
+                self.gpu
+            );
+            writeln!(f, "  {:<width$}  {:>10.1}  {words}", "time", 1e3 * seconds)?;
         }
         writeln!(f, "not counted")?;
         estimate

@@ -1,19 +1,21 @@
 //! What a run or a model needs, before anything is allocated: parameters by part, memory by kind, disk by checkpoint.
 //!
-//! Everything here follows from shapes and settings. What does not (the time of a step; for all tasks but language models,
-//! what a step keeps for its way back) is named and not counted, rather than guessed.
+//! Everything here follows from shapes and settings; the time of a step of a language model, also from what an H100 reaches.
+//! What does not follow (for all other tasks, what a step keeps for its way back) is named and not counted.
 //!
 //! ```
 //! use fulgur::estimate::Estimate;
-//! use fulgur::train::Recipe;
+//! use fulgur::train::{Recipe, peak};
 //!
 //! let recipe = "task = 'mel-codec'\n[train]\nmax_steps = 100\n".parse()?;
 //! let recipe = Recipe::check(recipe, "example".into(), "runs/example".as_ref())?;
-//! let estimate = Estimate::of_recipe(&recipe)?;
+//! let gpu = peak::by_name("H100").expect("in the table");
+//! let estimate = Estimate::of_recipe(&recipe, gpu)?;
 //! assert_eq!(estimate.stages[0].bytes, 4 * estimate.parameters);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub(crate) mod time;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use std::path::{Path, PathBuf};
 use fulgur_lightnet::params::outline::values_of;
 use serde::Serialize;
 
+use crate::train::peak::Gpu;
 use crate::train::tasks::outline;
 use crate::train::{Recipe, TrainError};
 use weights::Stored;
@@ -74,6 +77,8 @@ pub struct Estimate {
     /// Floating-point operations of a step, forward and backward, where the task counts them: by the formulas of the model,
     /// without what kernels or recomputation add.
     pub step_flops: Option<f64>,
+    /// Seconds of a step on the GPU that was named, where the task can tell.
+    pub step_s: Option<f64>,
     /// What is needed too and cannot be known from here.
     pub unknown: Vec<String>,
 }
@@ -102,11 +107,11 @@ pub struct Stage {
 }
 
 impl Estimate {
-    /// What a run of `recipe` needs.
+    /// What a run of `recipe` needs, and how long its steps take on `gpu`.
     ///
     /// # Errors
     /// The task is unknown or refuses its table, or a frozen network is damaged.
-    pub fn of_recipe(recipe: &Recipe) -> Result<Self, EstimateError> {
+    pub fn of_recipe(recipe: &Recipe, gpu: Gpu) -> Result<Self, EstimateError> {
         let needs = outline::needs(recipe)?;
         let mut unknown = needs.unknown;
         let shapes = needs.params.shapes();
@@ -189,6 +194,7 @@ impl Estimate {
             checkpoint_bytes: Some(checkpoint),
             disk_bytes: checkpoint.saturating_mul(train.keep.max(1) as u64),
             step_flops: needs.flops.map(|flops| flops * train.accumulate as f64),
+            step_s: needs.work.map(|work| work.seconds(gpu) * train.accumulate as f64),
             unknown,
         })
     }
@@ -223,6 +229,7 @@ impl Estimate {
             checkpoint_bytes: None,
             disk_bytes: disk,
             step_flops: None,
+            step_s: None,
             unknown: vec!["what the model computes with on the way".to_owned()],
         })
     }

@@ -15,6 +15,11 @@ fn recipe(text: &str) -> Recipe {
     Recipe::check(text.parse().unwrap(), "test.toml".into(), Path::new("runs/test")).unwrap()
 }
 
+const H100: Gpu = Gpu {
+    peak: 989e12,
+    bandwidth: 3.35e12,
+};
+
 /// A small vocoder: 64 bands, 16 channels, one block, no pool.
 const VOCODER: &str = "task = 'vocoder'\n[vocoder]\nbatch = 3\n[vocoder.model]\nstack = [16, 1]\n";
 
@@ -26,7 +31,11 @@ fn stage(estimate: &Estimate, name: &str) -> Option<u64> {
 #[test]
 fn memory_follows_the_settings_of_the_run() {
     let of = |train: &str| {
-        Estimate::of_recipe(&recipe(&format!("{VOCODER}[train]\nmax_steps = 1\n{train}"))).unwrap()
+        Estimate::of_recipe(
+            &recipe(&format!("{VOCODER}[train]\nmax_steps = 1\n{train}")),
+            H100,
+        )
+        .unwrap()
     };
     let plain = of("");
     let n = plain.parameters;
@@ -67,7 +76,7 @@ fn moments_are_those_that_the_optimiser_keeps() {
     let recipe = recipe(&format!(
         "{text}[train]\nmax_steps = 1\n[optimiser]\nmuon = ['output']"
     ));
-    let estimate = Estimate::of_recipe(&recipe).unwrap();
+    let estimate = Estimate::of_recipe(&recipe, H100).unwrap();
     let params = Params::random(1, &Device::Cpu);
     let config = VocoderConfig {
         stack: [32, 1],
@@ -85,7 +94,7 @@ fn rounded_copies_are_those_of_matrices() {
     let text = "task = 'mel-codec'\n[train]\nmax_steps = 1\n[mel-codec.model]\nlatent_channels = 4\nencoder = [16, 1]\n\
                 decoder = [16, 1]\n";
     let recipe = recipe(text);
-    let estimate = Estimate::of_recipe(&recipe).unwrap();
+    let estimate = Estimate::of_recipe(&recipe, H100).unwrap();
     let shapes = outline::needs(&recipe).unwrap().params.shapes();
     let matrices: usize = shapes
         .values()
@@ -102,7 +111,7 @@ fn steps_of_language_models_are_counted() {
             "task = 'lm'\n[lm]\nbatch = 16\ncontext = 2048\n{more}[lm.model]\narchitecture = 'tnl'\nlayers = 24\n\
              width = 1024\nhidden = 2816\nheads = 8\nvocabulary = 50304\n[train]\nmax_steps = 1\n"
         );
-        Estimate::of_recipe(&recipe(&text)).unwrap()
+        Estimate::of_recipe(&recipe(&text), H100).unwrap()
     };
     let plain = of("");
     // A token and layer: two sums of 1024 in f32; of bf16 two norms, 2 x 2816, five widths of the mixer and a gate of 128.
@@ -111,6 +120,36 @@ fn steps_of_language_models_are_counted() {
     assert_eq!(stage(&plain, "kept"), Some(16 * 2048 * (24 * layer + ends)));
     assert_eq!(plain.unknown, ["the work space of its operators"]);
     assert!(stage(&of("recompute = true\n"), "kept").unwrap() * 3 < stage(&plain, "kept").unwrap());
+}
+
+/// Milliseconds and GiB of docs/benchmarks-training.md, commit 22523e3, one H100.
+#[test]
+fn steps_of_language_models_take_what_was_measured() {
+    for (architecture, batch, context, more, measured_ms, measured_gib) in [
+        ("tnl", 16, 2048, "", 186.1, 32.1),
+        ("hgrn2", 16, 2048, "", 202.0, 32.3),
+        ("lightnet", 16, 2048, "", 215.6, 32.6),
+        ("llama", 16, 2048, "", 210.1, 30.5),
+        ("tnl", 1, 32768, "", 190.5, 32.5),
+        ("tnl", 1, 131_072, "recompute = true\n", 917.4, 33.8),
+    ] {
+        let text = format!(
+            "task = 'lm'\n[lm]\nbatch = {batch}\ncontext = {context}\n{more}[lm.model]\narchitecture = '{architecture}'\n\
+             layers = 24\nwidth = 1024\nhidden = 2816\nheads = 8\nvocabulary = 50304\ntied = true\n\
+             [train]\nmax_steps = 1\nema = 0.0\n"
+        );
+        let estimate = Estimate::of_recipe(&recipe(&text), H100).unwrap();
+        let time = 1e3 * estimate.step_s.unwrap() / measured_ms;
+        let memory = estimate.memory_bytes as f64 / f64::from(1u32 << 30) / measured_gib;
+        assert!(
+            (0.85..1.15).contains(&time),
+            "{architecture} x {context}: time {time}"
+        );
+        assert!(
+            (0.85..1.15).contains(&memory),
+            "{architecture} x {context}: memory {memory}"
+        );
+    }
 }
 
 fn model(dir: &Path, names: &[(&str, (usize, usize))], precision: Precision) -> u64 {
@@ -194,7 +233,7 @@ fn frozen_networks_are_read_or_named() {
     let codec = folder.path().join("codec");
     let text =
         format!("{VOCODER}[train]\nmax_steps = 1\n").replace("batch = 3", &format!("mel_codec = {codec:?}"));
-    let estimate = Estimate::of_recipe(&recipe(&text)).unwrap();
+    let estimate = Estimate::of_recipe(&recipe(&text), H100).unwrap();
     assert_eq!(stage(&estimate, "frozen"), None);
     assert!(
         estimate.unknown[0].contains("codec, which is not there yet"),
@@ -202,10 +241,10 @@ fn frozen_networks_are_read_or_named() {
         estimate.unknown
     );
     model(&codec, &[("w", (10, 10))], Precision::F16);
-    let estimate = Estimate::of_recipe(&recipe(&text)).unwrap();
+    let estimate = Estimate::of_recipe(&recipe(&text), H100).unwrap();
     assert_eq!(stage(&estimate, "frozen"), Some(400));
     fs::write(codec.join("model.safetensors"), "broken").unwrap();
-    let message = Estimate::of_recipe(&recipe(&text)).unwrap_err().to_string();
+    let message = Estimate::of_recipe(&recipe(&text), H100).unwrap_err().to_string();
     assert!(message.contains("6 bytes are no safetensors file"), "{message}");
 }
 
@@ -240,7 +279,7 @@ fn damaged_and_absent_weights_are_one_line_errors() {
 #[test]
 fn sizes_beyond_all_memory_are_counted() {
     let text = VOCODER.replace("[16, 1]", "[1048576, 4]");
-    let estimate = Estimate::of_recipe(&recipe(&format!("{text}[train]\nmax_steps = 1\n"))).unwrap();
+    let estimate = Estimate::of_recipe(&recipe(&format!("{text}[train]\nmax_steps = 1\n")), H100).unwrap();
     assert!(estimate.parameters > 24 << 40 && estimate.memory_bytes > 20 * estimate.parameters);
 }
 
@@ -251,7 +290,7 @@ fn every_recipe_of_the_repository_is_understood() {
     let mut seen = 0;
     for item in fs::read_dir(folder).unwrap() {
         let recipe = Recipe::load(&item.unwrap().path(), &[]).unwrap();
-        match Estimate::of_recipe(&recipe) {
+        match Estimate::of_recipe(&recipe, H100) {
             Ok(estimate) => assert!(estimate.parameters > 100_000, "{}", recipe.task),
             // The judges' network depends on data that need not be here; not every task can be outlined.
             Err(error) => {

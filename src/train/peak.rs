@@ -2,36 +2,48 @@
 
 use candle_core::Device;
 
-/// Most operations a second of products of bf16 matrices with f32 sums, without sparsity, by what the name of a GPU contains;
-/// the first line that fits counts. From NVIDIA's data sheets.
-const BF16_PEAKS: [(&str, f64); 18] = [
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("GH200", 989e12),
-    ("H800", 989e12),
-    ("B200", 2250e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("L40S", 362e12),
-    ("L40", 181e12),
-    ("L4", 121e12),
-    ("A10G", 70e12),
-    ("A40", 150e12),
-    ("RTX 6000 Ada", 364e12),
-    ("RTX 5090", 209e12),
-    ("RTX 4090", 165e12),
-    ("RTX 3090", 71e12),
+/// How fast a GPU could be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gpu {
+    /// Operations a second of products of bf16 matrices with f32 sums, without sparsity.
+    pub peak: f64,
+    /// Bytes a second of its memory.
+    pub bandwidth: f64,
+}
+
+/// By what the name of a GPU contains, teraflops and terabytes a second; the first line that fits counts. From NVIDIA's data
+/// sheets.
+const GPUS: [(&str, f64, f64); 20] = [
+    ("H100 PCIe", 756.0, 2.0),
+    ("H100 NVL", 835.0, 3.9),
+    ("H100", 989.0, 3.35),
+    ("H200", 989.0, 4.8),
+    ("GH200", 989.0, 4.0),
+    ("H800", 989.0, 3.35),
+    ("B200", 2250.0, 8.0),
+    ("A100 SXM4 80GB", 312.0, 2.04),
+    ("A100 80GB PCIe", 312.0, 1.94),
+    ("A100", 312.0, 1.56),
+    ("A800", 312.0, 2.04),
+    ("L40S", 362.0, 0.864),
+    ("L40", 181.0, 0.864),
+    ("L4", 121.0, 0.3),
+    ("A10G", 70.0, 0.6),
+    ("A40", 150.0, 0.696),
+    ("RTX 6000 Ada", 364.0, 0.96),
+    ("RTX 5090", 209.0, 1.79),
+    ("RTX 4090", 165.0, 1.01),
+    ("RTX 3090", 71.0, 0.936),
 ];
 
 /// Operations a second that products in bf16 could reach on `device`, on which every task computes in bf16; none for the
 /// CPU, for GPUs that are not in the table, and where the driver does not tell the name.
 pub fn of(device: &Device) -> Option<f64> {
-    by_name(&name(device)?)
+    Some(by_name(&name(device)?)?.peak)
 }
 
-fn by_name(name: &str) -> Option<f64> {
+/// The GPU of this name, as drivers give it, or part of it.
+pub fn by_name(name: &str) -> Option<Gpu> {
     let words = |text: &str| {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric());
         words.map(str::to_owned).collect::<Vec<_>>()
@@ -45,8 +57,16 @@ fn by_name(name: &str) -> Option<f64> {
         let part = words(part);
         found.windows(part.len()).any(|window| window == part)
     };
-    let peak = BF16_PEAKS.iter().find(|(part, _)| fits(part));
-    peak.map(|&(_, peak)| peak)
+    let (_, peak, bandwidth) = GPUS.into_iter().find(|(part, ..)| fits(part))?;
+    Some(Gpu {
+        peak: peak * 1e12,
+        bandwidth: bandwidth * 1e12,
+    })
+}
+
+/// The GPUs that are known.
+pub fn names() -> String {
+    GPUS.map(|(name, ..)| name).join(", ")
 }
 
 #[cfg(feature = "cuda")]
@@ -91,8 +111,11 @@ mod tests {
             ("NVIDIA A1000", None),
             ("", None),
         ] {
-            assert_eq!(by_name(name), peak, "{name}");
+            assert_eq!(by_name(name).map(|gpu| gpu.peak), peak, "{name}");
         }
+        let bandwidth = |name| by_name(name).unwrap().bandwidth;
+        assert_eq!(bandwidth("NVIDIA A100-SXM4-80GB"), 2.04e12);
+        assert_eq!(bandwidth("NVIDIA A100-SXM4-40GB"), 1.56e12);
         assert_eq!(of(&Device::Cpu), None);
     }
 

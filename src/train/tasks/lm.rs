@@ -219,11 +219,8 @@ impl Task for LmTask {
     fn flops_per_sample(&self) -> Option<f64> {
         let shapes = self.params.vars().into_iter();
         let shapes = shapes.map(|(name, var)| (name, var.dims().to_vec()));
-        Some(flops::per_token(
-            self.model.config(),
-            &shapes.collect(),
-            self.options.context,
-        ))
+        let operations = flops::per_token(self.model.config(), &shapes.collect(), self.options.context);
+        Some(operations.all())
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {

@@ -20,6 +20,7 @@ use fulgur_tavdiffusion::text::TextEncoder;
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
 use super::{encoder, judge, lm, mel_codec, tav, text, video_codec, vocoder};
+use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
 const WIDE: u64 = 4;
@@ -47,6 +48,8 @@ pub struct Needs {
     ///
     /// [`Task::flops_per_sample`]: crate::train::Task::flops_per_sample
     pub flops: Option<f64>,
+    /// What the time of a batch on a GPU follows from.
+    pub(crate) work: Option<Work>,
     /// Bytes that a step on a GPU keeps for its way back, where that can be told from shapes.
     pub kept: Option<u64>,
     /// What is not known, and why.
@@ -122,8 +125,17 @@ fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     LanguageModel::new(&config, DType::F32, &params.builder())?;
     let shapes = params.shapes().into_iter().collect();
     let tokens = values(&[options.batch, options.context]);
+    let operations = lm::flops::per_token(&config, &shapes, options.context);
+    let all = tokens as f64;
+    let work = config.kept_bytes(tokens, DType::BF16, false).map(|kept| Work {
+        products: all * operations.products,
+        mixers: all * operations.paced,
+        kept: kept as f64,
+        again: options.recompute,
+    });
     Ok(Needs {
-        flops: Some(tokens as f64 * lm::flops::per_token(&config, &shapes, options.context)),
+        flops: Some(all * operations.all()),
+        work,
         params,
         kept: config.kept_bytes(tokens, DType::BF16, options.recompute),
         rounded: ALL,
@@ -248,6 +260,7 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
         pool,
         batch: None,
         flops: None,
+        work: None,
         unknown,
     })
 }

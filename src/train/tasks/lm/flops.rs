@@ -16,43 +16,73 @@ use std::collections::BTreeMap;
 use fulgur_lightnet::lm::{Architecture, Config};
 use fulgur_lightnet::params::outline::values_of;
 
-/// Operations of a token forward and backward, in windows of `context` tokens. `shapes` are those of all parameters.
+/// Operations of a token forward and backward.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::train::tasks) struct Operations {
+    /// Of products with weights.
+    pub(in crate::train::tasks) products: f64,
+    /// Of the mixers besides.
+    pub(in crate::train::tasks) mixers: f64,
+    /// As many as the mixers take the time of, on a device that does nothing slower than its peak.
+    pub(in crate::train::tasks) paced: f64,
+}
+
+impl Operations {
+    /// Of both kinds.
+    pub(in crate::train::tasks) fn all(self) -> f64 {
+        self.products + self.mixers
+    }
+}
+
+/// Of a model in windows of `context` tokens. `shapes` are those of all parameters.
 pub(in crate::train::tasks) fn per_token(
     config: &Config,
     shapes: &BTreeMap<String, Vec<usize>>,
     context: usize,
-) -> f64 {
+) -> Operations {
     let table = config.vocab_size as f64 * config.hidden_size as f64;
     let products = shapes.iter().filter(|(name, _)| name.contains("_proj."));
     let layers: f64 = products
         .filter(|(_, shape)| shape.len() == 2)
         .map(|(_, shape)| values_of(shape) as f64)
         .sum();
-    let mixers: f64 = (0..config.num_hidden_layers)
-        .map(|layer| mixer(config, layer, context))
-        .sum();
-    6.0 * (layers + table) + mixers
+    let mut operations = Operations {
+        products: 6.0 * (layers + table),
+        mixers: 0.0,
+        paced: 0.0,
+    };
+    for layer in 0..config.num_hidden_layers {
+        let (mixer, share) = mixer(config, layer, context);
+        operations.mixers += mixer;
+        operations.paced += mixer / share;
+    }
+    operations
 }
 
-/// What the mixer of a layer does besides its maps.
-fn mixer(config: &Config, layer: usize, context: usize) -> f64 {
+/// What the mixer of a layer does besides its maps, and the share of a GPU's peak that it reaches: forward and backward on an
+/// H100, heads of 128 channels, as docs/benchmarks.md and docs/log.md have it.
+fn mixer(config: &Config, layer: usize, context: usize) -> (f64, f64) {
+    const SOFTMAX: f64 = 0.23;
+    const UNIFORM: f64 = 0.092;
+    const CHANNELS: f64 = 0.040;
+    const ADDITIVE: f64 = 0.030;
     let seen = context as f64 + 1.0;
     if config.softmax_layer(layer).is_some() {
         // Heads share the width of the model.
-        return 6.0 * config.hidden_size as f64 * seen;
+        return (6.0 * config.hidden_size as f64 * seen, SOFTMAX);
     }
     let width = config.head_width() as f64;
     // Half of the channels turn, or all of them: one that turns is two.
     let turning = if config.half_lrpe { 1.5 } else { 2.0 };
-    let channels = match config.architecture {
-        Architecture::Llama => return 6.0 * config.key_size() as f64 * seen,
-        Architecture::Tnl | Architecture::Transnormer if config.lrpe_layers.contains(&layer) => {
-            turning * width
-        }
-        Architecture::Cosformer2 | Architecture::Lightnet if config.use_lrpe => turning * width,
-        _ => width,
+    let (turns, share) = match config.architecture {
+        Architecture::Llama => return (6.0 * config.key_size() as f64 * seen, SOFTMAX),
+        Architecture::Tnl | Architecture::Transnormer => (config.lrpe_layers.contains(&layer), UNIFORM),
+        Architecture::Cosformer2 => (config.use_lrpe, UNIFORM),
+        Architecture::Lightnet => (config.use_lrpe, ADDITIVE),
+        Architecture::Hgrn1 | Architecture::Hgrn2 => (false, CHANNELS),
     };
-    12.0 * channels * config.value_size() as f64
+    let channels = if turns { turning * width } else { width };
+    (12.0 * channels * config.value_size() as f64, share)
 }
 
 #[cfg(test)]
@@ -75,7 +105,7 @@ mod tests {
         };
         let params = Outline::new();
         LanguageModel::new(&config, DType::F32, &params.builder()).unwrap();
-        per_token(&config, &params.shapes().into_iter().collect(), context)
+        per_token(&config, &params.shapes().into_iter().collect(), context).all()
     }
 
     /// Products counted by hand: a layer's maps, its gated linear unit, the head.
