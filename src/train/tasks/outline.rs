@@ -19,7 +19,7 @@ use fulgur_tavdiffusion::text::TextEncoder;
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{encoder, judge, lm, mel_codec, tav, text, video_codec, vocoder};
+use super::{encoder, judge, lm, mel_codec, recall, tav, text, video_codec, vocoder};
 
 /// Bytes of an f32 or u32 value.
 const WIDE: u64 = 4;
@@ -65,6 +65,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("encoder", encoder),
     ("judge", judge),
     ("lm", lm),
+    ("recall", recall),
     ("tav", tav),
 ];
 
@@ -117,6 +118,7 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
 
 fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     let options: lm::Options = recipe.own()?;
+    options.model.check()?;
     let params = Outline::new();
     let config = options.model.config();
     LanguageModel::new(&config, DType::F32, &params.builder())?;
@@ -130,6 +132,25 @@ fn lm(recipe: &Recipe) -> TaskResult<Needs> {
         pool: Some(0),
         // Targets; ids stay on the host.
         batch: Some(WIDE.saturating_mul(values(&[options.batch, options.context]))),
+        ..Needs::default()
+    })
+}
+
+fn recall(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: recall::Options = recipe.own()?;
+    let params = Outline::new();
+    let config = options.config()?;
+    LanguageModel::new(&config, DType::F32, &params.builder())?;
+    let shapes = params.shapes().into_iter().collect();
+    let tokens = values(&[options.batch, options.context]);
+    Ok(Needs {
+        flops: Some(tokens as f64 * lm::flops::per_token(&config, &shapes, options.context)),
+        params,
+        kept: config.kept_bytes(tokens, DType::BF16, false),
+        rounded: ALL,
+        pool: Some(0),
+        // Targets; ids stay on the host.
+        batch: Some(WIDE.saturating_mul(tokens)),
         ..Needs::default()
     })
 }

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use fulgur_lightnet::lm::{Architecture, Config};
+use fulgur_lightnet::lm::{Architecture, Config, Turn};
 use fulgur_lightnet::params::outline::values_of;
 
 /// Operations of a token forward and backward, in windows of `context` tokens. `shapes` are those of all parameters.
@@ -50,6 +50,8 @@ fn mixer(config: &Config, layer: usize, context: usize) -> f64 {
             turning * width
         }
         Architecture::Cosformer2 | Architecture::Lightnet if config.use_lrpe => turning * width,
+        // Cosine and sine.
+        Architecture::Eos if config.eos.turn != Turn::None => 2.0 * width,
         _ => width,
     };
     12.0 * channels * config.value_size() as f64
