@@ -52,6 +52,10 @@ pub struct Plan {
     pub recall_context: usize,
     /// Pairs of key and value in it.
     pub pairs: usize,
+    /// Its vocabulary.
+    pub recall_vocabulary: usize,
+    /// Examples of recall, and windows of text at most, that are judged by.
+    pub validation: usize,
 }
 
 /// How a setting did.
@@ -148,7 +152,11 @@ impl Plan {
         let Some(data) = self.data.to_str() else {
             bail!("--data: {} is not UTF-8", self.data.display())
         };
-        let mut text = sizes(&[("batch", self.batch), ("context", self.context)])?;
+        let mut text = sizes(&[
+            ("batch", self.batch),
+            ("context", self.context),
+            ("validation", self.validation),
+        ])?;
         text.insert("tokens".into(), data.into());
         text.insert("held_out".into(), Value::Float(HELD_OUT));
         text.insert("model".into(), Value::Table(model(self.vocabulary)?));
@@ -156,6 +164,8 @@ impl Plan {
             ("batch", self.recall_batch),
             ("context", self.recall_context),
             ("pairs", self.pairs),
+            ("vocabulary", self.recall_vocabulary),
+            ("validation", self.validation),
         ])?;
         recall.insert("model".into(), Value::Table(model(0)?));
         Ok([recipe("lm", text)?, recipe("recall", recall)?])
@@ -344,6 +354,8 @@ mod tests {
             recall_batch: 4,
             recall_context: 64,
             pairs: 4,
+            recall_vocabulary: 32,
+            validation: 8,
         }
     }
 
@@ -389,6 +401,7 @@ mod tests {
         let plan = Plan {
             layers: 4,
             width: 128,
+            recall_vocabulary: 1024,
             ..plan(folder.path())
         };
         let mut seen: Vec<(String, Table)> = Vec::new();

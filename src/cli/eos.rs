@@ -83,6 +83,12 @@ struct SweepArguments {
     /// Pairs of key and value in it
     #[arg(long, default_value_t = 16)]
     pairs: usize,
+    /// Its vocabulary
+    #[arg(long, value_name = "V", default_value_t = 1024)]
+    recall_vocabulary: usize,
+    /// Examples of recall, and windows of held-out text at most, that are judged by
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    validation: usize,
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
@@ -106,6 +112,8 @@ fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer>
         recall_batch: arguments.recall_batch,
         recall_context: arguments.recall_context,
         pairs: arguments.pairs,
+        recall_vocabulary: arguments.recall_vocabulary,
+        validation: arguments.validation,
     };
     let device = context.open_device()?;
     let mut progress = context.progress("sweep", Unit::Items("steps"));
