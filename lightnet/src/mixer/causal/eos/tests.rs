@@ -390,8 +390,7 @@ fn settings() -> Vec<Config> {
     all
 }
 
-/// The memory of a complex recurrence, token by token with a matrix for each column, type 2 of the paper, gives what the layer does
-/// with gates that are alike along columns, or with each column's own.
+/// A complex memory with diagonal transitions, token by token, gives what the three forms do. Frequencies are f32.
 #[test]
 fn it_is_the_literal_recurrence() -> Result<()> {
     for config in settings() {
