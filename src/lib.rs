@@ -23,6 +23,7 @@ pub use fulgur_tavdiffusion as tavdiffusion;
 pub mod cli;
 pub mod device;
 pub mod doctor;
+pub mod eos;
 pub mod estimate;
 pub mod eval;
 pub mod forward;

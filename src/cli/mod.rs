@@ -22,6 +22,7 @@ mod context;
 mod data;
 mod doctor;
 mod encoder;
+mod eos;
 mod estimate;
 mod eval;
 mod fault;
@@ -87,6 +88,7 @@ enum Command {
     Estimate(estimate::Arguments),
     Train(train::Arguments),
     Report(report::Arguments),
+    Eos(eos::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -108,6 +110,7 @@ impl Command {
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
             Self::Report(arguments) => report::run(context, arguments),
+            Self::Eos(arguments) => eos::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),

@@ -1,5 +1,6 @@
 //! The shape of a language model, as its `config.json` says.
 
+mod eos;
 mod published;
 
 use candle_core::{Result, bail};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::{Rotary, Scaling};
 use crate::config::ConfigError;
+pub use eos::{EosConfig, GateForm, Instance, Oscillation, Source, Turn};
 use published::Published;
 
 /// Most layers that are built.
@@ -36,19 +38,22 @@ pub enum Architecture {
     Cosformer2,
     /// The additive recurrence in its causal form (arXiv 2405.21022), or without causality.
     Lightnet,
+    /// Any expand, oscillation and shrink (arXiv 2405.17383).
+    Eos,
     /// Softmax attention with rotary positions.
     Llama,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Tnl,
         Self::Transnormer,
         Self::Hgrn1,
         Self::Hgrn2,
         Self::Cosformer2,
         Self::Lightnet,
+        Self::Eos,
         Self::Llama,
     ];
 
@@ -61,6 +66,7 @@ impl Architecture {
             Self::Hgrn2 => "hgrn2",
             Self::Cosformer2 => "cosformer2",
             Self::Lightnet => "lightnet",
+            Self::Eos => "eos",
             Self::Llama => "llama",
         }
     }
@@ -81,6 +87,17 @@ pub enum Activation {
     /// `1 + elu(x)`: positive features.
     #[serde(rename = "1+elu")]
     OnePlusElu,
+    /// `max(x, 0)`.
+    Relu,
+    /// x, or `e^x - 1` below zero.
+    Elu,
+    /// `max(x, 0)^2`.
+    #[serde(rename = "relu2")]
+    ReluSquared,
+    /// `x^2`.
+    Square,
+    /// `e^x`, with x up to 20.
+    Exp,
 }
 
 /// What is done to the gate of a mixer's output.
@@ -229,6 +246,8 @@ pub struct Config {
     pub exclusive_lower_bound: bool,
     /// LightNet's decay.
     pub decay: Decay,
+    /// What the EOS layer is made of.
+    pub eos: EosConfig,
     /// Whether LightNet's sums of weights start with a token of value and logit zero instead of nothing.
     pub seeded: bool,
     /// LRPE in every layer of LightNet, in cosFormer2's way.
@@ -254,10 +273,10 @@ pub struct Config {
 impl Config {
     /// A model of this kind with what its paper, or for LLaMA its library, does; sizes are those of a small one.
     pub fn of(architecture: Architecture) -> Self {
-        use Architecture::{Cosformer2, Hgrn1, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
+        use Architecture::{Cosformer2, Eos, Hgrn1, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
         let plain_values = matches!(
             architecture,
-            Transnormer | Cosformer2 | Lightnet | Llama | Hgrn1 | Hgrn2
+            Transnormer | Cosformer2 | Lightnet | Eos | Llama | Hgrn1 | Hgrn2
         );
         Self {
             architecture,
@@ -306,6 +325,7 @@ impl Config {
             use_lower_bound: true,
             exclusive_lower_bound: false,
             decay: Decay::Vector,
+            eos: EosConfig::default(),
             seeded: false,
             use_lrpe: architecture == Cosformer2,
             half_lrpe: architecture == Cosformer2,
@@ -317,6 +337,7 @@ impl Config {
             tie_word_embeddings: false,
             initializer_range: 0.02,
         }
+        .with_eos()
     }
 
     /// Key width D of a head.
@@ -370,6 +391,12 @@ impl Config {
         self.attn.iter().find(|attn| attn.layers.contains(&layer))
     }
 
+    /// Whether its gates have lower bounds.
+    pub(crate) fn has_lower_bounds(&self) -> bool {
+        use Architecture::{Eos, Hgrn1, Hgrn2};
+        matches!(self.architecture, Hgrn1 | Hgrn2 | Eos) && self.use_lower_bound
+    }
+
     /// Refuses shapes that no model can have.
     ///
     /// # Errors
@@ -406,9 +433,10 @@ impl Config {
             };
             bail!("{name} is {values}, expected a multiple of the number of heads, {heads}");
         }
-        let bounded =
-            matches!(self.architecture, Architecture::Hgrn1 | Architecture::Hgrn2) && self.use_lower_bound;
-        if bounded && self.key_size() != width {
+        if self.architecture == Architecture::Eos {
+            self.eos.check(self)?;
+        }
+        if self.has_lower_bounds() && self.key_size() != width {
             bail!(
                 "use_lower_bound needs as many key channels as hidden_size, {width}, found {}: {heads} heads of {}",
                 self.key_size(),
@@ -491,9 +519,9 @@ impl Config {
         Ok(())
     }
 
-    /// Channels of HGRN1 are heads to the formulas, but nothing is kept for each.
+    /// Channels of HGRN1, and of instances of EOS, are heads to the formulas, but nothing is kept for each.
     fn most_heads(&self) -> usize {
-        if self.architecture == Architecture::Hgrn1 {
+        if matches!(self.architecture, Architecture::Hgrn1 | Architecture::Eos) {
             WIDEST
         } else {
             MOST_HEADS

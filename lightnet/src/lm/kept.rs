@@ -34,7 +34,10 @@ impl Config {
             Architecture::Tnl | Architecture::Lightnet => (5 * width + head, 0),
             Architecture::Hgrn2 => (5 * width, 0),
             Architecture::Llama => ((2 * heads + 2 * groups) * head, heads),
-            Architecture::Transnormer | Architecture::Hgrn1 | Architecture::Cosformer2 => return None,
+            Architecture::Transnormer
+            | Architecture::Hgrn1
+            | Architecture::Cosformer2
+            | Architecture::Eos => return None,
         };
         let layer = WIDE * (2 * width + logarithms) + narrow * (2 * width + 2 * hidden + mixer);
         let layers = self.num_hidden_layers as u64;

@@ -7,7 +7,7 @@ use super::config::{Architecture, Config};
 use super::glu::Glu;
 use super::rope::Rotary;
 use crate::mixer::causal::{
-    Attention, AttentionShape, BidirectionalLightNet, CausalContext, CausalLightNet, CosFormer2, Hgrn1,
+    Attention, AttentionShape, BidirectionalLightNet, CausalContext, CausalLightNet, CosFormer2, Eos, Hgrn1,
     Hgrn2, Memory, Tnl, TransNormer,
 };
 
@@ -27,6 +27,7 @@ enum Mixer {
     CosFormer2(CosFormer2),
     LightNet(CausalLightNet),
     Bidirectional(BidirectionalLightNet),
+    Eos(Box<Eos>),
     Attention(Attention),
 }
 
@@ -45,6 +46,7 @@ impl Mixer {
                 Self::Bidirectional(BidirectionalLightNet::new(config, vb)?)
             }
             Architecture::Lightnet => Self::LightNet(CausalLightNet::new(config, vb)?),
+            Architecture::Eos => Self::Eos(Box::new(Eos::new(config, index, vb)?)),
             Architecture::Llama => Self::Attention(Attention::new(&AttentionShape::of(config), vb)?),
         })
     }
@@ -83,6 +85,7 @@ impl Layer {
             Mixer::Hgrn2(mixer) => mixer.forward(normed, context, memory),
             Mixer::CosFormer2(mixer) => mixer.forward(normed, context, memory),
             Mixer::LightNet(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Eos(mixer) => mixer.forward(normed, context, memory),
             Mixer::Attention(mixer) => mixer.forward(normed, context, memory),
             Mixer::Bidirectional(mixer) => mixer.forward(normed, mask),
         }

@@ -16,6 +16,7 @@
 //! | `tnl` | constant decays, low-rank gate | as flash-linear-attention names such parts |
 //! | `cosformer2` | no decay, cosines of offsets | the same |
 //! | `hgrn1` | element-wise gates | the same |
+//! | `eos` | any expand, oscillation and shrink | the same |
 //!
 //! Any of them may have layers of softmax attention among its own (`attn`). Checkpoints of those libraries load as they are, by
 //! [`LanguageModel::load`]. The residual stream is f32; branches compute in the type that a [`LanguageModel`] is asked for,
@@ -51,7 +52,8 @@ mod state;
 mod tests;
 
 pub use config::{
-    Activation, Architecture, Config, Decay, DecaySchedule, OutputGate, OutputNorm, SoftmaxLayers,
+    Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, GateForm, Instance, Oscillation,
+    OutputGate, OutputNorm, SoftmaxLayers, Source, Turn,
 };
 pub use load::{LoadError, expected_shapes};
 pub use model::LanguageModel;

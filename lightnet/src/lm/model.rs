@@ -9,7 +9,7 @@ use fulgur_kernels::lrpe::token_phases;
 use fulgur_kernels::norm::{add_norm, rms_norm_to};
 use fulgur_kernels::tape;
 
-use super::config::{Architecture, Config};
+use super::config::Config;
 use super::layer::{Layer, Names};
 use super::rope::Rotary;
 use super::state::State;
@@ -77,8 +77,8 @@ impl LanguageModel {
             gains.push(gain(&vb, 1)?);
         }
         gains.push(gain(&model, 2)?);
-        let bounded = matches!(architecture, Architecture::Hgrn1 | Architecture::Hgrn2);
-        let lower_bounds = (bounded && config.use_lower_bound)
+        let lower_bounds = config
+            .has_lower_bounds()
             .then(|| {
                 let shape = (num_hidden_layers, hidden_size);
                 model.get_with_hints(shape, "lower_bounds", Init::Const(1.0))

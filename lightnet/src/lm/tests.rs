@@ -7,8 +7,8 @@ use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 
 use super::{
-    Activation, Architecture, Config, Decay, DecaySchedule, LanguageModel, OutputGate, OutputNorm,
-    SoftmaxLayers,
+    Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, Instance, LanguageModel, Oscillation,
+    OutputGate, OutputNorm, SoftmaxLayers, Turn,
 };
 use crate::params::{Params, file};
 
@@ -28,7 +28,7 @@ fn shape(architecture: Architecture) -> Config {
     }
 }
 
-const ALL: [Architecture; 7] = Architecture::ALL;
+const ALL: [Architecture; 8] = Architecture::ALL;
 
 fn draw(count: usize, rows: u64, name: &str) -> Vec<u32> {
     let mut noise = Philox::named(5, name);
@@ -169,7 +169,52 @@ fn variants() -> Vec<(&'static str, Config)> {
         change(&mut config);
         (name, config)
     };
-    changes.into_iter().map(of).collect()
+    let mut all: Vec<_> = changes.into_iter().map(of).collect();
+    let small = Config {
+        head_dim: Some(3),
+        ..shape(Architecture::Eos)
+    };
+    all.extend(Instance::ALL.map(|instance| {
+        let mut config = instance.of(&small);
+        // Differences across a bend are no slope.
+        if config.linear_act == Activation::Relu {
+            config.linear_act = Activation::Silu;
+        }
+        (instance.name(), config)
+    }));
+    let turned = |name, oscillation, fixed, turn| {
+        let mut config = small.clone();
+        config.eos = EosConfig {
+            oscillation,
+            fixed,
+            turn,
+            ..EosConfig::default()
+        };
+        (name, config)
+    };
+    all.extend([
+        turned("eos, values, turning", Oscillation::Values, false, Turn::Rows),
+        turned(
+            "eos, fixed columns",
+            Oscillation::ConstantValues,
+            true,
+            Turn::None,
+        ),
+        turned(
+            "eos, rows by columns",
+            Oscillation::KeysByConstantValues,
+            false,
+            Turn::Data,
+        ),
+        turned(
+            "eos, cumulative keys",
+            Oscillation::Cumulative,
+            false,
+            Turn::Shared,
+        ),
+        turned("eos, a head", Oscillation::Head, false, Turn::Rows),
+    ]);
+    all
 }
 
 /// The second of three layers is softmax attention.

@@ -1,9 +1,9 @@
 //! Task `lm`: the next token of a text, or tokens of it that were masked.
 
 mod masking;
-mod shape;
 
 pub(super) mod flops;
+pub(super) mod shape;
 
 use std::fs::File;
 use std::io::Read;
@@ -96,6 +96,7 @@ impl LmTask {
     /// # Errors
     /// A file that is no tokens of this vocabulary, too short for a window, or a network that cannot be.
     pub(super) fn open(options: Options, seed: u64, device: &Device) -> TaskResult<Self> {
+        options.model.check()?;
         let config = options.model.config();
         let path = options.tokens.display();
         if options.batch == 0 || options.context == 0 {

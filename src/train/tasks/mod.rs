@@ -8,6 +8,7 @@ mod lm;
 mod mean;
 mod mel_codec;
 pub mod outline;
+mod recall;
 pub(crate) mod tav;
 mod text;
 mod video_codec;
@@ -45,6 +46,9 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("lm", |r, d, _| {
         Ok(Box::new(lm::LmTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("recall", |r, d, _| {
+        Ok(Box::new(recall::RecallTask::open(r.own()?, r.seed, d)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

@@ -11,7 +11,7 @@ use fulgur_datasets::scenes::{ClipSpec, Motion};
 use fulgur_datasets::things::Things;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::config;
-use fulgur_lightnet::lm::LanguageModel;
+use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
 use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
 use fulgur_tavdiffusion::streams::TwoStream;
@@ -19,7 +19,7 @@ use fulgur_tavdiffusion::text::TextEncoder;
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{encoder, judge, lm, mel_codec, tav, text, video_codec, vocoder};
+use super::{encoder, judge, lm, mel_codec, recall, tav, text, video_codec, vocoder};
 use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
@@ -68,6 +68,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("encoder", encoder),
     ("judge", judge),
     ("lm", lm),
+    ("recall", recall),
     ("tav", tav),
 ];
 
@@ -120,30 +121,46 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
 
 fn lm(recipe: &Recipe) -> TaskResult<Needs> {
     let options: lm::Options = recipe.own()?;
+    options.model.check()?;
     let params = Outline::new();
     let config = options.model.config();
     LanguageModel::new(&config, DType::F32, &params.builder())?;
+    let window = [options.batch, options.context];
+    Ok(windows(&config, params, window, options.recompute))
+}
+
+fn recall(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: recall::Options = recipe.own()?;
+    let params = Outline::new();
+    let config = options.config()?;
+    LanguageModel::new(&config, DType::F32, &params.builder())?;
+    Ok(windows(&config, params, [options.batch, options.context], false))
+}
+
+/// Of a language model that trains on a batch of windows.
+fn windows(config: &Config, params: Outline, [batch, context]: [usize; 2], recompute: bool) -> Needs {
     let shapes = params.shapes().into_iter().collect();
-    let tokens = values(&[options.batch, options.context]);
-    let operations = lm::flops::per_token(&config, &shapes, options.context);
+    let operations = lm::flops::per_token(config, &shapes, context);
+    let tokens = values(&[batch, context]);
     let all = tokens as f64;
-    let work = config.kept_bytes(tokens, DType::BF16, false).map(|kept| Work {
+    let kept = |recompute| config.kept_bytes(tokens, DType::BF16, recompute);
+    let work = kept(false).map(|kept| Work {
         products: all * operations.products,
         mixers: all * operations.paced,
         kept: kept as f64,
-        again: options.recompute,
+        again: recompute,
     });
-    Ok(Needs {
+    Needs {
         flops: Some(all * operations.all()),
         work,
         params,
-        kept: config.kept_bytes(tokens, DType::BF16, options.recompute),
+        kept: kept(recompute),
         rounded: ALL,
         pool: Some(0),
         // Targets; ids stay on the host.
-        batch: Some(WIDE.saturating_mul(values(&[options.batch, options.context]))),
+        batch: Some(WIDE.saturating_mul(tokens)),
         ..Needs::default()
-    })
+    }
 }
 
 fn video_codec(recipe: &Recipe) -> TaskResult<Needs> {

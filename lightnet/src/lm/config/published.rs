@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::rope::{RopeParameters, Scaling};
-use super::{Activation, Architecture, Config, Decay, DecaySchedule, OutputGate, OutputNorm, SoftmaxLayers};
+use super::{
+    Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, OutputGate, OutputNorm, SoftmaxLayers,
+};
 
 /// Eps of the norm before HGRN2's output map in flash-linear-attention, whatever `norm_eps` says.
 const HGRN2_OUTPUT_EPS: f64 = 1e-5;
@@ -98,6 +100,7 @@ published! {
     scale_embedding: bool,
     exclusive_lower_bound: bool,
     decay: Decay,
+    eos: EosConfig,
     seeded: bool,
     use_lrpe: bool,
     half_lrpe: bool,
@@ -184,6 +187,7 @@ impl Published {
             use_lower_bound: self.use_lower_bound.unwrap_or(of.use_lower_bound),
             exclusive_lower_bound: self.exclusive_lower_bound.unwrap_or(false),
             decay: self.decay.unwrap_or_default(),
+            eos: self.eos.unwrap_or_default(),
             seeded: self.seeded.unwrap_or(of.seeded),
             use_lrpe: self.use_lrpe.unwrap_or(of.use_lrpe),
             half_lrpe: self.half_lrpe.unwrap_or(of.half_lrpe),
@@ -363,7 +367,11 @@ impl Published {
                 self.num_attention_heads
                     .ok_or("num_attention_heads is missing, expected a number")?
             },
-            head_dim: if elementwise { Some(1) } else { self.head_dim },
+            head_dim: if elementwise {
+                Some(1)
+            } else {
+                self.head_dim.or(config.head_dim)
+            },
             ..config
         })
     }
@@ -401,12 +409,13 @@ impl TryFrom<Published> for Config {
 
 impl From<Config> for Published {
     fn from(config: Config) -> Self {
-        use Architecture::{Cosformer2, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
+        use Architecture::{Cosformer2, Eos, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
         let of = Config::of(config.architecture);
         let kind = config.architecture;
         let (llama, transnormer) = (kind == Llama, kind == Transnormer);
         let library = matches!(kind, Hgrn2 | Lightnet);
-        let gated = matches!(kind, Tnl | Cosformer2 | Lightnet);
+        let gated = matches!(kind, Tnl | Cosformer2 | Lightnet)
+            || kind == Eos && config.output_gate != OutputGate::None;
         fn unless<T: PartialEq>(value: T, default: &T) -> Option<T> {
             (value != *default).then_some(value)
         }
@@ -463,6 +472,7 @@ impl From<Config> for Published {
                 .or(unless(config.use_lower_bound, &of.use_lower_bound)),
             exclusive_lower_bound: unless(config.exclusive_lower_bound, &false),
             decay: unless(config.decay, &Decay::Vector),
+            eos: (kind == Eos).then_some(config.eos),
             seeded: unless(config.seeded, &false),
             use_lrpe: unless(config.use_lrpe, &of.use_lrpe),
             half_lrpe: unless(config.half_lrpe, &of.half_lrpe),

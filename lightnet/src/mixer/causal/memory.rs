@@ -19,13 +19,15 @@ pub struct Memory {
     cache: Option<[Tensor; 2]>,
     /// The last columns `[B, W - 1, C]` that entered a short convolution.
     columns: Option<Tensor>,
+    /// How far rows have turned, `[B, H, K]`, where data says how fast.
+    angle: Option<Tensor>,
 }
 
 impl Memory {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
         let cache = self.cache.iter().flatten();
-        let others = [&self.state, &self.log_sum, &self.columns];
+        let others = [&self.state, &self.log_sum, &self.columns, &self.angle];
         cache
             .chain(others.into_iter().flatten())
             .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
@@ -184,27 +186,50 @@ pub(super) fn elementwise(
     let (batch, tokens, channels) = log.dims3()?;
     let ones = Tensor::ones((batch, tokens, 1, 1), input.dtype(), input.device())?;
     let log = log.reshape((batch, tokens, 1, 1, channels))?;
+    scanned(&ones, &input, &log, &ones, memory)?.squeeze(2)
+}
+
+/// The element-wise scan behind what `memory` holds: `expand`, `shrink` `[B, N, H, K]`, `input` `[B, N, H, D]` and log-gates of
+/// five axes as those of [`eos::scan`] to `[B, N, H, D]`. One token goes by the form for decoding.
+pub(super) fn scanned(
+    expand: &Tensor,
+    input: &Tensor,
+    log: &Tensor,
+    shrink: &Tensor,
+    memory: Option<&mut Memory>,
+) -> Result<Tensor> {
     let Some(memory) = memory else {
-        let (h, _) = eos::scan(&ones, &input, &log, &ones, &eos::Options::default())?;
-        return h.squeeze(2);
+        return Ok(eos::scan(expand, input, log, shrink, &eos::Options::default())?.0);
     };
-    let (h, state) = if tokens == 1 {
-        let before = match &memory.state {
-            Some(state) => state.clone(),
-            None => Tensor::zeros((batch, 1, 1, channels), DType::F32, input.device())?,
-        };
-        let (ones, log) = (ones.squeeze(1)?, log.squeeze(1)?);
-        let (h, state) = eos::step(&ones, &input.squeeze(1)?, &log, &ones, &before)?;
-        (h.unsqueeze(1)?, state)
+    let (y, state) = if input.dim(1)? == 1 {
+        let before = state_before(memory, expand, input)?;
+        let row = |x: &Tensor| x.squeeze(1);
+        let (y, state) = eos::step(&row(expand)?, &row(input)?, &row(log)?, &row(shrink)?, &before)?;
+        (y.unsqueeze(1)?, state)
     } else {
         let options = eos::Options {
             initial: memory.state.as_ref(),
             ..Default::default()
         };
-        eos::scan(&ones, &input, &log, &ones, &options)?
+        eos::scan(expand, input, log, shrink, &options)?
     };
     memory.state = Some(state.detach());
-    h.squeeze(2)
+    Ok(y)
+}
+
+/// Sums of `angles` `[B, N, H, K]` over tokens, behind what `memory` holds.
+pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+    let by_token = angles.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+    let sums = by_token.cumsum(2)?.transpose(1, 2)?;
+    let mut sums = sums.reshape(angles.shape())?;
+    if let Some(memory) = memory {
+        if let Some(before) = &memory.angle {
+            sums = sums.broadcast_add(&before.unsqueeze(1)?)?;
+        }
+        let last = sums.narrow(1, sums.dim(1)? - 1, 1)?.squeeze(1)?;
+        memory.angle = Some(last.contiguous()?.detach());
+    }
+    Ok(sums)
 }
 
 /// Causal softmax attention over what `memory` holds and `k`, `v`.
@@ -226,7 +251,7 @@ pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut M
 }
 
 /// f64 beside f64, else f32: the type of states.
-fn wide(x: &Tensor) -> DType {
+pub(super) fn wide(x: &Tensor) -> DType {
     if x.dtype() == DType::F64 {
         DType::F64
     } else {

@@ -7,6 +7,7 @@
 mod attention;
 mod bidirectional;
 mod cosformer2;
+mod eos;
 mod hgrn1;
 mod hgrn2;
 mod lightnet;
@@ -18,6 +19,7 @@ mod transnormer;
 pub use attention::{Attention, AttentionShape};
 pub use bidirectional::BidirectionalLightNet;
 pub use cosformer2::CosFormer2;
+pub use eos::Eos;
 pub use hgrn1::Hgrn1;
 pub use hgrn2::Hgrn2;
 pub use lightnet::CausalLightNet;

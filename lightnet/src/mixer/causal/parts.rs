@@ -73,8 +73,15 @@ impl Maps {
     }
 }
 
-/// The maps of one input as one product; with their biases, where they have any.
+/// Most maps of one product.
+const MOST_JOINED: usize = 4;
+
+/// The maps of one input as one product, or as few as there can be; with their biases, where they have any.
 pub(super) fn joined_maps(x: &Tensor, maps: &[&Linear]) -> Result<Tensor> {
+    if maps.len() > MOST_JOINED {
+        let parts = maps.chunks(MOST_JOINED).map(|maps| joined_maps(x, maps));
+        return Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, D::Minus1);
+    }
     let weights: Vec<&Tensor> = maps.iter().map(|map| map.weight()).collect();
     let y = joined(x, &weights)?;
     let biases: Vec<&Tensor> = maps.iter().filter_map(|map| map.bias()).collect();
@@ -83,6 +90,9 @@ pub(super) fn joined_maps(x: &Tensor, maps: &[&Linear]) -> Result<Tensor> {
     }
     y.broadcast_add(&Tensor::cat(&biases, 0)?.to_dtype(y.dtype())?)
 }
+
+/// Largest number that [`Activation::Exp`] takes: products of its results stay finite.
+const MOST_EXPONENT: f64 = 20.0;
 
 impl Activation {
     /// The part of a projection that it is applied to; [`Self::finish`] does what the split does not.
@@ -99,6 +109,11 @@ impl Activation {
             Self::Silu | Self::None => Ok(x.clone()),
             Self::Sigmoid => sigmoid(x),
             Self::OnePlusElu => x.elu(1.0)? + 1.0,
+            Self::Relu => x.relu(),
+            Self::Elu => x.elu(1.0),
+            Self::ReluSquared => x.relu()?.sqr(),
+            Self::Square => x.sqr(),
+            Self::Exp => x.minimum(MOST_EXPONENT)?.exp(),
         }
     }
 }
@@ -213,18 +228,11 @@ pub(super) struct Theta(Tensor);
 impl Theta {
     /// From `start`, of the given shape; learnt ones are `lrpe.theta`.
     pub(super) fn new(start: &[f64], shape: &[usize], learnt: bool, vb: &VarBuilder) -> Result<Self> {
-        let values: Vec<f32> = start.iter().map(|&theta| theta as f32).collect();
-        let start = Tensor::from_vec(values, shape, vb.device())?;
         let theta = if learnt {
-            let vb = vb.pp("lrpe");
-            let theta = vb.get_with_hints(shape, "theta", Init::Const(UNSET))?;
-            // No start of candle's gives every value its own, so a fresh variable is marked, and written once.
-            if theta.is_variable() && theta.flatten_all()?.get(0)?.to_scalar::<f32>()? == UNSET as f32 {
-                theta.slice_set(&start, 0, 0)?;
-            }
-            theta
+            started(start, shape, "theta", &vb.pp("lrpe"))?
         } else {
-            start
+            let values: Vec<f32> = start.iter().map(|&theta| theta as f32).collect();
+            Tensor::from_vec(values, shape, vb.device())?
         };
         match *theta.dims() {
             [heads, 1, width] => Ok(Self(theta.reshape((heads, width))?)),
@@ -238,8 +246,19 @@ impl Theta {
     }
 }
 
-/// A frequency that none starts from.
+/// A value that none starts from.
 const UNSET: f64 = -1.0;
+
+/// The parameter `name`, which starts from values of its own, none of which may be [`UNSET`].
+pub(super) fn started(start: &[f64], shape: &[usize], name: &str, vb: &VarBuilder) -> Result<Tensor> {
+    let parameter = vb.get_with_hints(shape, name, Init::Const(UNSET))?;
+    // No start of candle's gives every value its own, so a fresh variable is marked, and written once.
+    if parameter.is_variable() && parameter.flatten_all()?.get(0)?.to_scalar::<f32>()? == UNSET as f32 {
+        let values: Vec<f32> = start.iter().map(|&value| value as f32).collect();
+        parameter.slice_set(&Tensor::from_vec(values, shape, vb.device())?, 0, 0)?;
+    }
+    Ok(parameter)
+}
 
 /// `10000^(-2 j / width)` for the channels of `turning` of them.
 pub(super) fn cosine_frequencies(width: usize, turning: usize) -> Vec<f64> {

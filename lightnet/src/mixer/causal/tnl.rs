@@ -123,7 +123,7 @@ fn decay_rates(slopes: Vec<f64>, layer: usize, layers: usize) -> Vec<f64> {
 
 /// The slopes of ALiBi: `2^(-8 (h + 1) / H)` for a power of two; otherwise those of the power below, and every other one of
 /// twice as many heads.
-fn slopes(heads: usize) -> Vec<f64> {
+pub(super) fn slopes(heads: usize) -> Vec<f64> {
     let of = |count: usize| (1..=count).map(move |h| (-8.0 * h as f64 / count as f64).exp2());
     let below = 1 << heads.max(1).ilog2();
     of(below).chain(of(2 * below).step_by(2)).take(heads).collect()

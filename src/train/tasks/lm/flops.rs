@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use fulgur_lightnet::lm::{Architecture, Config};
+use fulgur_lightnet::lm::{Architecture, Config, Turn};
 use fulgur_lightnet::params::outline::values_of;
 
 /// Operations of a token forward and backward.
@@ -80,6 +80,7 @@ fn mixer(config: &Config, layer: usize, context: usize) -> (f64, f64) {
         Architecture::Cosformer2 => (config.use_lrpe, UNIFORM),
         Architecture::Lightnet => (config.use_lrpe, ADDITIVE),
         Architecture::Hgrn1 | Architecture::Hgrn2 => (false, CHANNELS),
+        Architecture::Eos => (config.eos.turn != Turn::None, CHANNELS),
     };
     let channels = if turns { turning * width } else { width };
     (12.0 * channels * config.value_size() as f64, share)

@@ -1,15 +1,18 @@
 //! The shape of a language model in a recipe.
 
 use fulgur_lightnet::lm::{
-    Activation, Architecture, Config, Decay, DecaySchedule, OutputGate, OutputNorm, SoftmaxLayers,
+    Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, Instance, OutputGate, OutputNorm,
+    SoftmaxLayers,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::train::TaskResult;
 
 /// The shape of the model.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelOptions {
-    /// `tnl`, `transnormer`, `hgrn1`, `hgrn2`, `cosformer2`, `lightnet` or `llama`.
+    /// `tnl`, `transnormer`, `hgrn1`, `hgrn2`, `cosformer2`, `lightnet`, `eos` or `llama`.
     pub architecture: Architecture,
     /// Layers.
     pub layers: usize,
@@ -19,9 +22,12 @@ pub(crate) struct ModelOptions {
     pub hidden: usize,
     /// Heads; none of `hgrn1`.
     pub heads: usize,
+    /// Of `eos`, the model that it is to be an instance of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
     /// Heads of keys and values of softmax attention; 0 for as many as heads.
     pub key_value_heads: usize,
-    /// Width of a head's keys; 0 for the width over the heads.
+    /// Width of a head's keys; 0 for the width over the heads, and for 8 in `eos`.
     pub head_width: usize,
     /// Rows of the embedding; 0 for 256, one a byte, and one more for the mask of a model in both directions.
     pub vocabulary: usize,
@@ -47,6 +53,7 @@ impl Default for ModelOptions {
             width: 256,
             hidden: 704,
             heads: 4,
+            instance: None,
             key_value_heads: 0,
             head_width: 0,
             vocabulary: 0,
@@ -110,6 +117,7 @@ variants! {
     use_lower_bound: bool,
     exclusive_lower_bound: bool,
     decay: Decay,
+    eos: EosConfig,
     seeded: bool,
     use_lrpe: bool,
     half_lrpe: bool,
@@ -120,6 +128,20 @@ variants! {
 }
 
 impl ModelOptions {
+    /// # Errors
+    /// A model that is no EOS is to be an instance of it.
+    pub(crate) fn check(&self) -> TaskResult<()> {
+        match self.instance {
+            Some(instance) if self.architecture != Architecture::Eos => Err(format!(
+                "[model]: instance is {:?}, expected only with architecture \"eos\", found {:?}",
+                instance.name(),
+                self.architecture.name()
+            )
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn config(&self) -> Config {
         let elementwise = self.architecture == Architecture::Hgrn1;
         let groups = (self.key_value_heads > 0).then_some(self.key_value_heads);
@@ -135,6 +157,7 @@ impl ModelOptions {
             rope_theta: self.rope_theta,
         };
         let llama = self.architecture == Architecture::Llama;
+        let plain = Config::of(self.architecture);
         let mut config = Config {
             vocab_size: self.vocabulary,
             hidden_size: self.width,
@@ -145,7 +168,9 @@ impl ModelOptions {
             head_dim: if elementwise {
                 Some(1)
             } else {
-                (self.head_width > 0).then_some(self.head_width)
+                (self.head_width > 0)
+                    .then_some(self.head_width)
+                    .or(plain.head_dim)
             },
             rms_norm_eps: self.norm_eps,
             rope_theta: self.rope_theta,
@@ -156,8 +181,11 @@ impl ModelOptions {
             } else {
                 vec![softmax]
             },
-            ..Config::of(self.architecture)
+            ..plain
         };
+        if let Some(instance) = self.instance {
+            config = instance.of(&config);
+        }
         self.variant.apply(&mut config);
         if self.vocabulary == 0 {
             config.vocab_size = 256 + usize::from(config.bidirectional);
