@@ -32,6 +32,45 @@ impl Memory {
             .sum()
     }
 
+    /// All tensors, by name.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let [keys, values] = match &self.cache {
+            Some([keys, values]) => [Some(keys), Some(values)],
+            None => [None, None],
+        };
+        let named = [
+            ("state", self.state.as_ref()),
+            ("log_sum", self.log_sum.as_ref()),
+            ("keys", keys),
+            ("values", values),
+            ("columns", self.columns.as_ref()),
+        ];
+        named
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((name, tensor?)))
+            .collect()
+    }
+
+    /// Its like with what `tensor` makes of each tensor and its name.
+    ///
+    /// # Errors
+    /// Those of `tensor`.
+    pub fn map<E>(
+        &self,
+        mut tensor: impl FnMut(&'static str, &Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut one = |name, of: &Option<Tensor>| of.as_ref().map(|of| tensor(name, of)).transpose();
+        Ok(Self {
+            state: one("state", &self.state)?,
+            log_sum: one("log_sum", &self.log_sum)?,
+            columns: one("columns", &self.columns)?,
+            cache: match &self.cache {
+                Some([keys, values]) => Some([tensor("keys", keys)?, tensor("values", values)?]),
+                None => None,
+            },
+        })
+    }
+
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
         let (batch, tokens, channels) = x.dims3()?;
