@@ -420,8 +420,8 @@ mod tests {
     #[test]
     fn few_rows_are_rows_on_their_own() -> Result<()> {
         for (output, input) in [(1, 1), (37, 5), (300, 259)] {
-            let weight = Tensor::randn(0f32, 1.0, (output, input), &Device::Cpu)?;
-            let x = Tensor::randn(0f32, 1.0, (FEW_ROWS + 1, input), &Device::Cpu)?;
+            let weight = Tensor::randn(0f32, 1.0, (output, input), &candle_core::Device::Cpu)?;
+            let x = Tensor::randn(0f32, 1.0, (FEW_ROWS + 1, input), &candle_core::Device::Cpu)?;
             let all = linear(&x, &weight, None)?;
             let few = linear(&x.narrow(0, 1, FEW_ROWS)?, &weight, None)?;
             let far = (few.clone() - all.narrow(0, 1, FEW_ROWS)?)?.abs()?.max_all()?;

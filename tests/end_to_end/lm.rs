@@ -182,7 +182,7 @@ fn a_trained_tokenizer_goes_from_text_to_tokens_and_back() {
     );
     // The folder of a model with it.
     let dir = model(&root.join("model"), Architecture::Tnl, |config| {
-        config.vocab_size = 320
+        config.vocab_size = 320;
     });
     fs::copy(&out, dir.join("tokenizer.json")).unwrap();
     let ran = generate(&dir, &["--prompt", "A bell rings", "-n", "200", "--json"]);
@@ -201,7 +201,7 @@ fn what_cannot_be_gone_on_with_is_one_line() {
     let at = |name: &str| root.join(name).to_str().unwrap().to_owned();
     let dir = model(&root.join("model"), Architecture::Tnl, |_| ());
     let other = model(&root.join("other"), Architecture::Llama, |config| {
-        config.vocab_size = 300
+        config.vocab_size = 300;
     });
     let both = model(&root.join("both"), Architecture::Lightnet, |config| {
         config.bidirectional = true;
