@@ -162,6 +162,11 @@ fn memory() -> Check {
     }
 }
 
+/// Bytes of memory that are free, of the machine or of the container where that has less; `None` where that is not known.
+pub fn available_memory() -> Option<u64> {
+    Memory::read().map(|memory| memory.available)
+}
+
 /// Memory of the machine, or of the container where that has less; in bytes.
 struct Memory {
     total: u64,

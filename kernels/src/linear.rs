@@ -11,15 +11,22 @@
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
+use crate::scalar::{Real, sum_of, wide};
 use crate::tape::{Needs, Part, Set};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, DType};
+use rayon::prelude::*;
 
 const OP: &str = "linear";
 /// A product of so few channels costs no more than writing its result, which is made again rather than kept.
 const NARROW: usize = 256;
+/// So many rows on the CPU are multiplied while each row of the weight is read once, as decoding needs it: each result is a sum
+/// in an order that does not depend on the other rows. More rows are worth packing.
+pub const FEW_ROWS: usize = 16;
+/// Products that a thread is worth.
+const PRODUCTS_A_TASK: usize = 1 << 15;
 
 /// `x W^T + b` for `x` [.., I], `weight` [O, I] and `bias` [O], in the type of `x`: [.., O].
 ///
@@ -103,7 +110,26 @@ impl Linear {
         let mnk = (1, rows, output, input);
         match (&*x, &*weight) {
             (Storage::Cpu(x), Storage::Cpu(weight)) => {
-                let mut y = x.matmul(weight, mnk, &x_layout, &weight_layout)?;
+                let mut y = match (x, weight) {
+                    _ if rows > FEW_ROWS || rows * output * input == 0 => {
+                        x.matmul(weight, mnk, &x_layout, &weight_layout)?
+                    }
+                    (CpuStorage::F32(x), CpuStorage::F32(weight)) => {
+                        let (x, weight) = (
+                            &x[x_layout.start_offset()..],
+                            &weight[weight_layout.start_offset()..],
+                        );
+                        CpuStorage::F32(few_rows(x, weight, [rows, output, input]))
+                    }
+                    (CpuStorage::F64(x), CpuStorage::F64(weight)) => {
+                        let (x, weight) = (
+                            &x[x_layout.start_offset()..],
+                            &weight[weight_layout.start_offset()..],
+                        );
+                        CpuStorage::F64(few_rows(x, weight, [rows, output, input]))
+                    }
+                    _ => x.matmul(weight, mnk, &x_layout, &weight_layout)?,
+                };
                 if let Some(bias) = bias {
                     add_on_cpu(&mut y, bias)?;
                 }
@@ -170,6 +196,35 @@ impl Linear {
         };
         Ok([dx, None, dbias])
     }
+}
+
+/// `x W^T` of a few rows of `x` [R, I] and `weight` [O, I]: [R, O].
+fn few_rows<T: Real>(x: &[T], weight: &[T], [rows, output, input]: [usize; 3]) -> Vec<T> {
+    let (x, weight) = (&x[..rows * input], &weight[..output * input]);
+    // By columns, so that threads write to places of their own.
+    let mut columns = vec![T::zero(); output * rows];
+    let block = (PRODUCTS_A_TASK / (rows * input)).max(1);
+    let parts = columns
+        .par_chunks_mut(block * rows)
+        .zip(weight.par_chunks(block * input));
+    parts.for_each(|(columns, weights)| {
+        wide(
+            #[inline(always)]
+            || {
+                for (column, weight) in columns.chunks_exact_mut(rows).zip(weights.chunks_exact(input)) {
+                    for (y, x) in column.iter_mut().zip(x.chunks_exact(input)) {
+                        *y = sum_of(x, weight, |x, weight| x * weight);
+                    }
+                }
+            },
+        );
+    });
+    if rows == 1 {
+        return columns;
+    }
+    (0..rows * output)
+        .map(|at| columns[at % output * rows + at / output])
+        .collect()
 }
 
 fn add_on_cpu(y: &mut CpuStorage, bias: &Tensor) -> Result<()> {
@@ -360,6 +415,24 @@ mod tests {
         let large = inputs(&[3, 131], 60, 33);
         check_precision(&large, |t| linear(&t[0], &t[1], Some(&t[2])), 1e-5)?;
         check_threads(&large, |t| linear(&t[0], &t[1], Some(&t[2])))
+    }
+
+    #[test]
+    fn few_rows_are_rows_on_their_own() -> Result<()> {
+        for (output, input) in [(1, 1), (37, 5), (300, 259)] {
+            let weight = Tensor::randn(0f32, 1.0, (output, input), &candle_core::Device::Cpu)?;
+            let x = Tensor::randn(0f32, 1.0, (FEW_ROWS + 1, input), &candle_core::Device::Cpu)?;
+            let all = linear(&x, &weight, None)?;
+            let few = linear(&x.narrow(0, 1, FEW_ROWS)?, &weight, None)?;
+            let far = (few.clone() - all.narrow(0, 1, FEW_ROWS)?)?.abs()?.max_all()?;
+            assert!(far.to_scalar::<f32>()? < 2e-4, "{output} {input}");
+            for row in 0..FEW_ROWS {
+                let alone = linear(&x.narrow(0, 1 + row, 1)?, &weight, None)?;
+                let same = few.narrow(0, row, 1)?;
+                assert_eq!(alone.to_vec2::<f32>()?, same.to_vec2::<f32>()?);
+            }
+        }
+        Ok(())
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Affine maps with weights `[out, in]`, as every checkpoint of the field stores them.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::linear::linear;
+use fulgur_kernels::linear::{joined, linear};
 
 /// How a map starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,5 +58,115 @@ impl Linear {
     /// Maps `x` `[.., input]` to `[.., output]` in the dtype of `x`; master weights are rounded on the way.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Most maps of one product whose weights are put side by side at each call.
+const MOST_JOINED: usize = 4;
+
+/// Several maps of one input as one product; with their biases, where all of them have one.
+///
+/// Trained weights are put side by side at each call. Weights that nobody trains lie side by side from the start: decoding reads
+/// them once a token.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    maps: Vec<Linear>,
+    frozen: Option<Linear>,
+}
+
+impl Joined {
+    /// Of one map or more.
+    ///
+    /// # Errors
+    /// Weights of different inputs.
+    pub fn new(mut maps: Vec<Linear>) -> Result<Self> {
+        // Weights without values, of an outline, are one zero seen at every place, and must not come to take memory.
+        let frozen = |map: &Linear| !map.weight.track_op() && map.weight.is_contiguous();
+        let whole = match maps.iter().all(frozen) && !maps.is_empty() {
+            false => None,
+            true => {
+                let weights: Vec<&Tensor> = maps.iter().map(Linear::weight).collect();
+                let weight = Tensor::cat(&weights, 0)?;
+                let bias = match biases(&maps) {
+                    Some(biases) => Some(Tensor::cat(&biases, 0)?),
+                    None => None,
+                };
+                let mut first = 0;
+                for map in &mut maps {
+                    let count = map.output();
+                    map.weight = weight.narrow(0, first, count)?;
+                    first += count;
+                }
+                Some(Linear { weight, bias })
+            }
+        };
+        Ok(Self { maps, frozen: whole })
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &[Linear] {
+        &self.maps
+    }
+
+    /// Maps `x` `[.., input]` to the results side by side, in the dtype of `x`.
+    ///
+    /// # Errors
+    /// As [`joined`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(whole) = &self.frozen {
+            return whole.forward(x);
+        }
+        let products = self.maps.chunks(MOST_JOINED).map(|maps| {
+            let weights: Vec<&Tensor> = maps.iter().map(Linear::weight).collect();
+            joined(x, &weights)
+        });
+        let products: Vec<Tensor> = products.collect::<Result<_>>()?;
+        let y = match products.as_slice() {
+            [y] => y.clone(),
+            _ => Tensor::cat(&products, D::Minus1)?,
+        };
+        match biases(&self.maps) {
+            Some(biases) => y.broadcast_add(&Tensor::cat(&biases, 0)?.to_dtype(y.dtype())?),
+            None => Ok(y),
+        }
+    }
+}
+
+fn biases(maps: &[Linear]) -> Option<Vec<&Tensor>> {
+    maps.iter().map(Linear::bias).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn frozen_maps_lie_side_by_side_and_are_the_same() -> Result<()> {
+        let cpu = &Device::Cpu;
+        let map = |output: usize| {
+            Ok::<_, candle_core::Error>(Linear {
+                weight: Tensor::randn(0f32, 1.0, (output, 6), cpu)?,
+                bias: Some(Tensor::randn(0f32, 1.0, output, cpu)?),
+            })
+        };
+        let maps = vec![map(3)?, map(5)?];
+        let frozen = Joined::new(maps.clone())?;
+        let trained = Joined {
+            maps: maps.clone(),
+            frozen: None,
+        };
+        let x = Tensor::randn(0f32, 1.0, (2, 7, 6), cpu)?;
+        let far = (frozen.forward(&x)? - trained.forward(&x)?)?.abs()?.max_all()?;
+        assert!(frozen.frozen.is_some() && far.to_scalar::<f32>()? < 1e-6);
+        for (old, new) in maps.iter().zip(frozen.maps()) {
+            assert_eq!(old.weight.to_vec2::<f32>()?, new.weight.to_vec2::<f32>()?);
+        }
+        let outlined = Linear {
+            weight: Tensor::zeros((), candle_core::DType::F32, cpu)?.broadcast_as((1 << 30, 1 << 30))?,
+            bias: None,
+        };
+        assert!(Joined::new(vec![outlined])?.frozen.is_none());
+        Ok(())
     }
 }

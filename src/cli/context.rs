@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use candle_core::Device;
 
+use super::Global;
 use super::interrupt::Interrupt;
 use super::progress::{Progress, Style, Unit};
 use crate::device::DeviceChoice;
@@ -12,21 +13,24 @@ use crate::device::DeviceChoice;
 pub(super) struct Context {
     style: Style,
     device: DeviceChoice,
+    /// Whether the answer is to be one JSON object.
+    pub(super) json: bool,
     /// Whether the user asked to stop.
     pub(super) interrupt: Interrupt,
 }
 
 impl Context {
     /// Installs the Ctrl-C handler and decides how progress is shown.
-    pub(super) fn new(quiet: bool, device: DeviceChoice) -> anyhow::Result<Self> {
-        let style = match quiet {
+    pub(super) fn new(global: &Global) -> anyhow::Result<Self> {
+        let style = match global.quiet {
             true => Style::Silent,
             false if io::stderr().is_terminal() => Style::Bar,
             false => Style::Lines,
         };
         Ok(Self {
             style,
-            device,
+            device: global.device,
+            json: global.json,
             interrupt: Interrupt::install()?,
         })
     }

@@ -40,10 +40,6 @@ impl Interrupt {
     }
 
     /// Whether the user asked to stop.
-    #[cfg_attr(
-        not(feature = "media"),
-        allow(dead_code, reason = "for commands that need media")
-    )]
     pub(super) fn requested(&self) -> bool {
         self.flag.load(Ordering::SeqCst)
     }

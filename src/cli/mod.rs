@@ -33,6 +33,7 @@ mod generate;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
+mod lm;
 mod log;
 mod pack;
 mod progress;
@@ -85,6 +86,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    Lm(lm::Arguments),
     Estimate(estimate::Arguments),
     Train(train::Arguments),
     Report(report::Arguments),
@@ -107,6 +109,7 @@ impl Command {
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            Self::Lm(arguments) => lm::run(context, arguments),
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
             Self::Report(arguments) => report::run(context, arguments),
@@ -145,7 +148,7 @@ enum Stop {
 fn run(arguments: impl Iterator<Item = OsString>) -> Result<Output, Stop> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| usage(&error))?;
     log::start().map_err(|error| Stop::error(&error))?;
-    let context = Context::new(cli.global.quiet, cli.global.device).map_err(|error| Stop::error(&error))?;
+    let context = Context::new(&cli.global).map_err(|error| Stop::error(&error))?;
     let answer = cli.command.run(&context).map_err(|error| Stop::error(&error))?;
     Ok(Output {
         text: if cli.global.json { answer.json } else { answer.text },

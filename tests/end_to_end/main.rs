@@ -17,6 +17,7 @@ mod inspect;
 #[cfg(unix)]
 mod language;
 mod language_models;
+mod lm;
 mod models;
 mod pack;
 mod program;

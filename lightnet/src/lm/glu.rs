@@ -3,17 +3,17 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::glu::swiglu;
-use fulgur_kernels::linear::joined;
 
 use super::config::{Activation, Architecture, Config};
-use crate::linear::{Linear, Start};
+use crate::linear::{Joined, Linear, Start};
 
 /// `(act(x W_gate) * x W_up) W_down`.
 #[derive(Clone, Debug)]
 pub(super) struct Glu {
     act: Activation,
-    gate: Linear,
-    up: Linear,
+    /// Of the gate, and upwards.
+    wide: Joined,
+    hidden: usize,
     down: Linear,
 }
 
@@ -31,18 +31,14 @@ impl Glu {
         };
         Ok(Self {
             act: config.hidden_act,
-            gate: map(width, hidden, names[0])?,
-            up: map(width, hidden, names[1])?,
+            wide: Joined::new(vec![map(width, hidden, names[0])?, map(width, hidden, names[1])?])?,
+            hidden,
             down: map(hidden, width, names[2])?,
         })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut wide = joined(x, &[self.gate.weight(), self.up.weight()])?;
-        if let (Some(gate), Some(up)) = (self.gate.bias(), self.up.bias()) {
-            wide = wide.broadcast_add(&Tensor::cat(&[gate, up], 0)?.to_dtype(wide.dtype())?)?;
-        }
-        let hidden = self.up.output();
+        let (wide, hidden) = (self.wide.forward(x)?, self.hidden);
         let y = match self.act {
             Activation::Silu => swiglu(&wide)?,
             act => {

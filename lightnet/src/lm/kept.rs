@@ -51,6 +51,21 @@ impl Config {
         Some(tokens.saturating_mul(all.saturating_add(ends)))
     }
 
+    /// Bytes that a state of one sequence grows by with each token, of branches that compute in `compute`: keys and values of softmax
+    /// attention, else nothing.
+    pub fn growth(&self, compute: DType) -> u64 {
+        let layer = |index| match self.softmax_layer(index) {
+            Some(softmax) => {
+                let heads = softmax.num_heads.max(1);
+                softmax.num_kv_heads.unwrap_or(heads) * (self.hidden_size / heads)
+            }
+            None if self.architecture == Architecture::Llama => self.key_value_heads() * self.head_width(),
+            None => 0,
+        };
+        let values: usize = (0..self.num_hidden_layers).map(layer).sum();
+        (2 * values * compute.size_in_bytes()) as u64
+    }
+
     /// Whether it differs from [`Config::of`] in sizes and numbers alone.
     fn is_plain(&self) -> bool {
         let plain = Self {

@@ -41,15 +41,20 @@
 //! ```
 
 mod config;
+pub mod generate;
 mod glu;
 mod kept;
 mod layer;
 mod load;
 mod model;
 mod rope;
+pub mod sampling;
+mod session;
 mod state;
+mod state_file;
 #[cfg(test)]
 mod tests;
+pub mod tokenizer;
 
 pub use config::{
     Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, GateForm, Instance, Oscillation,
@@ -58,4 +63,6 @@ pub use config::{
 pub use load::{LoadError, expected_shapes};
 pub use model::LanguageModel;
 pub use rope::{RopeParameters, Rotary, Scaling};
+pub use session::{MOST_TOGETHER, Session, SessionError};
 pub use state::State;
+pub use state_file::StateFileError;

@@ -1,6 +1,6 @@
 //! A whole language model.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder, ops::softmax};
 use fulgur_kernels::cross_entropy::{self, Options};
 use fulgur_kernels::embedding::{Ids, lookup};
@@ -129,6 +129,30 @@ impl LanguageModel {
     /// Its shape.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// A number that tells its weights from others of the same shape: of some rows of embedding and head.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn fingerprint(&self) -> Result<String> {
+        const ROWS: usize = 16;
+        let mut words = String::new();
+        for table in [&self.embedding, &self.head] {
+            let rows = table.narrow(0, 0, ROWS.min(self.config.vocab_size))?;
+            let values: Vec<f32> = rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            let mut hash = 0xcbf2_9ce4_8422_2325u64;
+            for value in values {
+                hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+            words.push_str(&format!("{hash:016x}"));
+        }
+        Ok(words)
     }
 
     /// Logits `[B, N, V]` of the token after each of `ids` `[B, N]`, in the type of computation; in both directions, of the tokens

@@ -1,5 +1,7 @@
 //! What a model keeps of the tokens so far.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Result, Tensor, bail};
 
 use crate::mixer::causal::Memory;
@@ -35,6 +37,61 @@ impl State {
             .map(|tpe| tpe.elem_count() * tpe.dtype().size_in_bytes())
             .sum();
         self.layers.iter().map(Memory::bytes).sum::<usize>() + tpe
+    }
+
+    /// How many sequences there are, once there are tokens.
+    pub fn batch(&self) -> Option<usize> {
+        self.batch
+    }
+
+    /// The state of the sequences `rows` of this one, which may be left out and repeated.
+    ///
+    /// # Errors
+    /// There is no such sequence.
+    pub fn select(&self, rows: &[u32]) -> Result<Self> {
+        let Some(batch) = self.batch else {
+            return Ok(self.clone());
+        };
+        if rows.is_empty() || rows.iter().any(|&row| row as usize >= batch) {
+            bail!("sequences {rows:?}, expected some of 0 to {}", batch - 1);
+        }
+        let mut chosen = self.map(|_, tensor| {
+            let rows = Tensor::new(rows, tensor.device())?;
+            tensor.contiguous()?.index_select(&rows, 0)
+        })?;
+        chosen.batch = Some(rows.len());
+        Ok(chosen)
+    }
+
+    /// All tensors by name: `tpe`, and `layer.N.` before what a layer keeps.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            let tensors = layer.tensors().into_iter();
+            tensors.map(move |(name, tensor)| (format!("layer.{index}.{name}"), tensor.clone()))
+        });
+        let tpe = self.tpe.iter().map(|tpe| ("tpe".to_owned(), tpe.clone()));
+        layers.chain(tpe).collect()
+    }
+
+    /// Its like with what `tensor` makes of each tensor and its name.
+    pub(super) fn map<E>(
+        &self,
+        mut tensor: impl FnMut(&str, &Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            layers.push(layer.map(|name, of| tensor(&format!("layer.{index}.{name}"), of))?);
+        }
+        Ok(Self {
+            layers,
+            tpe: self.tpe.as_ref().map(|of| tensor("tpe", of)).transpose()?,
+            ..self.clone()
+        })
+    }
+
+    /// The same tensors after another number of tokens.
+    pub(super) fn at(self, tokens: usize) -> Self {
+        Self { tokens, ..self }
     }
 
     /// Notes down `tokens` more tokens of `batch` sequences.

@@ -278,6 +278,7 @@ fn states_do_not_grow_but_for_softmax_attention() -> Result<()> {
         let (first, second) = (bytes(5)?, bytes(11)?);
         let softmax = config.architecture == Architecture::Llama || !config.attn.is_empty();
         assert_eq!(second > first, softmax, "{name}: {first} {second}");
+        assert_eq!(config.growth(DType::F32), (second - first) as u64 / 11, "{name}");
         assert!(first > 0, "{name}");
         let line = model.step(&[1, 2], &mut state).unwrap_err().to_string();
         assert!(line.starts_with("2 sequences, expected 1"), "{line}");

@@ -6,9 +6,8 @@ use fulgur_kernels::lrpe::{Pairing, rotate};
 use fulgur_kernels::split::{Part, split};
 
 use super::memory::attended;
-use super::parts::joined_maps;
 use super::{CausalContext, Memory, heads};
-use crate::linear::{Linear, Start};
+use crate::linear::{Joined, Linear, Start};
 use crate::lm::{Config, Rotary, Scaling, SoftmaxLayers};
 
 /// Shape of an [`Attention`].
@@ -68,9 +67,8 @@ pub struct Attention {
     heads: usize,
     groups: usize,
     rotary: Rotary,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    /// To queries, keys and values.
+    input: Joined,
     output: Linear,
 }
 
@@ -95,9 +93,11 @@ impl Attention {
             heads,
             groups,
             rotary,
-            query: map(width, heads * head, bias, "q_proj")?,
-            key: map(width, groups * head, bias, "k_proj")?,
-            value: map(width, groups * head, bias, "v_proj")?,
+            input: Joined::new(vec![
+                map(width, heads * head, bias, "q_proj")?,
+                map(width, groups * head, bias, "k_proj")?,
+                map(width, groups * head, bias, "v_proj")?,
+            ])?,
             output: map(heads * head, width, shape.output_bias, "o_proj")?,
         })
     }
@@ -120,9 +120,9 @@ impl Attention {
         let Some(phase) = context.phase else {
             bail!("attention: rotary phases are expected, none were given")
         };
-        let maps = [&self.query, &self.key, &self.value];
-        let widths = maps.map(|map| Part::Plain(map.output()));
-        let parts = split(&joined_maps(x, &maps)?, &widths)?;
+        let maps = self.input.maps().iter();
+        let widths: Vec<Part<'_>> = maps.map(|map| Part::Plain(map.output())).collect();
+        let parts = split(&self.input.forward(x)?, &widths)?;
         let q = rotate(&heads(&parts[0], self.heads)?, phase, Pairing::Halves)?;
         let k = rotate(&heads(&parts[1], self.groups)?, phase, Pairing::Halves)?;
         let v = heads(&parts[2], self.groups)?;

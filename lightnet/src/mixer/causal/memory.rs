@@ -26,12 +26,51 @@ pub struct Memory {
 impl Memory {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
-        let cache = self.cache.iter().flatten();
-        let others = [&self.state, &self.log_sum, &self.columns, &self.angle];
-        cache
-            .chain(others.into_iter().flatten())
-            .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
+        let tensors = self.tensors().into_iter();
+        tensors
+            .map(|(_, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes())
             .sum()
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let [keys, values] = match &self.cache {
+            Some([keys, values]) => [Some(keys), Some(values)],
+            None => [None, None],
+        };
+        let named = [
+            ("state", self.state.as_ref()),
+            ("log_sum", self.log_sum.as_ref()),
+            ("keys", keys),
+            ("values", values),
+            ("columns", self.columns.as_ref()),
+            ("angle", self.angle.as_ref()),
+        ];
+        named
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((name, tensor?)))
+            .collect()
+    }
+
+    /// Its like with what `tensor` makes of each tensor and its name.
+    ///
+    /// # Errors
+    /// Those of `tensor`.
+    pub fn map<E>(
+        &self,
+        mut tensor: impl FnMut(&'static str, &Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut one = |name, of: &Option<Tensor>| of.as_ref().map(|of| tensor(name, of)).transpose();
+        Ok(Self {
+            state: one("state", &self.state)?,
+            log_sum: one("log_sum", &self.log_sum)?,
+            columns: one("columns", &self.columns)?,
+            angle: one("angle", &self.angle)?,
+            cache: match &self.cache {
+                Some([keys, values]) => Some([tensor("keys", keys)?, tensor("values", values)?]),
+                None => None,
+            },
+        })
     }
 
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.

@@ -3,19 +3,18 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::linear::joined;
 use fulgur_kernels::lrpe::{double, token_phases};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
 use fulgur_kernels::split::Part;
 
 use super::{Memory, map};
-use crate::linear::Linear;
+use crate::linear::{Joined, Linear};
 use crate::lm::{Activation, Config, OutputGate, OutputNorm};
 
 /// Maps of one input side by side, each behind a short convolution where the model has them.
 #[derive(Clone, Debug)]
 pub(super) struct Maps {
-    maps: Vec<Linear>,
+    maps: Joined,
     /// One kernel `[W, C]` for the columns of all maps.
     kernels: Vec<Tensor>,
 }
@@ -44,15 +43,14 @@ impl Maps {
             )
         });
         Ok(Self {
-            maps: maps.collect::<Result<_>>()?,
+            maps: Joined::new(maps.collect::<Result<_>>()?)?,
             kernels,
         })
     }
 
     /// `x` `[B, N, d]` to the columns of all maps.
     pub(super) fn forward(&self, x: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
-        let maps: Vec<&Linear> = self.maps.iter().collect();
-        let y = joined_maps(x, &maps)?;
+        let y = self.maps.forward(x)?;
         let Some(first) = self.kernels.first() else {
             return Ok(y);
         };
@@ -71,24 +69,6 @@ impl Maps {
         }
         Ok(sum.unwrap_or(y))
     }
-}
-
-/// Most maps of one product.
-const MOST_JOINED: usize = 4;
-
-/// The maps of one input as one product, or as few as there can be; with their biases, where they have any.
-pub(super) fn joined_maps(x: &Tensor, maps: &[&Linear]) -> Result<Tensor> {
-    if maps.len() > MOST_JOINED {
-        let parts = maps.chunks(MOST_JOINED).map(|maps| joined_maps(x, maps));
-        return Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, D::Minus1);
-    }
-    let weights: Vec<&Tensor> = maps.iter().map(|map| map.weight()).collect();
-    let y = joined(x, &weights)?;
-    let biases: Vec<&Tensor> = maps.iter().filter_map(|map| map.bias()).collect();
-    if biases.is_empty() {
-        return Ok(y);
-    }
-    y.broadcast_add(&Tensor::cat(&biases, 0)?.to_dtype(y.dtype())?)
 }
 
 /// Largest number that [`Activation::Exp`] takes: products of its results stay finite.

@@ -1,0 +1,203 @@
+//! Texts that go on: a prompt in pieces, then tokens one by one, of one sequence or several at once.
+
+use std::collections::VecDeque;
+
+use candle_core::{DType, Result, Tensor, bail};
+use fulgur_kernels::embedding::Ids;
+use fulgur_kernels::linear::FEW_ROWS;
+
+use super::model::LanguageModel;
+use super::sampling::{MOST_RECENT, Sampling, SamplingError};
+use super::state::State;
+
+/// Most sequences that are decoded together: as many as have the same logits together as alone.
+pub const MOST_TOGETHER: usize = FEW_ROWS;
+
+/// Why a text does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No token can be chosen.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// An operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// Sequences of one length with what a model keeps of them. Clones are forks.
+#[derive(Clone, Debug)]
+pub struct Session {
+    state: State,
+    /// `[B, V]`, of the tokens after those of the state.
+    logits: Option<Tensor>,
+    /// Chosen tokens that the model has not seen.
+    pending: Option<Vec<u32>>,
+    /// The last tokens of each sequence.
+    recent: Vec<VecDeque<u32>>,
+    /// Number of each sequence.
+    numbers: Vec<u32>,
+}
+
+impl Session {
+    /// One sequence without tokens.
+    pub fn new(model: &LanguageModel) -> Self {
+        Self {
+            state: model.start(),
+            logits: None,
+            pending: None,
+            recent: vec![VecDeque::new()],
+            numbers: vec![0],
+        }
+    }
+
+    /// One sequence that was kept: its state, the logits `[1, V]` after it and its last tokens.
+    pub(super) fn kept(state: State, logits: Tensor, recent: &[u32]) -> Self {
+        Self {
+            state,
+            logits: Some(logits),
+            pending: None,
+            recent: vec![recent.iter().copied().collect()],
+            numbers: vec![0],
+        }
+    }
+
+    /// What the model keeps.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Tokens of each sequence, chosen ones included.
+    pub fn tokens(&self) -> usize {
+        self.state.tokens() + usize::from(self.pending.is_some())
+    }
+
+    /// The last tokens of the sequence at place `row`, at most [`MOST_RECENT`].
+    pub fn recent(&self, row: usize) -> Vec<u32> {
+        self.recent[row].iter().copied().collect()
+    }
+
+    /// Numbers of the sequences.
+    pub fn numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
+    /// The logits `[B, V]` after all tokens, once there are some.
+    pub(super) fn logits(&self) -> Option<&Tensor> {
+        self.logits.as_ref()
+    }
+
+    /// Reads `ids` behind the one sequence, `chunk` of them at a time; between chunks `go_on` is told how many have been read, and
+    /// ends the reading by `false`. How many were read.
+    ///
+    /// # Errors
+    /// Several sequences, ids beyond the vocabulary, a model in both directions, or a failing operation.
+    pub fn read(
+        &mut self,
+        model: &LanguageModel,
+        ids: &[u32],
+        chunk: usize,
+        mut go_on: impl FnMut(usize) -> bool,
+    ) -> Result<usize> {
+        if self.numbers.len() != 1 {
+            bail!("{} sequences, expected one to read a prompt", self.numbers.len());
+        }
+        self.settle(model)?;
+        let mut read = 0;
+        for chunk in ids.chunks(chunk.max(1)) {
+            let piece = Ids::new(chunk, &[1, chunk.len()], model.config().vocab_size)?;
+            self.logits = Some(model.prefill(&piece, &mut self.state)?);
+            chunk.iter().for_each(|&id| note(&mut self.recent[0], id));
+            read += chunk.len();
+            if !go_on(read) {
+                break;
+            }
+        }
+        Ok(read)
+    }
+
+    /// Forks the one sequence into those of these numbers.
+    ///
+    /// # Errors
+    /// Several sequences, or none asked for.
+    pub fn fork(&self, numbers: &[u32]) -> Result<Self> {
+        if self.numbers.len() != 1 || self.pending.is_some() {
+            bail!("{} sequences, expected one that has settled", self.numbers.len());
+        }
+        let mut forked = self.choose_rows(&vec![0; numbers.len()])?;
+        forked.numbers = numbers.to_vec();
+        Ok(forked)
+    }
+
+    /// Leaves out all sequences but those at these places.
+    ///
+    /// # Errors
+    /// There is no such place.
+    pub fn keep(&mut self, places: &[u32]) -> Result<()> {
+        if places.len() < self.numbers.len() {
+            *self = self.choose_rows(places)?;
+        }
+        Ok(())
+    }
+
+    fn choose_rows(&self, rows: &[u32]) -> Result<Self> {
+        let logits = match &self.logits {
+            Some(logits) => Some(logits.index_select(&Tensor::new(rows, logits.device())?, 0)?),
+            None => None,
+        };
+        let places = || rows.iter().map(|&row| row as usize);
+        Ok(Self {
+            state: self.state.select(rows)?,
+            logits,
+            pending: (self.pending.as_ref()).map(|pending| places().map(|row| pending[row]).collect()),
+            recent: places().map(|row| self.recent[row].clone()).collect(),
+            numbers: places().map(|row| self.numbers[row]).collect(),
+        })
+    }
+
+    /// Chooses the next token of each sequence among the first `vocabulary` ones.
+    ///
+    /// # Errors
+    /// There are no tokens yet, logits that are no numbers, or a failing operation.
+    pub fn next(
+        &mut self,
+        model: &LanguageModel,
+        sampling: &Sampling,
+        vocabulary: usize,
+    ) -> std::result::Result<Vec<u32>, SessionError> {
+        self.settle(model)?;
+        let Some(logits) = &self.logits else {
+            return Err(SamplingError::Nothing.into());
+        };
+        let rows: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
+        let position = self.state.tokens();
+        let mut chosen = Vec::with_capacity(rows.len());
+        for (row, logits) in rows.iter().enumerate() {
+            let logits = &logits[..logits.len().min(vocabulary)];
+            let recent = self.recent[row].make_contiguous();
+            chosen.push(sampling.choose(logits, recent, self.numbers[row], position)?);
+        }
+        for (recent, &id) in self.recent.iter_mut().zip(&chosen) {
+            note(recent, id);
+        }
+        self.pending = Some(chosen.clone());
+        Ok(chosen)
+    }
+
+    /// Shows the model what was chosen last.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn settle(&mut self, model: &LanguageModel) -> Result<()> {
+        if let Some(pending) = self.pending.take() {
+            self.logits = Some(model.step(&pending, &mut self.state)?);
+        }
+        Ok(())
+    }
+}
+
+fn note(recent: &mut VecDeque<u32>, id: u32) {
+    if recent.len() == MOST_RECENT {
+        recent.pop_front();
+    }
+    recent.push_back(id);
+}

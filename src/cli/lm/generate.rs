@@ -1,0 +1,394 @@
+//! `fulgur lm generate`: a language model goes on with a text.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::bail;
+use candle_core::DType;
+use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate};
+use fulgur_lightnet::lm::sampling::Sampling;
+use fulgur_lightnet::lm::tokenizer::LmTokenizer;
+use fulgur_lightnet::lm::{Config, LanguageModel, MOST_TOGETHER, Session};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::answer::{Answer, Report, Status};
+use super::super::context::Context;
+use super::super::files::check_output;
+use super::super::progress::Unit;
+use super::read_text;
+use crate::doctor::available_memory;
+
+/// Most tokens that are written.
+const MOST_TOKENS: usize = 1 << 24;
+/// Most texts behind one prompt.
+const MOST_SAMPLES: usize = 1 << 12;
+/// Most tokens that are read at once.
+const LONGEST_CHUNK: usize = 1 << 17;
+
+/// Go on with a text
+///
+/// The text appears on standard output while it is written. Prompts are read in chunks, and what the model keeps of them has a size
+/// that does not depend on their length, except for softmax attention. --save-state writes it to a file, from which --state goes
+/// on without the prompt. The same seed gives the same text.
+///
+/// Tokens are chosen in this order: repetition penalty, temperature, top-k, top-p, min-p, draw.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur lm generate --model runs/book/export --prompt \"The bell\" --max-tokens 200 --seed 7\n  \
+                  fulgur lm generate --model DIR --prompt-file book.txt --max-tokens 0 --save-state book.state\n  \
+                  fulgur lm generate --model DIR --state book.state --prompt \"In short,\" --top-p 0.9"
+)]
+pub(super) struct Arguments {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text to go on with
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "prompt_ids"])]
+    prompt: Option<String>,
+    /// File with the text to go on with; - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt_ids")]
+    prompt_file: Option<PathBuf>,
+    /// Token ids to go on with, for models without a tokenizer
+    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    prompt_ids: Option<Vec<u32>>,
+    /// tokenizer.json, instead of the one in the folder of the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Most tokens to write
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Texts to write behind the prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    samples: usize,
+    /// What logits are divided by; 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the fewest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Choose among tokens at least so probable beside the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f64,
+    /// Divide positive logits of recent tokens by this, multiply negative ones; 1 for nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f64,
+    /// How many of the last tokens are recent
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    penalty_window: usize,
+    /// End the text before this string; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Tokens of the prompt that are read at once
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    chunk: usize,
+    /// Go on from a state that was saved
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Save the state behind the text
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+}
+
+pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
+    let mut request = arguments.request()?;
+    if let Some(path) = &arguments.save_state {
+        check_output(path)?;
+    }
+    let config = Config::read(&arguments.model.join("config.json"), None)?;
+    if config.bidirectional {
+        bail!(
+            "{}: a model in both directions, expected a causal one",
+            arguments.model.display()
+        );
+    }
+    let vocabulary = config.vocab_size;
+    let tokenizer = match &arguments.tokenizer {
+        Some(path) => {
+            let tokenizer = LmTokenizer::read(path)?;
+            tokenizer.fits(vocabulary)?;
+            Some(tokenizer)
+        }
+        None => LmTokenizer::of_model(&arguments.model, vocabulary)?,
+    };
+    request.end = end_tokens(arguments, tokenizer.as_ref(), vocabulary)?;
+    let ids = arguments.prompt(tokenizer.as_ref(), vocabulary)?;
+    let began = Instant::now();
+    let device = context.open_device()?;
+    let model = LanguageModel::load(&arguments.model, None, DType::F32, &device)?;
+    let load_s = began.elapsed().as_secs_f64();
+    let mut session = match &arguments.state {
+        Some(path) => Session::load(&model, path)?,
+        None => Session::new(&model),
+    };
+    let tokens_before = session.tokens();
+    let growth = config.growth(DType::F32);
+    check_memory(growth, tokens_before + ids.len(), &request)?;
+
+    let began = Instant::now();
+    let mut progress = context.progress("read", Unit::Items("tokens"));
+    let prompt_tokens = session.read(&model, &ids, arguments.chunk, |done| {
+        // A prompt that is read at once needs no progress.
+        if ids.len() > arguments.chunk {
+            progress.set(done as u64, Some(ids.len() as u64));
+        }
+        !context.interrupt.requested()
+    })?;
+    drop(progress);
+    let prefill_s = began.elapsed().as_secs_f64();
+    if prompt_tokens < ids.len() {
+        bail!(
+            "stopped after {prompt_tokens} of {} tokens of the prompt",
+            ids.len()
+        );
+    }
+
+    let streaming = !context.json && request.samples == 1;
+    let began = Instant::now();
+    let mut out = io::stdout().lock();
+    let mut failed = None;
+    let samples = generate(&model, tokenizer.as_ref(), &mut session, &request, |_, new| {
+        if streaming && !new.is_empty() && failed.is_none() {
+            let written = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+            failed = written.err();
+        }
+        failed.is_none() && !context.interrupt.requested()
+    })?;
+    drop(out);
+    // A reader that has seen enough is no error.
+    if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+        bail!("standard output: {error}");
+    }
+    let generate_s = began.elapsed().as_secs_f64();
+    if let Some(path) = &arguments.save_state {
+        session.save(&model, path)?;
+    }
+    let written: usize = samples.iter().map(|text| text.ids.len()).sum();
+    let rate = |tokens: usize, seconds: f64| (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds);
+    let answer = Generated {
+        model: arguments.model.clone(),
+        seed: arguments.seed,
+        tokens_before,
+        prompt_tokens,
+        tokens: session.tokens(),
+        tokens_per_s: rate(written, generate_s),
+        prompt_tokens_per_s: rate(prompt_tokens, prefill_s),
+        state_bytes: session.state().bytes(),
+        state: arguments.save_state.clone(),
+        samples,
+        timings: Timings {
+            load_s,
+            prefill_s,
+            generate_s,
+        },
+        streamed: streaming && tokenizer.is_some(),
+        has_text: tokenizer.is_some(),
+    };
+    context.note(&answer.summary(written));
+    Answer::new(&answer)
+}
+
+impl Arguments {
+    fn request(&self) -> anyhow::Result<Request> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            penalty_window: self.penalty_window,
+            seed: self.seed,
+        };
+        sampling.check()?;
+        for (name, value, range) in [
+            ("max-tokens", self.max_tokens, 0..=MOST_TOKENS),
+            ("samples", self.samples, 1..=MOST_SAMPLES),
+            ("chunk", self.chunk, 1..=LONGEST_CHUNK),
+        ] {
+            if !range.contains(&value) {
+                bail!("{name} is {value}, expected {} to {}", range.start(), range.end());
+            }
+        }
+        if self.stop.iter().any(String::is_empty) {
+            bail!("stop is empty, expected a string to stop at");
+        }
+        if self.save_state.is_some() && self.samples > 1 {
+            bail!("{} samples, expected one to save the state behind", self.samples);
+        }
+        Ok(Request {
+            max_tokens: self.max_tokens,
+            sampling,
+            end: Vec::new(),
+            stop: self.stop.clone(),
+            samples: self.samples,
+        })
+    }
+
+    /// The ids of the prompt; some, unless there is a state to go on from.
+    fn prompt(&self, tokenizer: Option<&LmTokenizer>, vocabulary: usize) -> anyhow::Result<Vec<u32>> {
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Some(text.clone()),
+            (None, Some(path)) => Some(read_text(path)?),
+            (None, None) => None,
+        };
+        let ids = match (text, &self.prompt_ids, tokenizer) {
+            (Some(text), _, Some(tokenizer)) => tokenizer.encode(&text, self.state.is_none())?,
+            (Some(_), _, None) => bail!(
+                "{}: found no tokenizer.json and a vocabulary of {vocabulary}, expected --tokenizer or --prompt-ids",
+                self.model.display()
+            ),
+            (None, Some(ids), _) => ids.clone(),
+            (None, None, _) => Vec::new(),
+        };
+        if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+            let id = ids[at];
+            bail!("token {at} of the prompt is {id}, expected less than {vocabulary}, the vocabulary");
+        }
+        if ids.is_empty() && self.state.is_none() {
+            bail!("the prompt is empty, expected text to go on with");
+        }
+        Ok(ids)
+    }
+}
+
+/// Tokens that end a text: what the model says, else the tokenizer's own.
+fn end_tokens(
+    arguments: &Arguments,
+    tokenizer: Option<&LmTokenizer>,
+    vocabulary: usize,
+) -> anyhow::Result<Vec<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let path = arguments.model.join(name);
+        if !path.is_file() {
+            continue;
+        }
+        let all: Value = fulgur_lightnet::config::read(&path)?;
+        let said = &all["eos_token_id"];
+        let list = match said {
+            Value::Null => continue,
+            Value::Array(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        let known = |id: &Value| id.as_u64().filter(|&id| id < vocabulary as u64);
+        let ids: Option<Vec<u32>> = list.iter().map(|id| known(id).map(|id| id as u32)).collect();
+        let Some(ids) = ids else {
+            bail!(
+                "{}: eos_token_id is {said}, expected tokens below {vocabulary}",
+                path.display()
+            );
+        };
+        return Ok(ids);
+    }
+    Ok(tokenizer.and_then(LmTokenizer::end).into_iter().collect())
+}
+
+/// Refuses what keys and values of softmax attention would not fit into the memory for.
+fn check_memory(growth: u64, read: usize, request: &Request) -> anyhow::Result<()> {
+    let together = request.samples.min(MOST_TOGETHER) as u64;
+    let rows = (read as u64).saturating_add(together.saturating_mul((read + request.max_tokens) as u64));
+    let bytes = growth.saturating_mul(rows);
+    let Some(available) = available_memory() else {
+        return Ok(());
+    };
+    if bytes > available {
+        bail!(
+            "keys and values of {read} tokens and {} more need {:.1} GB, expected at most the {:.1} GB that are free",
+            request.max_tokens,
+            bytes as f64 / 1e9,
+            available as f64 / 1e9
+        );
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Generated {
+    model: PathBuf,
+    seed: u64,
+    /// Of the state that was gone on from.
+    tokens_before: usize,
+    prompt_tokens: usize,
+    /// Of the sequence now, with a single sample.
+    tokens: usize,
+    /// Of all samples together.
+    tokens_per_s: Option<f64>,
+    prompt_tokens_per_s: Option<f64>,
+    state_bytes: usize,
+    state: Option<PathBuf>,
+    samples: Vec<Continuation>,
+    timings: Timings,
+    #[serde(skip)]
+    streamed: bool,
+    #[serde(skip)]
+    has_text: bool,
+}
+
+#[derive(Serialize)]
+struct Timings {
+    load_s: f64,
+    prefill_s: f64,
+    generate_s: f64,
+}
+
+impl Generated {
+    fn summary(&self, written: usize) -> String {
+        let rate = |rate: Option<f64>| rate.map_or(String::new(), |rate| format!(", {rate:.0} a second"));
+        let mut line = format!(
+            "{} tokens read{}; {written} written{}",
+            self.prompt_tokens,
+            rate(self.prompt_tokens_per_s),
+            rate(self.tokens_per_s)
+        );
+        if let Some(path) = &self.state {
+            line.push_str(&format!(
+                "; state of {} tokens, {} bytes, in {}",
+                self.tokens,
+                self.state_bytes,
+                path.display()
+            ));
+        }
+        line
+    }
+}
+
+impl Report for Generated {
+    fn status(&self) -> Status {
+        match self.samples.iter().any(|text| text.stop == Stop::Interrupted) {
+            true => Status::Partial,
+            false => Status::Done,
+        }
+    }
+}
+
+impl fmt::Display for Generated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.streamed {
+            // The text is there; the line ends.
+            return match self.samples.iter().all(|text| text.ids.is_empty()) {
+                true => Ok(()),
+                false => writeln!(f),
+            };
+        }
+        for (number, sample) in self.samples.iter().enumerate() {
+            if self.samples.len() > 1 {
+                writeln!(f, "[{}]", number + 1)?;
+            }
+            match self.has_text {
+                true => writeln!(f, "{}", sample.text)?,
+                false => {
+                    let ids: Vec<String> = sample.ids.iter().map(u32::to_string).collect();
+                    writeln!(f, "{}", ids.join(","))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

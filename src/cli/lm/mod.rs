@@ -1,0 +1,62 @@
+//! `fulgur lm`: language models that write, and their tokenizers.
+
+mod generate;
+mod tokenizer;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+use super::answer::Answer;
+use super::context::Context;
+
+/// Write text with a language model, train tokenizers
+#[derive(Debug, clap::Args)]
+#[command(
+    arg_required_else_help = false,
+    after_help = "Example:\n  fulgur lm generate --model DIR --prompt \"The bell\"\n  fulgur lm tokenizer train book.txt"
+)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    Generate(generate::Arguments),
+    Tokenizer(tokenizer::Arguments),
+}
+
+pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
+    match arguments.action {
+        Action::Generate(arguments) => generate::run(context, &arguments),
+        Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
+    }
+}
+
+/// Largest text that is read.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// The text of a file, or of standard input where the name is `-`.
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let standard_input = path == Path::new("-");
+    let name = match standard_input {
+        true => "standard input".to_owned(),
+        false => path.display().to_string(),
+    };
+    let mut bytes = Vec::new();
+    let read = match standard_input {
+        true => io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes),
+        false => File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)),
+    };
+    read.with_context(|| name.clone())?;
+    if bytes.len() as u64 > MOST_BYTES {
+        bail!("{name}: more than {MOST_BYTES} bytes, expected at most that");
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        anyhow::anyhow!("{name}: byte {at} is no UTF-8, expected text")
+    })
+}
