@@ -11,7 +11,7 @@
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows;
-use crate::scalar::{Real, sum_of, wide};
+use crate::scalar::{Real, wide};
 use crate::tape::{Needs, Part, Set};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
@@ -213,7 +213,7 @@ fn few_rows<T: Real>(x: &[T], weight: &[T], [rows, output, input]: [usize; 3]) -
             || {
                 for (column, weight) in columns.chunks_exact_mut(rows).zip(weights.chunks_exact(input)) {
                     for (y, x) in column.iter_mut().zip(x.chunks_exact(input)) {
-                        *y = sum_of(x, weight, |x, weight| x * weight);
+                        *y = dot(x, weight);
                     }
                 }
             },
@@ -225,6 +225,48 @@ fn few_rows<T: Real>(x: &[T], weight: &[T], [rows, output, input]: [usize; 3]) -
     (0..rows * output)
         .map(|at| columns[at % output * rows + at / output])
         .collect()
+}
+
+/// Partial sums of a dot product: enough for several additions to be under way at once.
+const LANES: usize = 32;
+
+/// `sum_i a_i b_i` in fixed lanes. The lanes are whole arrays, and are summed in a function of their own: otherwise the compiler works on
+/// them one by one.
+#[inline(always)]
+fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::zero(); LANES];
+    let ((parts_a, tail_a), (parts_b, tail_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in parts_a.iter().zip(parts_b) {
+        add_products(&mut lanes, a, b);
+    }
+    if !tail_a.is_empty() {
+        let mut rest = [[T::zero(); LANES]; 2];
+        rest[0][..tail_a.len()].copy_from_slice(tail_a);
+        rest[1][..tail_b.len()].copy_from_slice(tail_b);
+        add_products(&mut lanes, &rest[0], &rest[1]);
+    }
+    sum_of_lanes(&lanes)
+}
+
+#[inline(always)]
+fn add_products<T: Real>(lanes: &mut [T; LANES], a: &[T; LANES], b: &[T; LANES]) {
+    for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+        *lane += a * b;
+    }
+}
+
+#[inline(never)]
+fn sum_of_lanes<T: Real>(lanes: &[T; LANES]) -> T {
+    let mut lanes = *lanes;
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            let other = lanes[lane + width];
+            lanes[lane] += other;
+        }
+    }
+    lanes[0]
 }
 
 fn add_on_cpu(y: &mut CpuStorage, bias: &Tensor) -> Result<()> {
