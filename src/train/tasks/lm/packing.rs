@@ -6,6 +6,7 @@ use fulgur_kernels::embedding::Ids;
 use fulgur_lightnet::lm::LanguageModel;
 
 use super::masking::IGNORED;
+use crate::train::TaskResult;
 
 /// A batch of packed documents.
 pub(super) struct Packed {
@@ -49,10 +50,11 @@ impl Packed {
 ///
 /// # Errors
 /// It cannot, in words.
-pub(super) fn check(model: &LanguageModel, device: &Device) -> Result<()> {
+pub(super) fn check(model: &LanguageModel, device: &Device) -> TaskResult<()> {
     let ids = Ids::new(&[0, 0], &[1, 2], model.config().vocab_size)?;
     let targets = Tensor::zeros((1, 2), candle_core::DType::U32, device)?;
-    model
-        .packed_losses(&ids, &targets, &[0, 1, 2], &Options::default())
-        .map(drop)
+    let tried = model.packed_losses(&ids, &targets, &[0, 1, 2], &Options::default());
+    // Where the environment asks for backtraces, the message has one below its line.
+    let line = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+    Ok(tried.map(drop).map_err(line)?)
 }
