@@ -113,7 +113,7 @@ fn text_is_cleaned_and_counted() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let prose = |seed: usize| -> String {
         (0..30)
-            .map(|i| format!("the word{} of it ", seed * 100 + i))
+            .map(|i| format!("the word{0} of page{0} ", seed * 100 + i))
             .collect()
     };
     let line = |text: &str| format!("{}\n", serde_json::json!({ "text": text }));

@@ -128,6 +128,6 @@ mod tests {
         ] {
             assert_eq!(broken(&text, 50), Some(reason), "{text}");
         }
-        assert_eq!(broken("the end of it", 0), None);
+        assert_eq!(broken("the ends of them", 0), None);
     }
 }
