@@ -31,4 +31,5 @@ pub mod models;
 pub mod report;
 pub mod sheet;
 pub mod tensors;
+pub mod text_score;
 pub mod train;

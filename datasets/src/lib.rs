@@ -30,6 +30,7 @@ pub mod scenes;
 #[cfg(feature = "media")]
 pub mod sets;
 pub mod store;
+pub mod text;
 pub mod things;
 #[cfg(feature = "media")]
 pub mod vocabulary;

@@ -13,7 +13,7 @@ use super::answer::{Answer, Report, Status};
 use super::context::Context;
 use super::progress::{self, Progress};
 
-/// List and fetch data sets
+/// List and fetch data sets, and clean text
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -28,6 +28,7 @@ pub(super) struct Arguments {
 enum Action {
     List(ListArguments),
     Fetch(FetchArguments),
+    Clean(super::clean::Arguments),
 }
 
 /// Show all data sets, their terms, and which are prepared
@@ -73,6 +74,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     match arguments.action {
         Action::List(ListArguments { place }) => list(&place.folder()),
         Action::Fetch(arguments) => fetch(context, arguments),
+        Action::Clean(arguments) => super::clean::run(context, arguments),
     }
 }
 

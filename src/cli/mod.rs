@@ -16,6 +16,8 @@ use answer::{Answer, Status};
 use context::Context;
 
 mod answer;
+#[cfg(feature = "media")]
+mod clean;
 mod commands;
 mod context;
 #[cfg(feature = "media")]

@@ -104,3 +104,84 @@ fn the_text_recipe_finds_all_it_needs_in_the_fetched_sets() {
     );
     assert!(folder.path().join("run/model/tokenizer.json").exists());
 }
+
+/// Cleaning keeps what is prose, counts the rest, and is the same each time; bad input is one line and leaves nothing.
+#[cfg(feature = "media")]
+#[test]
+fn text_is_cleaned_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let prose = |seed: usize| -> String {
+        (0..30)
+            .map(|i| format!("the word{0} of page{0} ", seed * 100 + i))
+            .collect()
+    };
+    let line = |text: &str| format!("{}\n", serde_json::json!({ "text": text }));
+    let lines = [line(&prose(1)), line("short"), line(&prose(2)), line(&prose(1))].concat();
+    std::fs::write(at("in.jsonl"), &lines).unwrap();
+    std::fs::write(at("more.txt"), prose(3)).unwrap();
+    let ran = run([
+        "data",
+        "clean",
+        &at("in.jsonl"),
+        &at("more.txt"),
+        "-o",
+        &at("out.jsonl"),
+        "--json",
+        "-q",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let report = ran.json();
+    assert_eq!((&report["documents"], &report["kept"]), (&5.into(), &3.into()));
+    assert_eq!(
+        report["dropped"],
+        serde_json::json!({ "too_short": 1, "duplicate": 1 })
+    );
+    let kept = std::fs::read_to_string(at("out.jsonl")).unwrap();
+    assert_eq!(kept, [1, 2, 3].map(|seed| line(&prose(seed))).concat());
+
+    std::fs::write(at("bad.jsonl"), "{\"text\": \"a\", \"url\": \"b\"}\n").unwrap();
+    std::fs::write(at("bad.txt"), b"ab\xff").unwrap();
+    for (arguments, words) in [
+        (
+            vec!["bad.jsonl", "-o", "new.jsonl"],
+            "line 1: found unknown field `url`",
+        ),
+        (
+            vec!["bad.txt", "-o", "new.jsonl"],
+            "found no UTF-8 at byte 2, expected UTF-8",
+        ),
+        (vec!["none.txt", "-o", "new.jsonl"], "none.txt: No such file"),
+        (
+            vec!["in.jsonl", "-o", "new.txt"],
+            "expected a name that ends in .jsonl",
+        ),
+        (
+            vec![
+                "in.jsonl",
+                "-o",
+                "new.jsonl",
+                "--score-with",
+                "none",
+                "--drop",
+                "1.5",
+            ],
+            "--drop: found 1.5",
+        ),
+    ] {
+        let arguments = arguments
+            .iter()
+            .map(|word| match word.contains('.') && !word.starts_with('1') {
+                true => at(word),
+                false => (*word).to_owned(),
+            });
+        let ran = run(["data".to_owned(), "clean".to_owned(), "-q".to_owned()]
+            .into_iter()
+            .chain(arguments));
+        assert!(ran.error().contains(words), "{}", ran.stderr);
+    }
+    assert_eq!(
+        names(folder.path()),
+        ["bad.jsonl", "bad.txt", "in.jsonl", "more.txt", "out.jsonl"]
+    );
+}

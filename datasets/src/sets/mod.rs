@@ -7,6 +7,7 @@ pub mod austen;
 pub mod backgrounds;
 pub mod bbb;
 pub mod emoji;
+pub mod english;
 pub mod fashion_mnist;
 mod manifest;
 pub mod minilm;
@@ -107,6 +108,7 @@ const SETS: &[&Set] = &[
     &fashion_mnist::SET,
     &emoji::SET,
     &austen::SET,
+    &english::SET,
     &minilm::SET,
     &wordnet::SET,
 ];

@@ -24,8 +24,8 @@ pub(super) const SET: Set = Set {
 };
 
 const FILE: &str = "wordnet.safetensors";
-const FOLDER: &str = "usr/share/wordnet/";
-const PARTS: [&str; 4] = ["data.adj", "data.adv", "data.noun", "data.verb"];
+pub(super) const FOLDER: &str = "usr/share/wordnet/";
+pub(super) const PARTS: [&str; 4] = ["data.adj", "data.adv", "data.noun", "data.verb"];
 
 /// Files of WordNet that the set keeps as they are: the meanings (`wndb(5)`) and how often they are met (`cntlist(5)`).
 pub const KEPT: [&str; 5] = ["cntlist.rev", "data.adj", "data.adv", "data.noun", "data.verb"];
@@ -111,7 +111,7 @@ fn write_glosses(entries: &unpack::Entries, out: &Path) -> Result<usize, FetchEr
 }
 
 /// Words and gloss of a line: offset, file number, type, count of words in hexadecimal, (word, number) ..., ` | `.
-fn gloss(line: &str) -> Option<String> {
+pub(super) fn gloss(line: &str) -> Option<String> {
     let (head, gloss) = line.split_once(" | ")?;
     let mut fields = head.split(' ').skip(3);
     let count = usize::from_str_radix(fields.next()?, 16).ok()?;

@@ -1,5 +1,7 @@
 //! A whole language model.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder, ops::softmax};
 use fulgur_kernels::cross_entropy::{self, Options};
@@ -229,6 +231,49 @@ impl LanguageModel {
         cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
+    /// As [`Self::loss`], of packed sequences in a batch of one: `borders` start with 0, end with N and never fall, and tokens see
+    /// nothing of other sequences.
+    ///
+    /// # Errors
+    /// As [`Self::loss`], borders that are none, a model in both directions, or one with short convolutions, TPE, or LightNet's
+    /// variants of decay, which see across borders.
+    pub fn packed_loss(
+        &self,
+        ids: &Ids,
+        targets: &Tensor,
+        borders: &[usize],
+        options: &Options<'_>,
+    ) -> Result<Tensor> {
+        let hidden = self
+            .packed_hidden(ids, borders)?
+            .reshape(((), self.config.hidden_size))?;
+        cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
+    }
+
+    /// As [`Self::losses`], of packed sequences.
+    ///
+    /// # Errors
+    /// As [`Self::packed_loss`].
+    pub fn packed_losses(
+        &self,
+        ids: &Ids,
+        targets: &Tensor,
+        borders: &[usize],
+        options: &Options<'_>,
+    ) -> Result<Tensor> {
+        let hidden = self
+            .packed_hidden(ids, borders)?
+            .reshape(((), self.config.hidden_size))?;
+        cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
+    }
+
+    fn packed_hidden(&self, ids: &Ids, borders: &[usize]) -> Result<Tensor> {
+        if self.config.bidirectional || self.tpe.is_some() {
+            bail!("packed sequences are not for models in both directions or with TPE");
+        }
+        self.run(ids, None, None, Some(borders.into()))
+    }
+
     /// The loss of every token `[B N]`, without a gradient.
     ///
     /// # Errors
@@ -241,7 +286,18 @@ impl LanguageModel {
     }
 
     /// The normalised end of the residual stream, `[B, N, d]`.
-    fn hidden(&self, ids: &Ids, mask: Option<&Tensor>, mut state: Option<&mut State>) -> Result<Tensor> {
+    fn hidden(&self, ids: &Ids, mask: Option<&Tensor>, state: Option<&mut State>) -> Result<Tensor> {
+        self.run(ids, mask, state, None)
+    }
+
+    /// As [`Self::hidden`]; without a state, of sequences that may be packed.
+    fn run(
+        &self,
+        ids: &Ids,
+        mask: Option<&Tensor>,
+        mut state: Option<&mut State>,
+        packed: Option<Arc<[usize]>>,
+    ) -> Result<Tensor> {
         let &[batch, tokens] = ids.shape() else {
             bail!("ids have shape {:?}, expected [B, N]", ids.shape());
         };
@@ -272,6 +328,7 @@ impl LanguageModel {
                     .map(|(_, phase)| phase.clone()),
                 lower_bound: bounds.get(index).cloned(),
                 mask: mask.cloned(),
+                packed: packed.clone(),
                 position,
                 gains: [2 * index + 1, 2 * index + 2].map(|gain| self.gains[gain].clone()),
                 eps,
@@ -346,6 +403,8 @@ struct Block {
     phase: Option<Tensor>,
     lower_bound: Option<Tensor>,
     mask: Option<Tensor>,
+    /// Borders of packed sequences.
+    packed: Option<Arc<[usize]>>,
     position: usize,
     /// Of the norm before the gated linear unit, and of the one after it.
     gains: [Option<Tensor>; 2],
@@ -360,6 +419,8 @@ impl Block {
             lower_bound: self.lower_bound.as_ref(),
             position: self.position,
         };
+        let mut packed = self.packed.clone().map(Memory::packed);
+        let memory = memory.or(packed.as_mut());
         let branch = self.layer.mix(normed, &context, self.mask.as_ref(), memory)?;
         let (x, normed) = add_norm(x, &branch, self.gains[0].as_ref(), self.eps)?;
         let branch = self.layer.expand(&normed)?;

@@ -266,6 +266,60 @@ fn prefill_and_steps_are_the_whole() -> Result<()> {
     Ok(())
 }
 
+/// Packed sequences have the losses of each by itself, or are refused.
+#[test]
+fn packed_sequences_are_separate() -> Result<()> {
+    let borders = [0, 1, 8, 8, 21];
+    let ids = draw(21, 31, "packed ids");
+    let targets = draw(21, 31, "packed targets");
+    let (mut alike, mut refused) = (0, 0);
+    for (name, config) in variants() {
+        let rows = config.vocab_size;
+        let params = Params::random(3, &Device::Cpu);
+        let model = LanguageModel::new(&config, DType::F32, &params.builder())?;
+        let whole = Ids::new(&ids, &[1, 21], rows)?;
+        let all = Tensor::new(&targets[..], &Device::Cpu)?.reshape((1, 21))?;
+        let found = match model.packed_losses(&whole, &all, &borders, &Options::default()) {
+            Ok(found) => found,
+            Err(error) => {
+                let line = error.to_string();
+                assert!(line.contains("packed sequences are not for"), "{name}: {line}");
+                assert!(
+                    config.conv_size.is_some()
+                        || config.use_tpe
+                        || config.architecture == Architecture::Lightnet,
+                    "{name}: {line}"
+                );
+                refused += 1;
+                continue;
+            }
+        };
+        let mut parts = Vec::new();
+        for pair in borders.windows(2).filter(|pair| pair[0] < pair[1]) {
+            let part = Ids::new(&ids[pair[0]..pair[1]], &[1, pair[1] - pair[0]], rows)?;
+            let targets = all.narrow(1, pair[0], pair[1] - pair[0])?.contiguous()?;
+            parts.push(model.losses(&part, &targets, &Options::default())?);
+        }
+        let expected = Tensor::cat(&parts, 0)?;
+        assert!(
+            far(&found, &expected)? < 1e-5,
+            "{name}: {}",
+            far(&found, &expected)?
+        );
+        let crossing = model.losses(&whole, &all, &Options::default())?;
+        assert!(
+            far(&crossing, &expected)? > 1e-4,
+            "{name}: borders change nothing"
+        );
+        let again = model.clone().recomputed(true);
+        let mean = again.packed_loss(&whole, &all, &borders, &Options::default())?;
+        assert!(far(&mean, &expected.mean_all()?)? < 1e-5, "{name}");
+        alike += 1;
+    }
+    assert!(alike >= 8 && refused >= 2, "{alike} alike, {refused} refused");
+    Ok(())
+}
+
 #[test]
 fn states_do_not_grow_but_for_softmax_attention() -> Result<()> {
     for (name, config) in variants() {

@@ -1,6 +1,7 @@
 //! Task `lm`: the next token of a text, or tokens of it that were masked.
 
 mod masking;
+mod packing;
 
 pub(super) mod flops;
 pub(super) mod shape;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use fulgur_datasets::text::Documents;
 use fulgur_kernels::cross_entropy;
 use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::export::{compute_dtype, write_part};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 use masking::{IGNORED, mask};
+use packing::Packed;
 use shape::ModelOptions;
 
 /// Largest file of tokens that is read.
@@ -40,12 +43,30 @@ pub(super) enum Order {
     Sequential,
 }
 
+/// What windows do where a document ends in them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Packing {
+    /// Tokens see those of the documents before.
+    Stream,
+    /// Each document begins with nothing: states are reset, and no token is to foretell the next document.
+    Documents,
+}
+
+/// The token behind each document of JSONL, which no text holds.
+const END: u16 = 0;
+
 /// Recipe of the task.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
-    /// A text, a byte a token; or, if its name ends in `.u16`, token ids of two bytes, the lower one first.
+    /// A text, a byte a token; if its name ends in `.jsonl`, documents `{"text": "..."}`, a line each, whose bytes end with a 0;
+    /// or, if it ends in `.u16`, token ids of two bytes, the lower one first.
     pub tokens: PathBuf,
+    /// What windows do where a document ends.
+    pub packing: Packing,
+    /// The token that ends a document; of JSONL it is 0.
+    pub end_of_document: Option<u16>,
     /// Part of the tokens, at the end, that is held out for validation.
     pub held_out: f64,
     /// Windows in a batch.
@@ -68,6 +89,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             tokens: PathBuf::new(),
+            packing: Packing::Stream,
+            end_of_document: None,
             held_out: 0.01,
             batch: 16,
             context: 256,
@@ -86,6 +109,8 @@ pub(super) struct LmTask {
     tokens: Arc<Vec<u16>>,
     /// Tokens that are trained on; the rest is held out.
     trained: usize,
+    /// The token that ends a document, where windows are packed by documents.
+    end: Option<u16>,
     params: Params,
     model: LanguageModel,
 }
@@ -121,6 +146,7 @@ impl LmTask {
         if masked.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
             return Err(format!("[lm]: masked is {}, expected above 0 and below 1", options.masked).into());
         }
+        let end = end_of_documents(&options)?;
         let tokens = read_tokens(&options.tokens)?;
         // The last row is that of the mask, where there is one.
         let rows = config.vocab_size - usize::from(config.bidirectional);
@@ -144,7 +170,11 @@ impl LmTask {
         let params = Params::random(seed, device);
         let model = LanguageModel::new(&config, compute_dtype(device), &params.builder())?;
         let model = model.recomputed(options.recompute);
+        if end.is_some() {
+            packing::check(&model, device)?;
+        }
         Ok(Self {
+            end,
             options,
             tokens: Arc::new(tokens),
             trained,
@@ -197,7 +227,7 @@ impl LmTask {
 
     fn head(&self) -> cross_entropy::Options<'static> {
         cross_entropy::Options {
-            ignore: self.model.config().bidirectional.then_some(IGNORED),
+            ignore: (self.model.config().bidirectional || self.end.is_some()).then_some(IGNORED),
             chunk: self.params.device().is_cuda().then_some(ROWS_ON_GPU),
             ..Default::default()
         }
@@ -228,13 +258,32 @@ impl Task for LmTask {
         let [ids, targets] = self.examples(&self.starts(cursor), || cursor.noise("mask"))?;
         let tokens = ids.elem_count();
         // The order of ids is found on the host, so that is where they stay.
+        if let Some(end) = self.end {
+            let Packed {
+                ids,
+                targets,
+                borders,
+            } = Packed::of(&ids, &targets, end)?;
+            let borders: Vec<u32> = borders.into_iter().map(|border| border as u32).collect();
+            let borders = Tensor::new(borders, &Device::Cpu)?;
+            let batch = Batch::new(tokens).on_host("ids", ids).with("targets", targets);
+            return Ok(batch.on_host("borders", borders));
+        }
         Ok(Batch::new(tokens).on_host("ids", ids).with("targets", targets))
     }
 
     fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
         let ids = self.ids(batch.get("ids")?)?;
-        let loss = self.model.loss(&ids, batch.get("targets")?, &self.head())?;
-        Ok(loss.into())
+        let targets = batch.get("targets")?;
+        if self.end.is_some() {
+            let borders = batch.get("borders")?.to_vec1::<u32>()?;
+            let borders: Vec<usize> = borders.into_iter().map(|border| border as usize).collect();
+            return Ok(self
+                .model
+                .packed_loss(&ids, targets, &borders, &self.head())?
+                .into());
+        }
+        Ok(self.model.loss(&ids, targets, &self.head())?.into())
     }
 
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
@@ -252,10 +301,19 @@ impl Task for LmTask {
         for starts in starts.chunks(batch) {
             // The same tokens are masked in every validation.
             let noise = || Philox::named(0, &format!("validation/mask/{}", starts[0]));
-            let [ids, targets] = self.examples(starts, noise)?;
+            let [mut ids, mut targets] = self.examples(starts, noise)?;
+            let mut borders = None;
+            if let Some(end) = self.end {
+                let packed = Packed::of(&ids, &targets, end)?;
+                (ids, targets, borders) = (packed.ids, packed.targets, Some(packed.borders));
+            }
             let counted = targets.flatten_all()?.to_vec1::<u32>()?;
             let targets = targets.to_device(self.params.device())?;
-            let losses = self.model.losses(&self.ids(&ids)?, &targets, &self.head())?;
+            let (ids, head) = (self.ids(&ids)?, self.head());
+            let losses = match &borders {
+                Some(borders) => self.model.packed_losses(&ids, &targets, borders, &head)?,
+                None => self.model.losses(&ids, &targets, &head)?,
+            };
             let losses: Vec<f32> = losses.to_dtype(DType::F32)?.to_vec1()?;
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             count += counted.iter().filter(|&&target| target != IGNORED).count();
@@ -272,11 +330,58 @@ impl Task for LmTask {
     }
 }
 
-/// The tokens of a file: bytes, or ids of two bytes where its name ends in `.u16`.
+/// Whether the name of a file ends like this.
+fn ends_in(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == ending)
+}
+
+/// The token that ends documents, where they are packed.
+fn end_of_documents(options: &Options) -> TaskResult<Option<u16>> {
+    let lines = ends_in(&options.tokens, "jsonl");
+    if lines && options.end_of_document.is_some_and(|end| end != END) {
+        return Err("[lm]: end_of_document is for other files than JSONL, whose documents end with 0".into());
+    }
+    if options.packing == Packing::Stream {
+        return Ok(None);
+    }
+    let end = options.end_of_document.or(lines.then_some(END));
+    end.map(Some).ok_or_else(|| {
+        "[lm]: packing is documents, expected JSONL or end_of_document, the token that ends one".into()
+    })
+}
+
+/// The bytes of the documents of a file, each with its end.
+fn read_documents(path: &Path) -> TaskResult<Vec<u16>> {
+    let mut tokens = Vec::new();
+    for (index, text) in Documents::open(path)?.enumerate() {
+        let text = text?;
+        let name = path.display();
+        if text.contains('\0') {
+            return Err(format!("{name}: document {index} has a character 0, which ends documents").into());
+        }
+        if text.is_empty() {
+            continue;
+        }
+        tokens.extend(text.bytes().map(u16::from));
+        tokens.push(END);
+        if tokens.len() as u64 > MOST_BYTES {
+            return Err(format!("{name}: more than {MOST_BYTES} bytes, expected at most that").into());
+        }
+    }
+    Ok(tokens)
+}
+
+/// The tokens of a file: bytes, of text or of documents, or ids of two bytes where its name ends in `.u16`.
 fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
     let name = path.display();
     if path.as_os_str().is_empty() {
-        return Err("[lm]: tokens is missing, expected a file of text or of token ids (.u16)".into());
+        return Err(
+            "[lm]: tokens is missing, expected a file of text, of documents (.jsonl) or of token ids (.u16)"
+                .into(),
+        );
+    }
+    if ends_in(path, "jsonl") {
+        return read_documents(path);
     }
     let file = File::open(path).map_err(|e| format!("{name}: {e}"))?;
     let mut bytes = Vec::new();
@@ -286,7 +391,7 @@ fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(format!("{name}: more than {MOST_BYTES} bytes, expected at most that").into());
     }
-    if path.extension().is_some_and(|extension| extension == "u16") {
+    if ends_in(path, "u16") {
         if bytes.len() % 2 == 1 {
             return Err(format!("{name}: {} bytes, expected two a token", bytes.len()).into());
         }
@@ -388,6 +493,102 @@ mod tests {
                 "{model}"
             );
             assert_eq!(again.config().architecture, task.model.config().architecture);
+        }
+    }
+
+    fn opened(folder: &Path, name: &str, bytes: &[u8], options: &str) -> TaskResult<LmTask> {
+        let tokens = folder.join(name);
+        std::fs::write(&tokens, bytes).unwrap();
+        let recipe = format!(
+            "task = 'lm'\n[train]\nmax_steps = 1\n[lm]\ntokens = '{}'\nbatch = 2\ncontext = 8\nheld_out = 0.3\n{options}\n\
+             [lm.model]\nlayers = 1\nwidth = 16\nhidden = 16\nheads = 2\n",
+            tokens.display()
+        );
+        let recipe = Recipe::check(recipe.parse().unwrap(), "test".into(), folder).unwrap();
+        LmTask::open(recipe.own().unwrap(), 1, &Device::Cpu)
+    }
+
+    #[test]
+    fn documents_are_packed_with_their_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines: String = (10..40).map(|i| format!("{{\"text\": \"no {i}\"}}\n")).collect();
+        let documents = "packing = 'documents'\norder = 'sequential'";
+        let task = opened(folder.path(), "x.jsonl", lines.as_bytes(), documents).unwrap();
+        assert_eq!(&task.tokens[..7], [110, 111, 32, 49, 48, 0, 110]);
+        let batch = task.batch(&Cursor { seed: 1, index: 0 }).unwrap();
+        let borders: Vec<u32> = batch.get("borders").unwrap().to_vec1().unwrap();
+        assert_eq!(borders, [0, 6, 8, 12, 16]);
+        let targets: Vec<u32> = batch
+            .get("targets")
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        assert_eq!(targets[4..7], [0, IGNORED, 111]);
+        let loss = task.validate().unwrap()[0].1;
+        assert!(loss.is_finite() && loss > 1.0, "{loss}");
+        // Prepared tokens say which of them ends documents.
+        let ids: Vec<u8> = task.tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let prepared = opened(
+            folder.path(),
+            "x.u16",
+            &ids,
+            &format!("{documents}\nend_of_document = 0"),
+        )
+        .unwrap();
+        assert_eq!(prepared.validate().unwrap()[0].1, loss);
+    }
+
+    #[test]
+    fn documents_that_are_none_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |name: &str, bytes: &[u8], options: &str| {
+            let refused = opened(folder.path(), name, bytes, options)
+                .err()
+                .unwrap()
+                .to_string();
+            assert_eq!(refused.lines().count(), 1, "{refused}");
+            refused
+        };
+        let good = "{\"text\": \"many words of one document\"}\n".repeat(4);
+        let documents = "packing = 'documents'";
+        for (name, bytes, options, words) in [
+            (
+                "x.jsonl",
+                &b"{\"text\": \"a\", \"id\": 3}\n"[..],
+                "",
+                "line 1: found unknown field `id`",
+            ),
+            ("x.jsonl", b"{\"text\": \"\xff\"}\n", "", "no UTF-8 at byte 10"),
+            (
+                "x.jsonl",
+                b"{\"text\": \"a\\u0000\"}\n",
+                "",
+                "document 0 has a character 0",
+            ),
+            (
+                "x.txt",
+                good.as_bytes(),
+                documents,
+                "packing is documents, expected JSONL",
+            ),
+            (
+                "x.jsonl",
+                good.as_bytes(),
+                "end_of_document = 3",
+                "end_of_document is for other files",
+            ),
+            ("x.u16", &[1; 200], "", "token 0 is 257, expected less than 256"),
+            (
+                "x.jsonl",
+                good.as_bytes(),
+                "packing = 'documents'\n[lm.model.variant]\nconv_size = 4",
+                "packed sequences are not for short convolutions",
+            ),
+        ] {
+            let found = line(name, bytes, options);
+            assert!(found.contains(words), "{found}");
         }
     }
 

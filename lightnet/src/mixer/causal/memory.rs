@@ -1,7 +1,9 @@
 //! What a mixer keeps of the tokens so far, for decoding: its size does not grow with their number, but for keys and values
 //! of softmax attention.
 
-use candle_core::{DType, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor, bail};
 use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::attention::{Options, softmax};
 use fulgur_kernels::decay::{self, LogDecay};
@@ -21,9 +23,24 @@ pub struct Memory {
     columns: Option<Tensor>,
     /// How far rows have turned, `[B, H, K]`, where data says how fast.
     angle: Option<Tensor>,
+    /// Borders of packed sequences, which begin with nothing and leave nothing.
+    packed: Option<Arc<[usize]>>,
 }
 
 impl Memory {
+    /// That of packed sequences in a batch of one, between `borders`: tokens see nothing of other sequences, and nothing is kept.
+    pub(crate) fn packed(borders: Arc<[usize]>) -> Self {
+        Self {
+            packed: Some(borders),
+            ..Self::default()
+        }
+    }
+
+    /// The borders, where sequences are packed.
+    fn borders(memory: Option<&Self>) -> Option<Arc<[usize]>> {
+        memory.and_then(|memory| memory.packed.clone())
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
         let tensors = self.tensors().into_iter();
@@ -66,6 +83,7 @@ impl Memory {
             log_sum: one("log_sum", &self.log_sum)?,
             columns: one("columns", &self.columns)?,
             angle: one("angle", &self.angle)?,
+            packed: self.packed.clone(),
             cache: match &self.cache {
                 Some([keys, values]) => Some([tensor("keys", keys)?, tensor("values", values)?]),
                 None => None,
@@ -75,6 +93,9 @@ impl Memory {
 
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
+        if Self::borders(memory.as_deref()).is_some() {
+            bail!("packed sequences are not for short convolutions, which see across their borders");
+        }
         let (batch, tokens, channels) = x.dims3()?;
         let before = match memory.as_ref().and_then(|memory| memory.columns.clone()) {
             Some(before) => before,
@@ -101,8 +122,11 @@ pub(super) fn decayed(
         decay: log_decay,
         ..Default::default()
     };
-    let Some(memory) = memory else {
-        return Ok(decay::causal(q, k, v, &options)?.0);
+    let borders = Memory::borders(memory.as_deref());
+    options.sequences = borders.as_deref();
+    let memory = match memory {
+        Some(memory) if borders.is_none() => memory,
+        _ => return Ok(decay::causal(q, k, v, &options)?.0),
     };
     let (o, state) = if q.dim(1)? == 1 {
         let before = state_before(memory, q, v)?;
@@ -135,8 +159,16 @@ pub(super) fn additive(
     seeded: bool,
     memory: Option<&mut Memory>,
 ) -> Result<Tensor> {
-    if memory.is_none() && !seeded {
-        return Ok(additive::causal(q, logits, v, &additive::Causal::default())?.0);
+    let borders = Memory::borders(memory.as_deref());
+    if borders.is_some() && seeded {
+        bail!("packed sequences are not for a LightNet that is seeded");
+    }
+    if (memory.is_none() || borders.is_some()) && !seeded {
+        let options = additive::Causal {
+            sequences: borders.as_deref(),
+            ..Default::default()
+        };
+        return Ok(additive::causal(q, logits, v, &options)?.0);
     }
     let known = match memory.as_ref() {
         Some(Memory {
@@ -190,6 +222,9 @@ fn first_log_sum(x: &Tensor, seeded: bool) -> Result<Tensor> {
 ///
 /// The first decay without a seed is 0, for its state is.
 pub(super) fn log_sums(logits: &Tensor, seeded: bool, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
+    if Memory::borders(memory.as_deref()).is_some() {
+        bail!("packed sequences are not for LightNet with scalar or tied decays or with LRPE");
+    }
     let known = memory.as_ref().and_then(|memory| memory.log_sum.clone());
     let before = match known {
         None if seeded => Some(first_log_sum(logits, seeded)?),
@@ -237,8 +272,16 @@ pub(super) fn scanned(
     shrink: &Tensor,
     memory: Option<&mut Memory>,
 ) -> Result<Tensor> {
-    let Some(memory) = memory else {
-        return Ok(eos::scan(expand, input, log, shrink, &eos::Options::default())?.0);
+    let borders = Memory::borders(memory.as_deref());
+    let memory = match memory {
+        Some(memory) if borders.is_none() => memory,
+        _ => {
+            let options = eos::Options {
+                sequences: borders.as_deref(),
+                ..Default::default()
+            };
+            return Ok(eos::scan(expand, input, log, shrink, &options)?.0);
+        }
     };
     let (y, state) = if input.dim(1)? == 1 {
         let before = state_before(memory, expand, input)?;
@@ -258,6 +301,9 @@ pub(super) fn scanned(
 
 /// Sums of `angles` `[B, N, H, K]` over tokens, behind what `memory` holds.
 pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+    if Memory::borders(memory.as_deref()).is_some() {
+        bail!("packed sequences are not for angles that data say, which sum up across their borders");
+    }
     let by_token = angles.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
     let sums = by_token.cumsum(2)?.transpose(1, 2)?;
     let mut sums = sums.reshape(angles.shape())?;
@@ -273,12 +319,15 @@ pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Res
 
 /// Causal softmax attention over what `memory` holds and `k`, `v`.
 pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+    let borders = Memory::borders(memory.as_deref());
     let options = Options {
         causal: true,
+        sequences: borders.as_deref(),
         ..Default::default()
     };
-    let Some(memory) = memory else {
-        return softmax(q, k, v, &options);
+    let memory = match memory {
+        Some(memory) if borders.is_none() => memory,
+        _ => return softmax(q, k, v, &options),
     };
     let [k, v] = match &memory.cache {
         Some([keys, values]) => [Tensor::cat(&[keys, k], 1)?, Tensor::cat(&[values, v], 1)?],
