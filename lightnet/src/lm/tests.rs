@@ -287,7 +287,7 @@ fn packed_sequences_are_separate() -> Result<()> {
                 assert!(
                     config.conv_size.is_some()
                         || config.use_tpe
-                        || config.architecture == Architecture::Lightnet,
+                        || matches!(config.architecture, Architecture::Lightnet | Architecture::Eos),
                     "{name}: {line}"
                 );
                 refused += 1;
@@ -301,8 +301,9 @@ fn packed_sequences_are_separate() -> Result<()> {
             parts.push(model.losses(&part, &targets, &Options::default())?);
         }
         let expected = Tensor::cat(&parts, 0)?;
+        // Losses of about 3.4 in f32, whose chunks begin elsewhere.
         assert!(
-            far(&found, &expected)? < 1e-5,
+            far(&found, &expected)? < 3e-5,
             "{name}: {}",
             far(&found, &expected)?
         );
