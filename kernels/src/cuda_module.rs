@@ -11,6 +11,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, Result, bail};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Contiguous operand of a kernel.
@@ -96,14 +97,12 @@ impl Module {
     pub(crate) fn function(self, device: &CudaDevice, name: &str, shared_bytes: u32) -> Result<CudaFunction> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.get_or_insert_default();
-        let place = (device.id(), self.name);
-        if !loaded.contains_key(&place) {
-            let module = self.load(device)?;
-            let functions = HashMap::new();
-            loaded.insert(place, Loaded { module, functions });
-        }
-        let Some(Loaded { module, functions }) = loaded.get_mut(&place) else {
-            bail!("kernels {}: lost after loading", self.name)
+        let Loaded { module, functions } = match loaded.entry((device.id(), self.name)) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => place.insert(Loaded {
+                module: self.load(device)?,
+                functions: HashMap::new(),
+            }),
         };
         if !functions.contains_key(name) {
             let function = module.load_function(name).w()?;
