@@ -41,6 +41,8 @@ ln -sfn lib "$made/lib64"
 for library in "${libraries[@]}"; do
     ln -sf "lib${library%:*}.so.${library#*:}" "$made/lib/lib${library%:*}.so"
 done
+# Programs take the runtime along.
+ln -sf libcudart_static.a "$made/lib/libcudart.a"
 
 # The driver's library comes with the driver. To link without one, an empty library with the names of its functions
 # does; it must never be where programs look for libraries when they run.

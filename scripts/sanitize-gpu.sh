@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 check="${1:-target/release/examples/check_cuda}"
 tools=("${@:2}")
 ((${#tools[@]})) || tools=(memcheck racecheck initcheck)
-groups=("decay" "additive" "projected parts split eos" "norm layer attention rotary embedding cross_entropy adamw")
+groups=("decay" "additive" "projected parts split eos" "norm layer attention rotary embedding cross_entropy adamw"
+    "rms_norm add_ residual swiglu gated lrpe linear modulated" "ema token_shift stft log-mel inverse")
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 declare -A running

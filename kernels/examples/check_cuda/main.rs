@@ -1,11 +1,11 @@
 //! Compares every fused CUDA operator, forward and backward, with the f64 form on the processor, then times it.
 //!
 //! ```text
-//! cargo run --release -p fulgur-kernels --features cuda --example check_cuda -- [NAME..] [small] [record=FILE]
+//! cargo run --release -p fulgur-kernels --features cuda --example check_cuda -- [NAME..] [small] [untimed] [record=FILE]
 //! ```
 //!
-//! Names select operators by how they begin, and leave out the timings. `small` takes few short shapes of each case, for runs
-//! under a sanitizer, which meet each kernel all the same. `record=FILE` writes how many checks passed.
+//! Names select operators by how they begin, and leave out the timings, as `untimed` does. `small` takes few short shapes of each case,
+//! for runs under a sanitizer, which meet each kernel all the same. `record=FILE` writes how many checks passed.
 //!
 //! Results lie in memory that was full of NaN, with guard bytes behind it.
 //!
@@ -478,11 +478,12 @@ fn check_adamw(device: &Device) -> Result<bool> {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let small = arguments.iter().any(|a| a == "small");
+    let has = |word: &str| arguments.iter().any(|a| a == word);
+    let (small, untimed) = (has("small"), has("untimed"));
     let record = arguments.iter().find_map(|a| a.strip_prefix("record="));
     let names: Vec<&String> = arguments
         .iter()
-        .filter(|a| *a != "small" && !a.starts_with("record="))
+        .filter(|a| !["small", "untimed"].contains(&a.as_str()) && !a.starts_with("record="))
         .collect();
     let chosen = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
     let device = match device::open_cuda(0) {
@@ -554,6 +555,7 @@ fn main() -> ExitCode {
     println!("{} of {count} checks passed", count.saturating_sub(failed));
     probe::poison(false);
     if names.is_empty()
+        && !untimed
         && let Err(error) = timings::timings(&device)
     {
         println!("FAIL timing: {error}");
