@@ -1,6 +1,6 @@
 //! The gated linear unit of a layer.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::glu::swiglu;
 
@@ -35,6 +35,12 @@ impl Glu {
             hidden,
             down: map(hidden, width, names[2])?,
         })
+    }
+
+    /// As [`Linear::round`].
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        self.wide.round(dtype)?;
+        self.down.round(dtype)
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::mixer::causal::Memory;
 
-/// The state of a batch of sequences of one length. Clones share tensors, which nobody writes to: a clone is a fork.
+/// The state of a batch of sequences of one length. Clones share tensors, and none sees what another one adds: a clone is a fork.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub(super) layers: Vec<Memory>,

@@ -26,7 +26,7 @@ const MOST_TOKENS: usize = 1 << 24;
 /// Most texts behind one prompt.
 const MOST_SAMPLES: usize = 1 << 12;
 /// Most tokens that are read at once.
-const LONGEST_CHUNK: usize = 1 << 17;
+pub(super) const LONGEST_CHUNK: usize = 1 << 17;
 
 /// Go on with a text
 ///

@@ -1,5 +1,6 @@
 //! `fulgur lm`: language models that write, and their tokenizers.
 
+mod bench;
 mod generate;
 mod tokenizer;
 
@@ -12,7 +13,7 @@ use anyhow::{Context as _, bail};
 use super::answer::Answer;
 use super::context::Context;
 
-/// Write text with a language model, train tokenizers
+/// Write text with a language model, measure how fast it does, train tokenizers
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -26,12 +27,14 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     Generate(generate::Arguments),
+    Bench(bench::Arguments),
     Tokenizer(tokenizer::Arguments),
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     match arguments.action {
         Action::Generate(arguments) => generate::run(context, &arguments),
+        Action::Bench(arguments) => bench::run(context, &arguments),
         Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
     }
 }

@@ -6,7 +6,7 @@
 //! y = (norm(O) * sigmoid(x W_1 W_2)) W_o
 //! ```
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::additive::{NonCausal, noncausal, projected};
 
@@ -51,6 +51,16 @@ impl BidirectionalLightNet {
             norm: Output::new(config, vb)?,
             output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)?;
+        self.gate.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`; tokens where `mask` `[B, N]` is zero enter nothing.

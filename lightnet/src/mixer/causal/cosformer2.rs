@@ -11,7 +11,7 @@
 //! By default only the D / 2 channels of the highest frequencies turn, and frequencies are fixed. It is the same as a complex
 //! recurrence: `S_t = diag(exp(i theta)) S_{t-1} + k_t v_t^T`, `o_t = Re(S_t)^T q_t`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::split;
@@ -53,6 +53,16 @@ impl CosFormer2 {
             norm: Output::new(config, vb)?,
             output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)?;
+        self.gate.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.

@@ -174,6 +174,18 @@ impl Eos {
         })
     }
 
+    /// As [`Linear::round`], of the maps before and behind the recurrence.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)?;
+        if let Some(gate) = &mut self.gate {
+            gate.round(dtype)?;
+        }
+        self.output.round(dtype)
+    }
+
     /// Mixes `x` `[B, N, d]`.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 //! The scalar form has one logit a head, `x W_f`, for the decay, and keys `silu(x W_k)`, by choice times one minus the decay. With
 //! LRPE keys turn after they were normalised, and decays are doubled with them.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
@@ -62,6 +62,16 @@ impl CausalLightNet {
             norm: Output::new(config, vb)?,
             output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)?;
+        self.gate.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.

@@ -1,6 +1,6 @@
 //! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases};
@@ -46,6 +46,11 @@ impl Maps {
             maps: Joined::new(maps.collect::<Result<_>>()?)?,
             kernels,
         })
+    }
+
+    /// As [`Linear::round`].
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)
     }
 
     /// `x` `[B, N, d]` to the columns of all maps.
@@ -194,6 +199,12 @@ impl LowRankGate {
             down: map(config, width, rank, &vb.pp("0"))?,
             up: map(config, rank, config.value_size(), &vb.pp("1"))?,
         })
+    }
+
+    /// As [`Linear::round`].
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        self.down.round(dtype)?;
+        self.up.round(dtype)
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {

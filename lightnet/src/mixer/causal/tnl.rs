@@ -9,7 +9,7 @@
 //! Decays are fixed: by default the slopes of ALiBi, slower from layer to layer. Activations, the norm of the output and the
 //! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::split;
@@ -54,6 +54,16 @@ impl Tnl {
             log_decay: log_decays(config, layer, vb.device())?,
             theta: theta(config, layer, vb)?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype)?;
+        self.gate.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
