@@ -8,8 +8,12 @@
 //! node instead of casts, reshapes, a product and a broadcast sum: candle's backward pass writes, reads and adds a zero
 //! tensor for every node that it passes.
 
+#[cfg(feature = "cuda")]
+mod few;
+
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
+use crate::glu::swiglu;
 use crate::rows::sum_rows;
 use crate::scalar::{Real, wide};
 use crate::tape::{Needs, Part, Set};
@@ -32,7 +36,8 @@ const PRODUCTS_A_TASK: usize = 1 << 15;
 /// `x W^T + b` for `x` [.., I], `weight` [O, I] and `bias` [O], in the type of `x`: [.., O].
 ///
 /// Differentiable in all of them. `x` is f32 or f64 on the CPU, f32 or bf16 on CUDA; weights are f32, or f64 with it. Weights
-/// that nobody trains may be bf16: up to [`FEW_ROWS`] rows on the CPU read them as they are, and sum in f32.
+/// that nobody trains may be bf16: up to [`FEW_ROWS`] rows on the CPU read them as they are, and sum in f32; on CUDA few rows of
+/// bf16 have a kernel of their own.
 ///
 /// # Errors
 /// If a shape, an element type or a device does not fit.
@@ -50,6 +55,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
+    #[cfg(feature = "cuda")]
+    if bias.is_none() && is_frozen(&x, &weight) {
+        let product = few::product(&x.detach(), &weight.detach(), false)?;
+        if let Some(y) = product {
+            return Ok(y);
+        }
+    }
     // The rounded weights serve both directions.
     let narrow = weight.dtype() == DType::BF16 && x.dtype() == DType::F32;
     let few = (1..=FEW_ROWS * input).contains(&x.elem_count()) && output > 0;
@@ -65,6 +77,32 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         None => attach2(value, [&x, &weight], linear),
         Some(bias) => attach3(value, [&x, &weight, bias], linear),
     }
+}
+
+/// `silu(a) b` for the halves `[a | b]` of `x W^T`, for `x` [.., I] and `weight` [2 O, I]: [.., O], as [`linear`] and
+/// [`swiglu`] one after the other; one kernel for few rows of bf16 on CUDA that nobody trains.
+///
+/// # Errors
+/// As those of both.
+pub fn linear_swiglu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let &[both, input] = weight.dims()
+        && both % 2 == 0
+        && x.dims().last() == Some(&input)
+        && is_frozen(x, weight)
+    {
+        let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+        if let Some(y) = few::product(&x, &weight, true)? {
+            return Ok(y);
+        }
+    }
+    swiglu(&linear(x, weight, None)?)
+}
+
+/// Whether there are gradients of neither.
+#[cfg(feature = "cuda")]
+fn is_frozen(x: &Tensor, weight: &Tensor) -> bool {
+    !x.track_op() && !weight.track_op()
 }
 
 /// The maps of one `x` by several weights [O1, I], [O2, I], .. side by side, as one product: [.., O1 + O2 + ..]. One to

@@ -112,9 +112,26 @@ impl Joined {
         Ok(())
     }
 
+    /// Takes up one more map of the same input, behind the others: for weights that nobody trains.
+    ///
+    /// # Errors
+    /// A weight of another input.
+    pub fn push(&mut self, map: Linear) -> Result<()> {
+        self.frozen = None;
+        self.maps.push(map);
+        self.frozen = Some(side_by_side(&mut self.maps)?);
+        Ok(())
+    }
+
     /// The maps.
     pub fn maps(&self) -> &[Linear] {
         &self.maps
+    }
+
+    /// The weights side by side, where nobody trains them and there are no biases.
+    pub fn frozen_weight(&self) -> Option<&Tensor> {
+        let whole = self.frozen.as_ref();
+        whole.filter(|map| map.bias.is_none()).map(|map| &map.weight)
     }
 
     /// Maps `x` `[.., input]` to the results side by side, in the dtype of `x`.

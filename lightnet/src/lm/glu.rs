@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::glu::swiglu;
+use fulgur_kernels::linear::linear_swiglu;
 
 use super::config::{Activation, Architecture, Config};
 use crate::linear::{Joined, Linear, Start};
@@ -44,6 +45,11 @@ impl Glu {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.act == Activation::Silu
+            && let Some(weight) = self.wide.frozen_weight()
+        {
+            return self.down.forward(&linear_swiglu(x, weight)?);
+        }
         let (wide, hidden) = (self.wide.forward(x)?, self.hidden);
         let y = match self.act {
             Activation::Silu => swiglu(&wide)?,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::{DType, Result, Tensor, bail};
 use fulgur_kernels::embedding::Ids;
+use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::FEW_ROWS;
 
 use super::model::LanguageModel;
@@ -168,14 +169,24 @@ impl Session {
         let Some(logits) = &self.logits else {
             return Err(SamplingError::Nothing.into());
         };
-        let rows: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
-        let position = self.state.tokens();
-        let mut chosen = Vec::with_capacity(rows.len());
-        for (row, logits) in rows.iter().enumerate() {
-            let logits = &logits[..logits.len().min(vocabulary)];
-            let recent = self.recent[row].make_contiguous();
-            chosen.push(sampling.choose(logits, recent, self.numbers[row], position)?);
-        }
+        let chosen = match sampling.is_greedy() {
+            true => chosen_greedily(logits, vocabulary)?,
+            false => None,
+        };
+        let chosen = match chosen {
+            Some(chosen) => chosen,
+            None => {
+                let rows: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
+                let position = self.state.tokens();
+                let mut chosen = Vec::with_capacity(rows.len());
+                for (row, logits) in rows.iter().enumerate() {
+                    let logits = &logits[..logits.len().min(vocabulary)];
+                    let recent = self.recent[row].make_contiguous();
+                    chosen.push(sampling.choose(logits, recent, self.numbers[row], position)?);
+                }
+                chosen
+            }
+        };
         for (recent, &id) in self.recent.iter_mut().zip(&chosen) {
             note(recent, id);
         }
@@ -193,6 +204,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The likeliest token of each row, where the logits lie; none where one of them is no number, which the choice on the host
+/// names.
+fn chosen_greedily(logits: &Tensor, vocabulary: usize) -> Result<Option<Vec<u32>>> {
+    let among = logits.dim(1)?.min(vocabulary);
+    if among == 0 || !matches!(logits.dtype(), DType::F32 | DType::BF16) {
+        return Ok(None);
+    }
+    Ok(likeliest(logits, among)?.into_iter().collect())
 }
 
 fn note(recent: &mut VecDeque<u32>, id: u32) {

@@ -58,7 +58,7 @@ impl BidirectionalLightNet {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
+        self.maps.round(dtype, None)?;
         self.gate.round(dtype)?;
         self.output.round(dtype)
     }
@@ -84,7 +84,7 @@ impl BidirectionalLightNet {
             let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
             noncausal(&q?, &k?, &v?, &options)?.0.flatten_from(2)?
         };
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &[])?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 

@@ -60,8 +60,7 @@ impl CosFormer2 {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
-        self.gate.round(dtype)?;
+        self.maps.round(dtype, Some(&mut self.gate))?;
         self.output.round(dtype)
     }
 
@@ -77,6 +76,7 @@ impl CosFormer2 {
     ) -> Result<Tensor> {
         let wide = self.maps.forward(x, memory.as_deref_mut())?;
         let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
+        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
@@ -85,7 +85,7 @@ impl CosFormer2 {
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
         let o = decayed(&q, &k, &v, LogDecay::None, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 }

@@ -179,7 +179,7 @@ impl Eos {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
+        self.maps.round(dtype, None)?;
         if let Some(gate) = &mut self.gate {
             gate.round(dtype)?;
         }
@@ -226,7 +226,7 @@ impl Eos {
             }
         };
         let y = y.to_dtype(x.dtype())?.flatten_from(2)?;
-        let gate = self.gate.as_ref().map(|gate| gate.forward(x)).transpose()?;
+        let gate = self.gate.as_ref().map(|gate| gate.forward(x, &[])).transpose()?;
         self.output.forward(&self.norm.forward(&y, gate.as_ref())?)
     }
 

@@ -48,7 +48,7 @@ impl Hgrn1 {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
+        self.maps.round(dtype, None)?;
         self.output.round(dtype)
     }
 

@@ -52,7 +52,7 @@ impl Hgrn2 {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
+        self.maps.round(dtype, None)?;
         self.output.round(dtype)
     }
 

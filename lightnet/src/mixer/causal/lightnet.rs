@@ -69,8 +69,7 @@ impl CausalLightNet {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
-        self.gate.round(dtype)?;
+        self.maps.round(dtype, Some(&mut self.gate))?;
         self.output.round(dtype)
     }
 
@@ -94,6 +93,7 @@ impl CausalLightNet {
             .iter()
             .zip(&self.widths)
             .map(|(act, &width)| act.part(width))
+            .chain(self.gate.part())
             .collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
@@ -127,7 +127,7 @@ impl CausalLightNet {
                 decayed(&q, &k, &v, LogDecay::Token(&log.squeeze(3)?), memory)?
             }
         };
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output
             .forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
     }

@@ -61,8 +61,7 @@ impl Tnl {
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype)?;
-        self.gate.round(dtype)?;
+        self.maps.round(dtype, Some(&mut self.gate))?;
         self.output.round(dtype)
     }
 
@@ -78,6 +77,7 @@ impl Tnl {
     ) -> Result<Tensor> {
         let wide = self.maps.forward(x, memory.as_deref_mut())?;
         let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
+        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
@@ -87,7 +87,7 @@ impl Tnl {
         }
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
         let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 }
