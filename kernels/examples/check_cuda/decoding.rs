@@ -3,6 +3,7 @@
 use crate::training::Check;
 use crate::{host, relative_rms, values};
 use candle_core::{DType, Device, Error, Result, Tensor};
+use fulgur_kernels::decay::{Fused, LogDecay, step, step_fused};
 use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::{linear, linear_swiglu};
 
@@ -44,6 +45,56 @@ fn few_rows(device: &Device, glu: bool) -> Result<String> {
     Ok(format!("{worst:.1e}"))
 }
 
+/// Steps of the recurrence, of rows of their own and of a wide projection.
+fn steps(device: &Device) -> Result<String> {
+    let mut worst = 0f64;
+    for (batch, heads, d, e) in [(1, 1, 3, 5), (2, 3, 24, 40), (3, 2, 128, 128), (1, 10, 128, 130)] {
+        let state = host(1, &[batch, heads, d, e], DType::F32)?;
+        let log = (host(2, &[heads], DType::F32)?.sqr()? * -0.2)?;
+        let channels = (host(3, &[batch, heads, d], DType::F32)?.sqr()? * -0.2)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let rows = |seed, width| host(seed, &[batch, heads, width], dtype);
+            let (q, k, v) = (rows(4, d)?, rows(5, d)?, rows(6, e)?);
+            let wide = host(7, &[batch, heads * (2 * d + e) + 8], dtype)?;
+            let there = |t: &Tensor, dtype: DType| t.to_dtype(dtype)?.to_device(device);
+            let own = |t: &Tensor| there(t, dtype);
+            let single = |t: &Tensor| there(t, DType::F32);
+            let (there_log, there_channels) = (single(&log)?, single(&channels)?);
+            let mut pairs = vec![];
+            for (log, found) in [
+                (LogDecay::None, LogDecay::None),
+                (LogDecay::Head(&log), LogDecay::Head(&there_log)),
+                (LogDecay::Channel(&channels), LogDecay::Channel(&there_channels)),
+            ] {
+                let wanted = step(&q, &k, &v, log, &state)?;
+                pairs.push((step(&own(&q)?, &own(&k)?, &own(&v)?, found, &single(&state)?)?, wanted));
+            }
+            for silu in [[true, true, true], [false, true, false]] {
+                let fused = Fused {
+                    heads,
+                    keys: d,
+                    values: e,
+                    silu,
+                };
+                let wanted = step_fused(&wide, fused, LogDecay::Head(&log), &state)?;
+                let found = step_fused(&own(&wide)?, fused, LogDecay::Head(&there_log), &single(&state)?)?;
+                pairs.push((found, wanted));
+            }
+            for (found, wanted) in pairs {
+                for (found, wanted) in [(found.0, wanted.0), (found.1, wanted.1)] {
+                    let error = relative_rms(&values(&found)?, &values(&wanted)?);
+                    let most = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
+                    if error.is_nan() || error > most || found.dims() != wanted.dims() {
+                        return Err(Error::Msg(format!("{:?} {dtype:?}: {error:.1e}", state.dims())));
+                    }
+                    worst = worst.max(error);
+                }
+            }
+        }
+    }
+    Ok(format!("{worst:.1e}"))
+}
+
 fn choices(device: &Device) -> Result<String> {
     for (rows, width) in [(1, 1), (3, 31), (64, 50304), (2, 1025)] {
         // Few different values: many are the largest.
@@ -78,6 +129,10 @@ pub(crate) fn checks() -> Vec<Check> {
         Check {
             name: "decoding, few rows and swiglu",
             run: |device| few_rows(device, true),
+        },
+        Check {
+            name: "decoding, steps",
+            run: steps,
         },
         Check {
             name: "decoding, choices",

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use anyhow::bail;
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use clap::ValueEnum;
 use fulgur_datasets::atomic::write_atomic;
 use fulgur_lightnet::lm::{Architecture, Config, LanguageModel, expected_shapes};
 use fulgur_lightnet::params::Params;
@@ -17,6 +16,7 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
+use super::Weights;
 use super::generate::LONGEST_CHUNK;
 use crate::decode::{Measure, Measures, Plan, Told, compute, flatness, measure, plots};
 use crate::doctor::available_memory;
@@ -29,25 +29,6 @@ const LONGEST: usize = 1 << 26;
 const MOST_TOGETHER: usize = 1 << 12;
 /// Most tokens of a measure.
 const MOST_TOKENS: usize = 1 << 16;
-
-/// Type of the weights that a token reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Weights {
-    /// 32 bits
-    F32,
-    /// The upper 16 of them, half as much to read
-    Bf16,
-}
-
-impl Weights {
-    pub(super) fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
 
 /// Measure how fast a language model reads and writes, and what it keeps
 ///
@@ -340,15 +321,12 @@ impl fmt::Display for Benched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let threads = self.threads.map_or(String::new(), |count| format!(", {count} threads"));
         for model in &self.models {
-            let weights = match self.dtype {
-                Weights::F32 => "f32",
-                Weights::Bf16 => "bf16",
-            };
             writeln!(
                 f,
-                "{}: {} parameters, weights in {weights}, on {}{threads}",
+                "{}: {} parameters, weights in {}, on {}{threads}",
                 model.name,
                 grouped(model.parameters),
+                self.dtype.name(),
                 self.device
             )?;
             writeln!(

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use candle_core::DType;
 use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate};
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
@@ -18,7 +17,8 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::read_text;
+use super::{Weights, read_text};
+use crate::decode::compute;
 use crate::doctor::available_memory;
 
 /// Most tokens that are written.
@@ -90,6 +90,9 @@ pub(super) struct Arguments {
     /// Tokens of the prompt that are read at once
     #[arg(long, value_name = "N", default_value_t = 4096)]
     chunk: usize,
+    /// Type of the weights; on a GPU also of what is computed between the sums
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    dtype: Weights,
     /// Go on from a state that was saved
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
@@ -123,14 +126,16 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     let ids = arguments.prompt(tokenizer.as_ref(), vocabulary)?;
     let began = Instant::now();
     let device = context.open_device()?;
-    let model = LanguageModel::load(&arguments.model, None, DType::F32, &device)?;
+    let weights = arguments.dtype.dtype();
+    let compute = compute(weights, &device);
+    let model = LanguageModel::load(&arguments.model, None, compute, &device)?.rounded(weights)?;
     let load_s = began.elapsed().as_secs_f64();
     let mut session = match &arguments.state {
         Some(path) => Session::load(&model, path)?,
         None => Session::new(&model),
     };
     let tokens_before = session.tokens();
-    let growth = config.growth(DType::F32);
+    let growth = config.growth(compute);
     check_memory(growth, tokens_before + ids.len(), &request)?;
 
     let began = Instant::now();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{DType, Result, Tensor, bail};
 use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::attention::{Options, softmax};
-use fulgur_kernels::decay::{self, LogDecay};
+use fulgur_kernels::decay::{self, Fused, LogDecay};
 use fulgur_kernels::eos;
 use fulgur_kernels::log_sum::NOTHING;
 
@@ -210,6 +210,31 @@ pub(super) fn decayed(
     };
     memory.state = Some(state.detach());
     Ok(o)
+}
+
+/// One token of the recurrence with constant decays behind what `memory` holds, of the first columns of `wide` `[B, 1, W]`, to
+/// `[B, 1, H E]`; none where there are several tokens or nothing is kept.
+pub(super) fn decayed_token(
+    wide: &Tensor,
+    fused: Fused,
+    log_decay: LogDecay<'_>,
+    memory: Option<&mut Memory>,
+) -> Result<Option<Tensor>> {
+    let (batch, tokens, _) = wide.dims3()?;
+    let memory = match memory {
+        Some(memory) if memory.packed.is_none() && tokens == 1 => memory,
+        _ => return Ok(None),
+    };
+    let before = match &memory.state {
+        Some(state) => state.clone(),
+        None => {
+            let shape = (batch, fused.heads, fused.keys, fused.values);
+            Tensor::zeros(shape, self::wide(wide), wide.device())?
+        }
+    };
+    let (o, state) = decay::step_fused(&wide.squeeze(1)?, fused, log_decay, &before)?;
+    memory.state = Some(state.detach());
+    o.unsqueeze(1).map(Some)
 }
 
 /// LightNet's recurrence behind what `memory` holds, as [`decayed`] from logits; `seeded` starts with a token of logit zero
