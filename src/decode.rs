@@ -147,7 +147,12 @@ pub fn measure(
             let once_more = 1.0 + 1.0 / config.num_hidden_layers as f64;
             growth as f64 * rows as f64 * once_more <= plan.most_bytes as f64
         };
-        let batches: Vec<usize> = plan.batches.iter().copied().filter(|&batch| fits(batch)).collect();
+        let batches: Vec<usize> = plan
+            .batches
+            .iter()
+            .copied()
+            .filter(|&batch| fits(batch))
+            .collect();
         for batch in plan.batches.iter().filter(|batch| !batches.contains(batch)) {
             all.left_out.push(format!(
                 "context {length}, batch {batch}: keys and values need more than {:.1} GB",
@@ -296,9 +301,9 @@ impl Memory {
 pub fn flatness(measures: &[Measure], batch: usize) -> Option<f64> {
     let medians = measures.iter().filter(|measure| measure.batch == batch);
     let medians: Vec<f64> = medians.map(|measure| measure.step_ms.median).collect();
-    let (low, high) = medians
-        .iter()
-        .fold((f64::INFINITY, 0f64), |(low, high), &ms| (low.min(ms), high.max(ms)));
+    let (low, high) = medians.iter().fold((f64::INFINITY, 0f64), |(low, high), &ms| {
+        (low.min(ms), high.max(ms))
+    });
     (medians.len() > 1 && low > 0.0).then(|| high / low)
 }
 

@@ -28,16 +28,15 @@ pub fn likeliest(x: &Tensor, among: usize) -> Result<Vec<Option<u32>>> {
         return Err(OpError::value(OP, "among", among, format!("1 to {width}, the width of x")).into());
     }
     let x = x.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && matches!(x.dtype(), DType::F32 | DType::BF16) {
+        return cuda::likeliest(&x, among);
+    }
     let (storage, layout) = x.storage_and_layout();
     match &*storage {
         Storage::Cpu(CpuStorage::F32(data)) => {
             let rows = data[layout.start_offset()..][..x.elem_count()].chunks_exact(width);
             Ok(rows.map(|row| first_largest(&row[..among])).collect())
-        }
-        #[cfg(feature = "cuda")]
-        Storage::Cuda(_) if matches!(x.dtype(), DType::F32 | DType::BF16) => {
-            drop(storage);
-            cuda::likeliest(&x, among)
         }
         _ => Err(unsupported(&x).into()),
     }

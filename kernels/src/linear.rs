@@ -17,9 +17,9 @@ use crate::glu::swiglu;
 use crate::rows::sum_rows;
 use crate::scalar::{Real, wide};
 use crate::tape::{Needs, Part, Set};
-use candle_core::backend::BackendStorage;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
@@ -578,7 +578,10 @@ mod tests {
         let weight = Tensor::randn(0f32, 1.0, (4, 3), cpu)?.to_dtype(DType::BF16)?;
         let x = candle_core::Var::randn(0f32, 1.0, (2, 3), cpu)?;
         let gradients = linear(&x, &weight, None)?.sum_all()?.backward()?;
-        let wanted = weight.to_dtype(DType::F32)?.sum_keepdim(0)?.broadcast_as((2, 3))?;
+        let wanted = weight
+            .to_dtype(DType::F32)?
+            .sum_keepdim(0)?
+            .broadcast_as((2, 3))?;
         let far = (gradients.get(&x).unwrap() - wanted)?.abs()?.max_all()?;
         assert!(far.to_scalar::<f32>()? < 1e-6);
         Ok(())

@@ -24,7 +24,13 @@ pub fn picture(plots: &[(&str, Plot)], keys: &[String]) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">\n\
          <style>{STYLE}</style>\n<rect width=\"{width}\" height=\"{height}\" fill=\"var(--card)\"/>\n",
-        escape(&plots.iter().map(|(caption, _)| *caption).collect::<Vec<_>>().join("; "))
+        escape(
+            &plots
+                .iter()
+                .map(|(caption, _)| *caption)
+                .collect::<Vec<_>>()
+                .join("; ")
+        )
     );
     // Writing to a string cannot fail.
     for (place, (caption, plot)) in plots.iter().enumerate() {
@@ -88,7 +94,9 @@ mod tests {
             doubling: true,
             ..Plot::default()
         };
-        let keys: Vec<String> = (0..9).map(|number| format!("model <{number}> of a long name")).collect();
+        let keys: Vec<String> = (0..9)
+            .map(|number| format!("model <{number}> of a long name"))
+            .collect();
         let svg = picture(&[("time & more", plot(0)), ("bytes", plot(1))], &keys);
         assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
         assert_eq!((svg.matches("<svg").count(), svg.matches("<g ").count()), (1, 2));

@@ -467,12 +467,17 @@ mod tests {
         .draw();
         for (at, label) in [(46.0, "1K"), (227.0, "4K")] {
             assert!(
-                svg.contains(&format!("<text x=\"{at:.1}\" y=\"223\" text-anchor=\"middle\">{label}<")),
+                svg.contains(&format!(
+                    "<text x=\"{at:.1}\" y=\"223\" text-anchor=\"middle\">{label}<"
+                )),
                 "{svg}"
             );
             assert!(svg.contains(&format!("cx=\"{at:.1}\"")), "{svg}");
         }
-        assert_eq!([length(1536.0), length(1048576.0), length(7.0)], ["1.5K", "1M", "7"]);
+        assert_eq!(
+            [length(1536.0), length(1048576.0), length(7.0)],
+            ["1.5K", "1M", "7"]
+        );
         let none = Plot {
             doubling: true,
             ..Plot::default()

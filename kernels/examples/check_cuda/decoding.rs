@@ -26,18 +26,26 @@ fn few_rows(device: &Device, glu: bool) -> Result<String> {
             let found = apply(&there(&x)?, &there(&weight)?)?;
             let wanted = apply(&x, &weight)?;
             if found.dims() != wanted.dims() {
-                return Err(Error::Msg(format!("{:?} instead of {:?}", found.dims(), wanted.dims())));
+                return Err(Error::Msg(format!(
+                    "{:?} instead of {:?}",
+                    found.dims(),
+                    wanted.dims()
+                )));
             }
             let error = relative_rms(&values(&found)?, &values(&wanted)?);
             if error.is_nan() || error > TOLERANCE {
-                return Err(Error::Msg(format!("{rows} rows of {output} by {input}: {error:.1e}")));
+                return Err(Error::Msg(format!(
+                    "{rows} rows of {output} by {input}: {error:.1e}"
+                )));
             }
             worst = worst.max(error);
             // A row does not see the others, as far as the kernel goes.
             if rows <= 8 && input % 8 == 0 {
                 let alone = apply(&there(&x.narrow(0, rows - 1, 1)?)?, &there(&weight)?)?;
                 if values(&alone)? != values(&found.narrow(0, rows - 1, 1)?)? {
-                    return Err(Error::Msg(format!("row {rows} of {output} by {input} is another alone")));
+                    return Err(Error::Msg(format!(
+                        "row {rows} of {output} by {input} is another alone"
+                    )));
                 }
             }
         }
@@ -67,7 +75,10 @@ fn steps(device: &Device) -> Result<String> {
                 (LogDecay::Channel(&channels), LogDecay::Channel(&there_channels)),
             ] {
                 let wanted = step(&q, &k, &v, log, &state)?;
-                pairs.push((step(&own(&q)?, &own(&k)?, &own(&v)?, found, &single(&state)?)?, wanted));
+                pairs.push((
+                    step(&own(&q)?, &own(&k)?, &own(&v)?, found, &single(&state)?)?,
+                    wanted,
+                ));
             }
             for silu in [[true, true, true], [false, true, false]] {
                 let fused = Fused {

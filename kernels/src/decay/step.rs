@@ -108,7 +108,11 @@ pub fn step_fused(
             return Err(OpError::shape(NAME, "log_decay", log, expected).into());
         }
     }
-    let named = [("wide", Some(wide)), ("state", Some(state)), ("log_decay", log_decay.tensor())];
+    let named = [
+        ("wide", Some(wide)),
+        ("state", Some(state)),
+        ("log_decay", log_decay.tensor()),
+    ];
     check_floats(NAME, &named)?;
     same_device(NAME, &named)?;
     #[cfg(feature = "cuda")]
@@ -230,4 +234,47 @@ fn token<T: SliceMath>(q: &[T], k: &[T], v: &[T], factors: &[T], state: &mut [T]
             }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{normal, relative_rms, values};
+
+    /// A wide row is what its parts are, activated one by one.
+    #[test]
+    fn fused_rows_are_their_parts() -> Result<()> {
+        let (b, heads, d, e) = (2, 3, 4, 5);
+        let wide = normal(1, &[b, heads * (2 * d + e) + 2]);
+        let state = normal(2, &[b, heads, d, e]);
+        let log = (normal(3, &[heads]).sqr()? * -0.3)?;
+        for silu in [[true, true, false], [false, false, true]] {
+            let fused = Fused {
+                heads,
+                keys: d,
+                values: e,
+                silu,
+            };
+            let part = |number: usize, first: usize, width: usize| {
+                let x = wide.narrow(1, first, heads * width)?.contiguous()?;
+                let x = match silu[number] {
+                    true => (&x / (x.neg()?.exp()? + 1.0)?)?,
+                    false => x,
+                };
+                x.reshape((b, heads, width))
+            };
+            let (q, k, v) = (part(0, 0, d)?, part(1, heads * d, d)?, part(2, 2 * heads * d, e)?);
+            let wanted = step(&q, &k, &v, LogDecay::Head(&log), &state)?;
+            let found = step_fused(&wide, fused, LogDecay::Head(&log), &state)?;
+            assert_eq!(found.0.dims(), [b, heads * e]);
+            assert!(relative_rms(&values(&found.0), &values(&wanted.0)) < 1e-13);
+            assert!(relative_rms(&values(&found.1), &values(&wanted.1)) < 1e-13);
+            let message = |result: Result<(Tensor, Tensor)>| result.unwrap_err().to_string();
+            let token = LogDecay::Token(&log);
+            assert!(message(step_fused(&wide, fused, token, &state)).contains("log_decay"));
+            let short = wide.narrow(1, 0, 30)?;
+            assert!(message(step_fused(&short, fused, LogDecay::None, &state)).contains("at least 39"));
+        }
+        Ok(())
+    }
 }

@@ -192,7 +192,10 @@ impl Arguments {
         if let Some(dir) = &self.model {
             let config = Config::read(&dir.join("config.json"), None)?;
             if config.bidirectional {
-                bail!("{}: a model in both directions, expected a causal one", dir.display());
+                bail!(
+                    "{}: a model in both directions, expected a causal one",
+                    dir.display()
+                );
             }
             return Ok(vec![(dir.display().to_string(), config)]);
         }
@@ -203,7 +206,10 @@ impl Arguments {
             let known = Architecture::ALL;
             let Some(architecture) = known.into_iter().find(|known| known.name() == name) else {
                 let known: Vec<_> = known.iter().map(|known| known.name()).collect();
-                bail!("--architecture: found {name:?}, expected some of {}", known.join(", "));
+                bail!(
+                    "--architecture: found {name:?}, expected some of {}",
+                    known.join(", ")
+                );
             };
             let config = self.shape(architecture);
             if let Err(error) = config.check() {
@@ -319,7 +325,9 @@ impl Report for Benched {
 
 impl fmt::Display for Benched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let threads = self.threads.map_or(String::new(), |count| format!(", {count} threads"));
+        let threads = self
+            .threads
+            .map_or(String::new(), |count| format!(", {count} threads"));
         for model in &self.models {
             writeln!(
                 f,
@@ -332,7 +340,14 @@ impl fmt::Display for Benched {
             writeln!(
                 f,
                 "{:>9} {:>5} {:>10} {:>22} {:>22} {:>10} {:>9} {:>9}",
-                "context", "batch", "read/s", "step ms (10-90 %)", "token ms (10-90 %)", "tokens/s", "state", "memory"
+                "context",
+                "batch",
+                "read/s",
+                "step ms (10-90 %)",
+                "token ms (10-90 %)",
+                "tokens/s",
+                "state",
+                "memory"
             )?;
             for measure in &model.measures.measures {
                 let spread = |spread: crate::decode::Spread| {

@@ -60,6 +60,7 @@ impl BidirectionalLightNet {
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, None)?;
         self.gate.round(dtype)?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

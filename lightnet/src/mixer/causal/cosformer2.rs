@@ -61,6 +61,7 @@ impl CosFormer2 {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

@@ -183,6 +183,7 @@ impl Eos {
         if let Some(gate) = &mut self.gate {
             gate.round(dtype)?;
         }
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

@@ -49,6 +49,7 @@ impl Hgrn1 {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, None)?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

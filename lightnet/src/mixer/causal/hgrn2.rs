@@ -53,6 +53,7 @@ impl Hgrn2 {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, None)?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

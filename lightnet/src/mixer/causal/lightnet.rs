@@ -70,6 +70,7 @@ impl CausalLightNet {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 

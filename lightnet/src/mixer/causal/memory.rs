@@ -53,7 +53,9 @@ impl Memory {
     /// All tensors, by name.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         let [keys, values] = match &self.cache {
-            Some(Cache { own: [keys, values], .. }) => [Some(keys), Some(values)],
+            Some(Cache {
+                own: [keys, values], ..
+            }) => [Some(keys), Some(values)],
             None => [None, None],
         };
         let named = [
@@ -86,9 +88,9 @@ impl Memory {
             angle: one("angle", &self.angle)?,
             packed: self.packed.clone(),
             cache: match &self.cache {
-                Some(Cache { own: [keys, values], .. }) => {
-                    Some(Cache::full([tensor("keys", keys)?, tensor("values", values)?]))
-                }
+                Some(Cache {
+                    own: [keys, values], ..
+                }) => Some(Cache::full([tensor("keys", keys)?, tensor("values", values)?])),
                 None => None,
             },
         })
@@ -146,7 +148,9 @@ impl Cache {
         let (before, room) = (self.own[0].dim(1)?, self.rooms[0].dim(1)?);
         let length = before + new[0].dim(1)?;
         let is_first = || {
-            let taken = self.taken.compare_exchange(before, length, Ordering::AcqRel, Ordering::Acquire);
+            let taken = self
+                .taken
+                .compare_exchange(before, length, Ordering::AcqRel, Ordering::Acquire);
             taken.is_ok()
         };
         let (rooms, taken) = if length <= room && is_first() {

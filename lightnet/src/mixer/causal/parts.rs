@@ -122,6 +122,8 @@ pub(super) struct Output {
     groups: usize,
     eps: f64,
     gain: Option<Tensor>,
+    /// The gain in another type, for a model that nobody trains.
+    rounded: Option<Tensor>,
     gate: OutputGate,
     gate_first: bool,
 }
@@ -142,9 +144,17 @@ impl Output {
             },
             eps: config.unscaled_output_eps(),
             gain: config.elementwise_affine.then(gain).transpose()?,
+            rounded: None,
             gate: config.output_gate,
             gate_first: config.gate_first,
         })
+    }
+
+    /// Keeps the gain in `dtype` too, for branches that compute in it.
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        let gain = self.gain.as_ref();
+        self.rounded = gain.map(|gain| gain.detach().to_dtype(dtype)).transpose()?;
+        Ok(())
     }
 
     /// Norms `o` `[B, N, d]` and multiplies by the gate, or the other way around.
@@ -167,11 +177,11 @@ impl Output {
     }
 
     fn normed(&self, o: &Tensor) -> Result<Tensor> {
-        let gain = self
-            .gain
-            .as_ref()
-            .map(|gain| gain.to_dtype(o.dtype()))
-            .transpose()?;
+        let rounded = self.rounded.as_ref().filter(|gain| gain.dtype() == o.dtype());
+        let gain = match (rounded, &self.gain) {
+            (Some(gain), _) => Some(gain.clone()),
+            (None, gain) => gain.as_ref().map(|gain| gain.to_dtype(o.dtype())).transpose()?,
+        };
         match self.norm {
             OutputNorm::Rms => rms_norm_to(o, gain.as_ref(), self.groups, self.eps, o.dtype()),
             OutputNorm::Layer if self.groups == 1 => layer_norm(o, gain.as_ref(), None, self.eps),

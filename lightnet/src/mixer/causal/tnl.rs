@@ -12,7 +12,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::{Fused, LogDecay};
-use fulgur_kernels::split::split;
+use fulgur_kernels::split::{Part, split};
 
 use super::memory::{decayed, decayed_token};
 use super::parts::{LowRankGate, Maps, Output, Theta, cosine_frequencies, turned};
@@ -77,6 +77,7 @@ impl Tnl {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 
@@ -96,8 +97,13 @@ impl Tnl {
             && let Some(o) = decayed_token(&wide, fused, decay, memory.as_deref_mut())?
         {
             let used: usize = self.widths.iter().sum();
-            let narrow = wide.narrow(D::Minus1, used, wide.dim(D::Minus1)? - used)?;
-            let gate = self.gate.forward(x, &[narrow])?;
+            let parts = match self.gate.part() {
+                None => Vec::new(),
+                // Of one sequence the columns lie together.
+                Some(part) if wide.dim(0)? == 1 => vec![wide.narrow(D::Minus1, used, part.width())?],
+                Some(part) => split(&wide, &[Part::Plain(used), part])?,
+            };
+            let gate = self.gate.forward(x, &parts)?;
             return self.output.forward(&self.norm.forward(&o, Some(&gate))?);
         }
         let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));

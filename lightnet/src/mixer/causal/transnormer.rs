@@ -66,6 +66,7 @@ impl TransNormer {
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
         self.input.round(dtype)?;
+        self.norm.round(dtype)?;
         self.output.round(dtype)
     }
 
