@@ -64,8 +64,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     // The rounded weights serve both directions.
     let narrow = weight.dtype() == DType::BF16 && x.dtype() == DType::F32;
-    let few = (1..=FEW_ROWS * input).contains(&x.elem_count()) && output > 0;
-    let as_it_is = narrow && few && x.device().is_cpu();
+    let is_few = (1..=FEW_ROWS * input).contains(&x.elem_count()) && output > 0;
+    let as_it_is = narrow && is_few && x.device().is_cpu();
     let linear = Linear {
         rounded: match as_it_is {
             true => weight.detach(),

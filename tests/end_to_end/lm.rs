@@ -467,3 +467,26 @@ fn weights_of_16_bits_write_too() {
     let ran = generate(&dir, &["--state", state, "-n", "1"]);
     assert!(ran.code == 2 && ran.stderr.contains("other weights"), "{}", ran.stderr);
 }
+
+#[test]
+fn several_prompts_have_the_texts_that_each_has_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = model(&folder.path().join("model"), Architecture::Tnl, |_| ());
+    let settings = ["-n", "20", "--seed", "5", "--json"];
+    let write = |more: &[&str]| generate(&dir, &[&settings, more].concat()).json()["samples"].clone();
+    let prompts = ["a bell", "rain falls, and", "x"];
+    let alone: Vec<_> = prompts
+        .iter()
+        .map(|prompt| write(&["--prompt", prompt])[0].clone())
+        .collect();
+    let arguments: Vec<&str> = prompts.iter().flat_map(|prompt| ["--prompt", prompt]).collect();
+    assert_eq!(write(&arguments), json!(alone));
+    let file = folder.path().join("prompts.txt");
+    fs::write(&file, prompts.join("\n")).unwrap();
+    assert_eq!(write(&["--prompts", file.to_str().unwrap()]), json!(alone));
+    let refused = generate(&dir, &[&arguments[..], &["--samples", "2"]].concat());
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("3 prompts, expected one with --samples"));
+    let empty = generate(&dir, &["--prompt", "a", "--prompt", ""]);
+    assert!(empty.code == 2 && empty.stderr.contains("prompt 2 is empty"), "{}", empty.stderr);
+}

@@ -96,6 +96,27 @@ impl Memory {
         })
     }
 
+    /// Those of several batches as one batch, in their order.
+    ///
+    /// # Errors
+    /// They do not hold the same tensors, or some of other shapes.
+    pub(crate) fn joined(parts: &[&Self]) -> Result<Self> {
+        let Some(first) = parts.first() else {
+            bail!("no states to join")
+        };
+        first.map(|name, _| {
+            let mut rows = Vec::with_capacity(parts.len());
+            for part in parts {
+                let found = part.tensors().into_iter().find(|(other, _)| *other == name);
+                let Some((_, tensor)) = found else {
+                    bail!("a state without {name} beside one with it")
+                };
+                rows.push(tensor.contiguous()?);
+            }
+            Tensor::cat(&rows, 0)
+        })
+    }
+
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
         if Self::borders(memory.as_deref()).is_some() {
