@@ -368,7 +368,16 @@ fn speed_is_measured_by_length_and_batch() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("speed.svg");
     let plot = plot.to_str().unwrap();
-    let lengths = ["--lengths", "128,64,256", "--batch", "3,1", "-n", "4", "--chunk", "50"];
+    let lengths = [
+        "--lengths",
+        "128,64,256",
+        "--batch",
+        "3,1",
+        "-n",
+        "4",
+        "--chunk",
+        "50",
+    ];
     let which = [
         "--architecture",
         "tnl,llama",
@@ -408,7 +417,13 @@ fn speed_is_measured_by_length_and_batch() {
     // Keys and values of others would not fit: 2 layers of 32 numbers twice, of 4 bytes on a CPU.
     assert_eq!(places(llama), [(64, 1), (64, 3), (128, 1), (256, 1)]);
     let left = llama["left_out"].as_array().unwrap();
-    assert!(left.len() == 2 && left[0].as_str().unwrap().starts_with("context 128, batch 3: keys"));
+    assert!(
+        left.len() == 2
+            && left[0]
+                .as_str()
+                .unwrap()
+                .starts_with("context 128, batch 3: keys")
+    );
     let bytes = |model: &serde_json::Value, at: usize| model["measures"][at]["state_bytes"].as_u64().unwrap();
     let state = 2 * 2 * 16 * 16 * 4;
     for at in 0..6 {
@@ -460,12 +475,19 @@ fn weights_of_16_bits_write_too() {
     };
     let narrow = ["--dtype", "bf16"];
     assert_eq!(write(&narrow), write(&narrow));
-    assert_eq!(write(&[&narrow[..], &["--samples", "3"]].concat())[0], write(&narrow)[0]);
+    assert_eq!(
+        write(&[&narrow[..], &["--samples", "3"]].concat())[0],
+        write(&narrow)[0]
+    );
     let state = folder.path().join("state");
     let state = state.to_str().unwrap();
     write(&["--dtype", "bf16", "--save-state", state]);
     let ran = generate(&dir, &["--state", state, "-n", "1"]);
-    assert!(ran.code == 2 && ran.stderr.contains("other weights"), "{}", ran.stderr);
+    assert!(
+        ran.code == 2 && ran.stderr.contains("other weights"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -488,5 +510,9 @@ fn several_prompts_have_the_texts_that_each_has_alone() {
     assert_eq!(refused.code, 2);
     assert!(refused.stderr.contains("3 prompts, expected one with --samples"));
     let empty = generate(&dir, &["--prompt", "a", "--prompt", ""]);
-    assert!(empty.code == 2 && empty.stderr.contains("prompt 2 is empty"), "{}", empty.stderr);
+    assert!(
+        empty.code == 2 && empty.stderr.contains("prompt 2 is empty"),
+        "{}",
+        empty.stderr
+    );
 }

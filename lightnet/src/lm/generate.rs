@@ -400,7 +400,12 @@ mod tests {
     #[test]
     fn texts_of_several_prompts_are_those_of_each() {
         let bytes = LmTokenizer::bytes();
-        let prompts = [PROMPT, "rain", "the bell rings as the rain falls, and then", "bell"];
+        let prompts = [
+            PROMPT,
+            "rain",
+            "the bell rings as the rain falls, and then",
+            "bell",
+        ];
         for architecture in Architecture::ALL {
             let model = model(architecture);
             let read = |prompt: &str| {

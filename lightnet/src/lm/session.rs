@@ -156,7 +156,9 @@ impl Session {
         for session in sessions {
             let more = session.state.tokens() - shortest;
             if more > 0 && model.config().sees_positions() {
-                bail!("{more} tokens more than others have, expected as many for a model that sees positions");
+                bail!(
+                    "{more} tokens more than others have, expected as many for a model that sees positions"
+                );
             }
             match (&session.logits, &session.pending) {
                 (Some(rows), None) => logits.push(rows),

@@ -127,7 +127,9 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     };
     request.end = end_tokens(arguments, tokenizer.as_ref(), vocabulary)?;
     let prompts = arguments.prompts(tokenizer.as_ref(), vocabulary)?;
-    if prompts.len() > 1 && (request.samples > 1 || arguments.state.is_some() || arguments.save_state.is_some()) {
+    if prompts.len() > 1
+        && (request.samples > 1 || arguments.state.is_some() || arguments.save_state.is_some())
+    {
         bail!(
             "{} prompts, expected one with --samples, --state or --save-state",
             prompts.len()
@@ -188,7 +190,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         bail!("standard output: {error}");
     }
     let generate_s = began.elapsed().as_secs_f64();
-    if let (Some(path), [session]) = (&arguments.save_state, sessions.as_slice()) {
+    if let (Some(path), [session]) = (&arguments.save_state, sessions.as_mut_slice()) {
         session.save(&model, path)?;
     }
     let written: usize = samples.iter().map(|text| text.ids.len()).sum();

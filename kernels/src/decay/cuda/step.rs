@@ -2,8 +2,8 @@
 
 use super::sweep::{LogDecayArg, PLAIN};
 use crate::cuda_module::{Slice, THREADS, launch, room};
-use crate::decay::step::{Fused, NAME};
 use crate::decay::LogDecay;
+use crate::decay::step::{Fused, NAME};
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
@@ -70,7 +70,11 @@ pub(in crate::decay) fn step_fused(
     let token = Token {
         keys: stride,
         values: stride,
-        silu: fused.silu.iter().rev().fold(0, |bits, &silu| 2 * bits + i32::from(silu)),
+        silu: fused
+            .silu
+            .iter()
+            .rev()
+            .fold(0, |bits, &silu| 2 * bits + i32::from(silu)),
         unused: 0,
     };
     match wide.dtype() {

@@ -21,7 +21,7 @@ mod gates;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
