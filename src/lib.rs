@@ -21,6 +21,7 @@ pub use fulgur_lightnet as lightnet;
 pub use fulgur_tavdiffusion as tavdiffusion;
 
 pub mod cli;
+pub mod decode;
 pub mod device;
 pub mod doctor;
 pub mod eos;

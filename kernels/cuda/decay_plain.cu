@@ -314,9 +314,25 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162f
 __device__ __forceinline__ void set(float *to, float x) { *to = x; }
 __device__ __forceinline__ void set(__nv_bfloat16 *to, float x) { *to = __float2bfloat16(x); }
 
+// Where the rows of a token lie: elements from one batch to the next, and which of q, k and v are still to go through SiLU, by
+// bits.
+struct Token {
+    int64_t keys, values;
+    int silu, unused;
+};
+
+// x, or SiLU of it as the type of the rows holds it.
+template <typename T> __device__ __forceinline__ float activated(T x, bool silu) {
+    if (!silu) return to_float(x);
+    const float a = to_float(x);
+    T rounded;
+    set(&rounded, a * (1.0f / (1.0f + expf(-a))));
+    return to_float(rounded);
+}
+
 // One token: the state after it, and S^T q. One block a batch and head; lanes take V columns each, warps take rows.
 template <typename T, int V>
-__device__ __forceinline__ void step(const T *q, const T *k, const T *v, LogDecay log_decay, const float *before,
+__device__ __forceinline__ void step(const T *q, const T *k, const T *v, Token token, LogDecay log_decay, const float *before,
                                      float *after, T *out, int heads, int d, int e) {
     struct alignas(V * 4) Columns {
         float x[V];
@@ -325,18 +341,21 @@ __device__ __forceinline__ void step(const T *q, const T *k, const T *v, LogDeca
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, batch = blockIdx.x / heads, head = blockIdx.x % heads;
     const int64_t line = blockIdx.x;
     const float *log = log_decay.data ? log_decay.data + batch * log_decay.batch + head * log_decay.head : nullptr;
-    q += line * d, k += line * d, v += line * e, out += line * e, before += line * d * e, after += line * d * e;
+    q += batch * token.keys + head * d, k += batch * token.keys + head * d, v += batch * token.values + head * e;
+    out += line * e, before += line * d * e, after += line * d * e;
+    const bool silu_q = token.silu & 1, silu_k = token.silu & 2, silu_v = token.silu & 4;
     for (int first = 0; first < e; first += 32 * V) {
         const int column = first + lane * V;
         const bool live = column < e;
         float value[V];
         Columns sum = {};
 #pragma unroll
-        for (int c = 0; c < V; c++) value[c] = live ? to_float(v[column + c]) : 0.0f;
+        for (int c = 0; c < V; c++) value[c] = live ? activated(v[column + c], silu_v) : 0.0f;
         if (live)
 #pragma unroll 8
             for (int row = warp; row < d; row += WARPS) {
-                const float a = log ? expf(log[row * log_decay.channel]) : 1.0f, x = to_float(k[row]), y = to_float(q[row]);
+                const float a = log ? expf(log[row * log_decay.channel]) : 1.0f;
+                const float x = activated(k[row], silu_k), y = activated(q[row], silu_q);
                 Columns state = *reinterpret_cast<const Columns *>(before + (int64_t)row * e + column);
 #pragma unroll
                 for (int c = 0; c < V; c++) {
@@ -360,9 +379,9 @@ __device__ __forceinline__ void step(const T *q, const T *k, const T *v, LogDeca
 
 #define STEP(T, NAME, V)                                                                                               \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        decay_step_##NAME##_##V(const T *q, const T *k, const T *v, LogDecay log_decay, const float *before,           \
-                                float *after, T *out, int heads, int d, int e) {                                       \
-        step<T, V>(q, k, v, log_decay, before, after, out, heads, d, e);                                               \
+        decay_step_##NAME##_##V(const T *q, const T *k, const T *v, Token token, LogDecay log_decay,                   \
+                                const float *before, float *after, T *out, int heads, int d, int e) {                  \
+        step<T, V>(q, k, v, token, log_decay, before, after, out, heads, d, e);                                        \
     }
 STEP(float, f32, 1)
 STEP(float, f32, 4)

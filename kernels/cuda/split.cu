@@ -3,6 +3,7 @@
 // x [rows, W]; a part is `width` columns from `first` on. Threads: x over vectors of a row, y over rows.
 // part            2 T an element of the part
 // part_backward   3 T (plain: 2 T); writes its columns of dx
+// all             every part of a few rows in one launch, as decoding has them
 // gate            T, T for keys and 4 bytes for log-decays
 // gate_backward   3 T + 4; a block owns a run of rows and leaves its share of the adjoint of the lower bound (rows.cu adds them)
 // Limit: memory bandwidth.
@@ -110,6 +111,45 @@ __device__ void gate_backward(const T *x, const float *bound, const T *d_key, co
     }
     if (partials) store_vector<V>(partials + (size_t)blockIdx.y * width + c, sums);
 }
+
+// What becomes of a run of columns: `y` and, of gates, `log`. Of a launch for all of them.
+struct Run {
+    void *y;
+    float *log;
+    uint32_t first, width, activation, unused;
+};
+constexpr int MOST_RUNS = 8;
+struct Runs {
+    Run run[MOST_RUNS];
+};
+constexpr uint32_t IS_SILU = 1, IS_GATE = 2;
+
+// Grid (columns, rows, runs); the bits of the launches one by one.
+template <typename T> __device__ void all(const T *x, const float *bound, const Runs &runs, uint32_t wide) {
+    const Run run = runs.run[blockIdx.z];
+    const uint32_t c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= run.width) return;
+    const size_t at = (size_t)blockIdx.y * run.width + c;
+    float a[1], b[1];
+    load_vector<1>(x + (size_t)blockIdx.y * wide + run.first + c, a);
+    if (run.activation == IS_GATE) {
+        bounds_of<1>(bound, c, b);
+        const Gate gate(a[0], b[0]);
+        a[0] = gate.key;
+        run.log[at] = gate.log();
+    } else if (run.activation == IS_SILU) {
+        a[0] *= sigmoid(a[0]);
+    }
+    store_vector<1>((T *)run.y + at, a);
+}
+
+#define ALL(SUFFIX, T)                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                      \
+        split_all_##SUFFIX(const T *x, const float *bound, const __grid_constant__ Runs runs, uint32_t wide) {                             \
+        all<T>(x, bound, runs, wide);                                                                                                      \
+    }
+ALL(f32, float)
+ALL(bf16, __nv_bfloat16)
 
 #define PART(NAME, ACTIVATION, SUFFIX, T, V)                                                                                               \
     extern "C" __global__ void __launch_bounds__(256)                                                                                      \

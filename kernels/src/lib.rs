@@ -24,6 +24,7 @@ pub mod exchange;
 pub mod glu;
 #[cfg(feature = "cuda")]
 mod gpu;
+pub mod likeliest;
 pub mod linear;
 pub mod log_sum;
 pub mod lrpe;

@@ -8,15 +8,20 @@
 //! node instead of casts, reshapes, a product and a broadcast sum: candle's backward pass writes, reads and adds a zero
 //! tensor for every node that it passes.
 
+#[cfg(feature = "cuda")]
+mod few;
+
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach2, attach3};
 use crate::error::OpError;
+use crate::glu::swiglu;
 use crate::rows::sum_rows;
 use crate::scalar::{Real, wide};
 use crate::tape::{Needs, Part, Set};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
-use candle_core::{CudaStorage, DType};
+use candle_core::CudaStorage;
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 const OP: &str = "linear";
@@ -30,7 +35,9 @@ const PRODUCTS_A_TASK: usize = 1 << 15;
 
 /// `x W^T + b` for `x` [.., I], `weight` [O, I] and `bias` [O], in the type of `x`: [.., O].
 ///
-/// Differentiable in all of them. `x` is f32 or f64 on the CPU, f32 or bf16 on CUDA; weights are f32, or f64 with it.
+/// Differentiable in all of them. `x` is f32 or f64 on the CPU, f32 or bf16 on CUDA; weights are f32, or f64 with it. Weights
+/// that nobody trains may be bf16: up to [`FEW_ROWS`] rows on the CPU read them as they are, and sum in f32; on CUDA few rows of
+/// bf16 have a kernel of their own.
 ///
 /// # Errors
 /// If a shape, an element type or a device does not fit.
@@ -48,15 +55,54 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
+    #[cfg(feature = "cuda")]
+    if bias.is_none() && is_frozen(&x, &weight) {
+        let product = few::product(&x.detach(), &weight.detach(), false)?;
+        if let Some(y) = product {
+            return Ok(y);
+        }
+    }
     // The rounded weights serve both directions.
+    let narrow = weight.dtype() == DType::BF16 && x.dtype() == DType::F32;
+    let is_few = (1..=FEW_ROWS * input).contains(&x.elem_count()) && output > 0;
+    let as_it_is = narrow && is_few && x.device().is_cpu();
     let linear = Linear {
-        rounded: weight.detach().to_dtype(x.dtype())?,
+        rounded: match as_it_is {
+            true => weight.detach(),
+            false => weight.detach().to_dtype(x.dtype())?,
+        },
     };
     let value = linear.forward(&x, bias.as_ref())?;
     match &bias {
         None => attach2(value, [&x, &weight], linear),
         Some(bias) => attach3(value, [&x, &weight, bias], linear),
     }
+}
+
+/// `silu(a) b` for the halves `[a | b]` of `x W^T`, for `x` [.., I] and `weight` [2 O, I]: [.., O], as [`linear`] and
+/// [`swiglu`] one after the other; one kernel for few rows of bf16 on CUDA that nobody trains.
+///
+/// # Errors
+/// As those of both.
+pub fn linear_swiglu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let &[both, input] = weight.dims()
+        && both % 2 == 0
+        && x.dims().last() == Some(&input)
+        && is_frozen(x, weight)
+    {
+        let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+        if let Some(y) = few::product(&x, &weight, true)? {
+            return Ok(y);
+        }
+    }
+    swiglu(&linear(x, weight, None)?)
+}
+
+/// Whether there are gradients of neither.
+#[cfg(feature = "cuda")]
+fn is_frozen(x: &Tensor, weight: &Tensor) -> bool {
+    !x.track_op() && !weight.track_op()
 }
 
 /// The maps of one `x` by several weights [O1, I], [O2, I], .. side by side, as one product: [.., O1 + O2 + ..]. One to
@@ -111,6 +157,13 @@ impl Linear {
         match (&*x, &*weight) {
             (Storage::Cpu(x), Storage::Cpu(weight)) => {
                 let mut y = match (x, weight) {
+                    (CpuStorage::F32(x), CpuStorage::BF16(weight)) => {
+                        let (x, weight) = (
+                            &x[x_layout.start_offset()..],
+                            &weight[weight_layout.start_offset()..],
+                        );
+                        CpuStorage::F32(few_rows(x, weight, [rows, output, input]))
+                    }
                     _ if rows > FEW_ROWS || rows * output * input == 0 => {
                         x.matmul(weight, mnk, &x_layout, &weight_layout)?
                     }
@@ -189,7 +242,10 @@ impl Linear {
             })?;
             return Ok([None, dweight, None]);
         }
-        let dx = wanted(x, &|| grad.matmul(&self.rounded)?.reshape(x.shape()))?;
+        let dx = wanted(x, &|| {
+            let weight = self.rounded.to_dtype(grad.dtype())?;
+            grad.matmul(&weight)?.reshape(x.shape())
+        })?;
         let dbias = match bias {
             Some(bias) => wanted(bias, &|| sum_rows(&grad)?.to_dtype(bias.dtype()))?,
             None => None,
@@ -198,8 +254,33 @@ impl Linear {
     }
 }
 
+/// Element of a weight that products in `T` read.
+trait Weight<T>: Copy + Send + Sync {
+    /// A row of the weight in `T`, in `room` where it is not so already.
+    fn widened<'a>(row: &'a [Self], room: &'a mut Vec<T>) -> &'a [T];
+}
+
+impl<T: Real> Weight<T> for T {
+    #[inline(always)]
+    fn widened<'a>(row: &'a [Self], _: &'a mut Vec<T>) -> &'a [T] {
+        row
+    }
+}
+
+impl Weight<f32> for bf16 {
+    #[inline(always)]
+    fn widened<'a>(row: &'a [Self], room: &'a mut Vec<f32>) -> &'a [f32] {
+        room.resize(row.len(), 0.0);
+        for (wide, narrow) in room.iter_mut().zip(row) {
+            // The upper half of an f32; `to_f32` looks for what is no number, and does not vectorise.
+            *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
+        }
+        room
+    }
+}
+
 /// `x W^T` of a few rows of `x` [R, I] and `weight` [O, I]: [R, O].
-fn few_rows<T: Real>(x: &[T], weight: &[T], [rows, output, input]: [usize; 3]) -> Vec<T> {
+fn few_rows<T: Real, W: Weight<T>>(x: &[T], weight: &[W], [rows, output, input]: [usize; 3]) -> Vec<T> {
     let (x, weight) = (&x[..rows * input], &weight[..output * input]);
     // By columns, so that threads write to places of their own.
     let mut columns = vec![T::zero(); output * rows];
@@ -211,7 +292,9 @@ fn few_rows<T: Real>(x: &[T], weight: &[T], [rows, output, input]: [usize; 3]) -
         wide(
             #[inline(always)]
             || {
+                let mut room = Vec::new();
                 for (column, weight) in columns.chunks_exact_mut(rows).zip(weights.chunks_exact(input)) {
+                    let weight = W::widened(weight, &mut room);
                     for (y, x) in column.iter_mut().zip(x.chunks_exact(input)) {
                         *y = dot(x, weight);
                     }
@@ -474,6 +557,33 @@ mod tests {
                 assert_eq!(alone.to_vec2::<f32>()?, same.to_vec2::<f32>()?);
             }
         }
+        Ok(())
+    }
+
+    /// As if the weight had been widened first, to the last bit where rows are few.
+    #[test]
+    fn weights_of_16_bits_are_read_as_they_are() -> Result<()> {
+        let cpu = &candle_core::Device::Cpu;
+        for (output, input) in [(1, 1), (37, 5), (300, 259), (33, 64)] {
+            let weight = Tensor::randn(0f32, 1.0, (output, input), cpu)?.to_dtype(DType::BF16)?;
+            let bias = Tensor::randn(0f32, 1.0, output, cpu)?;
+            for rows in [1, 3, FEW_ROWS, FEW_ROWS + 1] {
+                let x = Tensor::randn(0f32, 1.0, (rows, input), cpu)?;
+                let found = linear(&x, &weight, Some(&bias))?;
+                let wanted = linear(&x, &weight.to_dtype(DType::F32)?, Some(&bias))?;
+                assert_eq!(found.to_vec2::<f32>()?, wanted.to_vec2::<f32>()?, "{rows}");
+            }
+        }
+        // Gradients of x see the same weights.
+        let weight = Tensor::randn(0f32, 1.0, (4, 3), cpu)?.to_dtype(DType::BF16)?;
+        let x = candle_core::Var::randn(0f32, 1.0, (2, 3), cpu)?;
+        let gradients = linear(&x, &weight, None)?.sum_all()?.backward()?;
+        let wanted = weight
+            .to_dtype(DType::F32)?
+            .sum_keepdim(0)?
+            .broadcast_as((2, 3))?;
+        let far = (gradients.get(&x).unwrap() - wanted)?.abs()?.max_all()?;
+        assert!(far.to_scalar::<f32>()? < 1e-6);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Affine maps with weights `[out, in]`, as every checkpoint of the field stores them.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::linear::{joined, linear};
 
@@ -55,6 +55,15 @@ impl Linear {
         self.weight.dims()[0]
     }
 
+    /// Holds the weight in `dtype`, for a model that nobody trains: it is read as it is, not rounded at each call.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.weight = self.weight.detach().to_dtype(dtype)?;
+        Ok(())
+    }
+
     /// Maps `x` `[.., input]` to `[.., output]` in the dtype of `x`; master weights are rounded on the way.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
@@ -84,28 +93,45 @@ impl Joined {
         let frozen = |map: &Linear| !map.weight.track_op() && map.weight.is_contiguous();
         let whole = match maps.iter().all(frozen) && !maps.is_empty() {
             false => None,
-            true => {
-                let weights: Vec<&Tensor> = maps.iter().map(Linear::weight).collect();
-                let weight = Tensor::cat(&weights, 0)?;
-                let bias = match biases(&maps) {
-                    Some(biases) => Some(Tensor::cat(&biases, 0)?),
-                    None => None,
-                };
-                let mut first = 0;
-                for map in &mut maps {
-                    let count = map.output();
-                    map.weight = weight.narrow(0, first, count)?;
-                    first += count;
-                }
-                Some(Linear { weight, bias })
-            }
+            true => Some(side_by_side(&mut maps)?),
         };
         Ok(Self { maps, frozen: whole })
+    }
+
+    /// As [`Linear::round`]; the weights lie side by side from now on.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        // The wide weight goes first, or there would be three of it for a while.
+        self.frozen = None;
+        for map in &mut self.maps {
+            map.round(dtype)?;
+        }
+        self.frozen = Some(side_by_side(&mut self.maps)?);
+        Ok(())
+    }
+
+    /// Takes up one more map of the same input, behind the others: for weights that nobody trains.
+    ///
+    /// # Errors
+    /// A weight of another input.
+    pub fn push(&mut self, map: Linear) -> Result<()> {
+        self.frozen = None;
+        self.maps.push(map);
+        self.frozen = Some(side_by_side(&mut self.maps)?);
+        Ok(())
     }
 
     /// The maps.
     pub fn maps(&self) -> &[Linear] {
         &self.maps
+    }
+
+    /// The weights side by side, where nobody trains them and there are no biases.
+    pub fn frozen_weight(&self) -> Option<&Tensor> {
+        let whole = self.frozen.as_ref();
+        whole.filter(|map| map.bias.is_none()).map(|map| &map.weight)
     }
 
     /// Maps `x` `[.., input]` to the results side by side, in the dtype of `x`.
@@ -130,6 +156,23 @@ impl Joined {
             None => Ok(y),
         }
     }
+}
+
+/// The maps as one, of whose weight theirs become views.
+fn side_by_side(maps: &mut [Linear]) -> Result<Linear> {
+    let weights: Vec<&Tensor> = maps.iter().map(Linear::weight).collect();
+    let weight = Tensor::cat(&weights, 0)?;
+    let bias = match biases(maps) {
+        Some(biases) => Some(Tensor::cat(&biases, 0)?),
+        None => None,
+    };
+    let mut first = 0;
+    for map in maps {
+        let count = map.output();
+        map.weight = weight.narrow(0, first, count)?;
+        first += count;
+    }
+    Ok(Linear { weight, bias })
 }
 
 fn biases(maps: &[Linear]) -> Option<Vec<&Tensor>> {

@@ -10,6 +10,7 @@
 pub mod curve;
 pub mod metrics;
 mod page;
+pub mod picture;
 pub mod samples;
 pub mod svg;
 

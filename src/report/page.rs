@@ -354,6 +354,7 @@ fn figure(title: &str, curves: &[(&str, &Curve)], run: &Run, plan: &Plan, style:
     let plot = Plot {
         title: format!("{title} over steps, from {} to {}", short(low), short(high)),
         lines: curves.iter().enumerate().map(line).collect(),
+        doubling: false,
         logarithmic: style == Style::Noisy && low > 0.0 && high / low > DECADE,
         until: if run.finished { 0.0 } else { plan.steps as f64 },
         resumed: steps(&run.metrics.resumed),

@@ -7,8 +7,8 @@ use std::fmt::Write;
 /// How many colours there are; lines beyond them begin again.
 pub const COLOURS: usize = 8;
 
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 230.0;
+pub(super) const WIDTH: f64 = 420.0;
+pub(super) const HEIGHT: f64 = 230.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
@@ -44,6 +44,8 @@ pub struct Plot {
     pub lines: Vec<Line>,
     /// Whether the values' axis is logarithmic; all values have to be above 0 then.
     pub logarithmic: bool,
+    /// Whether the steps are lengths, each twice the last, on an axis that is logarithmic too; all are above 0 then.
+    pub doubling: bool,
     /// Steps from 0 to this are shown, and to the last point if that is later.
     pub until: f64,
     /// Steps of upright lines across the plot.
@@ -74,11 +76,17 @@ impl Plot {
     /// The plot as an `<svg>` element.
     #[must_use]
     pub fn draw(&self) -> String {
+        format!(
+            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">{}</svg>",
+            super::page::escape(&self.title),
+            self.elements()
+        )
+    }
+
+    /// What the plot is drawn of, [`WIDTH`] by [`HEIGHT`].
+    pub(super) fn elements(&self) -> String {
         let (x, y) = (self.steps(), self.values());
-        let mut out = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
-            super::page::escape(&self.title)
-        );
+        let mut out = String::new();
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         let mut put = |element: String| out.push_str(&element);
         for (value, label) in ticks(&y) {
@@ -90,7 +98,11 @@ impl Plot {
                 at + 4.0
             ));
         }
-        for (value, label) in ticks(&x) {
+        let steps = match x.logarithmic {
+            true => length_ticks(&x),
+            false => ticks(&x),
+        };
+        for (value, label) in steps {
             let at = x.place(value);
             // The last label must not stick out of the picture.
             let half = label.len() as f64 * CHARACTER / 2.0;
@@ -137,7 +149,6 @@ impl Plot {
                 }
             }
         }
-        out.push_str("</svg>");
         out
     }
 
@@ -147,6 +158,18 @@ impl Plot {
             .iter()
             .flat_map(|line| &line.points)
             .map(|point| point.0);
+        if self.doubling {
+            let (low, high) = last.fold((f64::INFINITY, 1.0f64), |(low, high), step| {
+                (low.min(step), high.max(step))
+            });
+            return Axis {
+                low: low.min(high).max(1.0),
+                high: high.max(2.0 * low.min(high).max(1.0)),
+                logarithmic: true,
+                from: LEFT,
+                to: WIDTH - RIGHT,
+            };
+        }
         Axis {
             low: 0.0,
             high: last.fold(self.until.max(1.0), f64::max),
@@ -263,6 +286,29 @@ fn log_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     inside.map(|value| (value, short(value))).collect()
 }
 
+/// Powers of two on an axis of lengths, as many as there is room for.
+fn length_ticks(axis: &Axis) -> Vec<(f64, String)> {
+    let (first, last) = (axis.low.log2().ceil() as i32, axis.high.log2().floor() as i32);
+    let every = ((last - first) / TICKS as i32 + 1).max(1);
+    (first..=last)
+        .step_by(every as usize)
+        .map(|power| {
+            let value = f64::from(power).exp2();
+            (value, length(value))
+        })
+        .collect()
+}
+
+/// A length in units of 1024: 1K, 2M.
+#[must_use]
+pub fn length(value: f64) -> String {
+    let units = [(1024f64.powi(3), "G"), (1024f64.powi(2), "M"), (1024.0, "K")];
+    match units.into_iter().find(|(unit, _)| value >= *unit) {
+        Some((unit, letter)) => format!("{}{letter}", short(value / unit)),
+        None => short(value),
+    }
+}
+
 /// A tick's value with as many digits as tell it from its neighbours at distance `step`.
 fn tick_label(value: f64, step: f64, largest: f64) -> String {
     if value == 0.0 {
@@ -374,6 +420,7 @@ mod tests {
             title: "a < b".to_owned(),
             lines: vec![line],
             logarithmic,
+            doubling: false,
             until: 100.0,
             resumed: vec![50.0, 700.0],
             skips: vec![25.0],
@@ -403,6 +450,39 @@ mod tests {
             (places[0] + places[2] - 2.0 * places[1]).abs() < 0.15,
             "{places:?}"
         );
+    }
+
+    #[test]
+    fn lengths_stand_at_equal_distances_under_powers_of_two() {
+        let points = [(1024.0, 1.0), (4096.0, 2.0), (16384.0, 3.0)];
+        let line = Line {
+            points: points.to_vec(),
+            ..Line::default()
+        };
+        let svg = Plot {
+            lines: vec![line],
+            doubling: true,
+            ..Plot::default()
+        }
+        .draw();
+        for (at, label) in [(46.0, "1K"), (227.0, "4K")] {
+            assert!(
+                svg.contains(&format!(
+                    "<text x=\"{at:.1}\" y=\"223\" text-anchor=\"middle\">{label}<"
+                )),
+                "{svg}"
+            );
+            assert!(svg.contains(&format!("cx=\"{at:.1}\"")), "{svg}");
+        }
+        assert_eq!(
+            [length(1536.0), length(1048576.0), length(7.0)],
+            ["1.5K", "1M", "7"]
+        );
+        let none = Plot {
+            doubling: true,
+            ..Plot::default()
+        };
+        assert!(!none.draw().contains("NaN"));
     }
 
     #[test]

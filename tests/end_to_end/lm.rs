@@ -343,3 +343,176 @@ fn texts_and_tokens_that_are_none_are_one_line() {
     ]);
     assert!(ran.error().contains("a.txt: no tokenizer"), "{}", ran.stderr);
 }
+
+const SHAPE: [&str; 10] = [
+    "--layers",
+    "2",
+    "--width",
+    "32",
+    "--heads",
+    "2",
+    "--hidden",
+    "48",
+    "--vocabulary",
+    "64",
+];
+
+fn bench(more: &[&str]) -> Ran {
+    let mut command = fulgur();
+    command.args(["lm", "bench", "-q", "--device", "cpu"]);
+    Ran::of(command.args(more).output().unwrap())
+}
+
+#[test]
+fn speed_is_measured_by_length_and_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("speed.svg");
+    let plot = plot.to_str().unwrap();
+    let lengths = [
+        "--lengths",
+        "128,64,256",
+        "--batch",
+        "3,1",
+        "-n",
+        "4",
+        "--chunk",
+        "50",
+    ];
+    let which = [
+        "--architecture",
+        "tnl,llama",
+        "--most-bytes",
+        "403000",
+        "--dtype",
+        "bf16",
+    ];
+    let all = [&SHAPE[..], &lengths, &which, &["--json", "--plot", plot]].concat();
+    let ran = bench(&all);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let json = ran.json();
+    assert_eq!((&json["device"], &json["dtype"]), (&json!("CPU"), &json!("bf16")));
+    let models = json["models"].as_array().unwrap();
+    let [tnl, llama] = [&models[0], &models[1]];
+    assert_eq!((&tnl["name"], &llama["name"]), (&json!("tnl"), &json!("llama")));
+    let places = |model: &serde_json::Value| -> Vec<(u64, u64)> {
+        let measures = model["measures"].as_array().unwrap().iter();
+        measures
+            .map(|measure| {
+                for time in ["step_ms", "token_ms"] {
+                    let of = |name: &str| measure[time][name].as_f64().unwrap();
+                    assert!(0.0 < of("low") && of("low") <= of("median") && of("median") <= of("high"));
+                }
+                assert!(measure["prefill_tokens_per_s"].as_f64().unwrap() > 0.0);
+                (
+                    measure["context"].as_u64().unwrap(),
+                    measure["batch"].as_u64().unwrap(),
+                )
+            })
+            .collect()
+    };
+    assert_eq!(
+        places(tnl),
+        [(64, 1), (64, 3), (128, 1), (128, 3), (256, 1), (256, 3)]
+    );
+    // Keys and values of others would not fit: 2 layers of 32 numbers twice, of 4 bytes on a CPU.
+    assert_eq!(places(llama), [(64, 1), (64, 3), (128, 1), (256, 1)]);
+    let left = llama["left_out"].as_array().unwrap();
+    assert!(
+        left.len() == 2
+            && left[0]
+                .as_str()
+                .unwrap()
+                .starts_with("context 128, batch 3: keys")
+    );
+    let bytes = |model: &serde_json::Value, at: usize| model["measures"][at]["state_bytes"].as_u64().unwrap();
+    let state = 2 * 2 * 16 * 16 * 4;
+    for at in 0..6 {
+        assert_eq!(bytes(tnl, at), state * (1 + 2 * (at as u64 % 2)));
+    }
+    assert_eq!(bytes(llama, 3) - bytes(llama, 2), 128 * 512);
+    assert_eq!(tnl["flatness"].as_array().unwrap().len(), 2);
+    let svg = fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("tnl, batch 3") && svg.contains("llama, batch 1"));
+
+    let dir = model(&folder.path().join("model"), Architecture::Lightnet, |_| ());
+    let ran = bench(&["--model", dir.to_str().unwrap(), "--lengths", "16", "-n", "2"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.stdout.contains("weights in f32, on CPU") && ran.stdout.contains("tokens/s"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_named() {
+    let said = |more: &[&str]| {
+        let ran = bench(more);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{more:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        ran.stderr
+    };
+    assert!(said(&[]).contains("expected --model or --architecture"));
+    assert!(said(&["--architecture", "rwkv"]).contains("found \"rwkv\", expected some of tnl"));
+    let tnl = ["--architecture", "tnl"];
+    let with = |more: &[&str]| said(&[&tnl[..], more].concat());
+    assert!(with(&["--lengths", "16,0"]).contains("lengths is 0, expected 1 to"));
+    assert!(with(&["--batch", "100000"]).contains("batch is 100000"));
+    assert!(with(&["-n", "0"]).contains("tokens is 0"));
+    assert!(with(&["--heads", "7"]).contains("hidden_size is 256"));
+    let huge = ["--layers", "4000", "--width", "65536", "--hidden", "65536"];
+    assert!(with(&huge).contains("expected at most the"));
+}
+
+/// Weights of 16 bits are other weights: the text is drawn anew, and as often as one likes.
+#[test]
+fn weights_of_16_bits_write_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = model(&folder.path().join("model"), Architecture::Tnl, |_| ());
+    let write = |more: &[&str]| {
+        let ran = generate(
+            &dir,
+            &[&["--prompt", "a bell", "-n", "24", "--json"], more].concat(),
+        );
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        ran.json()["samples"].clone()
+    };
+    let narrow = ["--dtype", "bf16"];
+    assert_eq!(write(&narrow), write(&narrow));
+    assert_eq!(
+        write(&[&narrow[..], &["--samples", "3"]].concat())[0],
+        write(&narrow)[0]
+    );
+    let state = folder.path().join("state");
+    let state = state.to_str().unwrap();
+    write(&["--dtype", "bf16", "--save-state", state]);
+    let ran = generate(&dir, &["--state", state, "-n", "1"]);
+    assert!(
+        ran.code == 2 && ran.stderr.contains("other weights"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn several_prompts_have_the_texts_that_each_has_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = model(&folder.path().join("model"), Architecture::Tnl, |_| ());
+    let settings = ["-n", "20", "--seed", "5", "--json"];
+    let write = |more: &[&str]| generate(&dir, &[&settings, more].concat()).json()["samples"].clone();
+    let prompts = ["a bell", "rain falls, and", "x"];
+    let alone: Vec<_> = prompts
+        .iter()
+        .map(|prompt| write(&["--prompt", prompt])[0].clone())
+        .collect();
+    let arguments: Vec<&str> = prompts.iter().flat_map(|prompt| ["--prompt", prompt]).collect();
+    assert_eq!(write(&arguments), json!(alone));
+    let file = folder.path().join("prompts.txt");
+    fs::write(&file, prompts.join("\n")).unwrap();
+    assert_eq!(write(&["--prompts", file.to_str().unwrap()]), json!(alone));
+    let refused = generate(&dir, &[&arguments[..], &["--samples", "2"]].concat());
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("3 prompts, expected one with --samples"));
+    let empty = generate(&dir, &["--prompt", "a", "--prompt", ""]);
+    assert!(
+        empty.code == 2 && empty.stderr.contains("prompt 2 is empty"),
+        "{}",
+        empty.stderr
+    );
+}

@@ -15,6 +15,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod decoding;
 mod eos;
 mod fused;
 mod parts;
@@ -528,6 +529,7 @@ fn main() -> ExitCode {
     for check in training::checks()
         .iter()
         .chain(&tape::checks())
+        .chain(&decoding::checks())
         .filter(|check| chosen(check.name))
     {
         count += 1;

@@ -264,7 +264,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 row_of(&split(&t[0], &parts)?, t[0].dtype())
             },
             dtypes: BOTH,
-            shapes: [[1, 1, 3], [3, 63, 192], [2, 500, 15]]
+            shapes: [[1, 1, 3], [2, 31, 1536], [3, 63, 192], [2, 500, 15]]
                 .map(|[b, n, d]| vec![vec![b, n, d]])
                 .to_vec(),
         },
@@ -281,7 +281,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 row_of(&split(&t[0], &parts)?, t[0].dtype())
             },
             dtypes: BOTH,
-            shapes: [[1, 2, 1], [3, 63, 64], [2, 500, 384], [2, 257, 5]]
+            shapes: [[1, 2, 1], [2, 32, 300], [3, 63, 64], [2, 500, 384], [2, 257, 5]]
                 .map(|[b, n, d]| vec![vec![b, n, 3 * d], vec![d]])
                 .to_vec(),
         },

@@ -8,8 +8,9 @@
 
 use super::{LogDecay, check_floats, same_device, wide_type};
 use crate::error::OpError;
-use crate::scalar::wide;
+use crate::scalar::wide as wide_instructions;
 use crate::slice_math::SliceMath;
+use crate::split::{Part, split};
 use crate::strided::contiguous;
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -46,6 +47,101 @@ pub fn step(
         _ => typed::<f32>(&dense, log_decay)?,
     };
     Ok((o.to_dtype(v.dtype())?, state))
+}
+
+/// A token's queries, keys and values side by side in one row of a projection, before their activation.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused {
+    /// Heads H.
+    pub heads: usize,
+    /// Width D of a head's keys.
+    pub keys: usize,
+    /// Width E of a head's values.
+    pub values: usize,
+    /// Whether queries, keys and values go through SiLU.
+    pub silu: [bool; 3],
+}
+
+impl Fused {
+    /// Of queries or keys, and of values, over all heads.
+    pub(super) fn widths(&self) -> [usize; 2] {
+        [self.heads * self.keys, self.heads * self.values]
+    }
+}
+
+/// [`step`] of the first columns of `wide` `[B, W]`, which are queries and keys `[H D]` and values `[H E]`: split, activated and
+/// joined to the state `[B, H, D, E]` in one kernel on CUDA. The output is `[B, H E]` in the type of `wide`.
+///
+/// The state is f32, or f64 with `wide`; there are no decays, or those of heads in its type.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_fused(
+    wide: &Tensor,
+    fused: Fused,
+    log_decay: LogDecay<'_>,
+    state: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let Fused {
+        heads,
+        keys,
+        values,
+        silu,
+    } = fused;
+    let [all_keys, all_values] = fused.widths();
+    let Ok((b, width)) = wide.dims2() else {
+        return Err(OpError::shape(NAME, "wide", wide, "[B, W]").into());
+    };
+    let used = 2 * all_keys + all_values;
+    if used > width || used == 0 || b == 0 {
+        return Err(OpError::shape(NAME, "wide", wide, format!("[B, W] with W at least {used}")).into());
+    }
+    if state.dims() != [b, heads, keys, values] {
+        let expected = format!("[{b}, {heads}, {keys}, {values}]");
+        return Err(OpError::shape(NAME, "state", state, expected).into());
+    }
+    match log_decay {
+        LogDecay::None => {}
+        LogDecay::Head(log) if log.dims() == [heads] && log.dtype() == state.dtype() => {}
+        LogDecay::Head(log) | LogDecay::Token(log) | LogDecay::Channel(log) => {
+            let expected = format!("[{heads}] of {:?}", state.dtype());
+            return Err(OpError::shape(NAME, "log_decay", log, expected).into());
+        }
+    }
+    let named = [
+        ("wide", Some(wide)),
+        ("state", Some(state)),
+        ("log_decay", log_decay.tensor()),
+    ];
+    check_floats(NAME, &named)?;
+    same_device(NAME, &named)?;
+    #[cfg(feature = "cuda")]
+    if wide.device().is_cuda()
+        && matches!(wide.dtype(), DType::F32 | DType::BF16)
+        && state.dtype() == DType::F32
+    {
+        return super::cuda::step_fused(wide, fused, log_decay, state);
+    }
+    let part = |silu: bool, width: usize| match silu {
+        true => Part::Silu(width),
+        false => Part::Plain(width),
+    };
+    let parts = split(
+        &wide.detach().narrow(1, 0, used)?,
+        &[
+            part(silu[0], all_keys),
+            part(silu[1], all_keys),
+            part(silu[2], all_values),
+        ],
+    )?;
+    let head = |part: &Tensor, width: usize| part.reshape((b, heads, width));
+    let (q, k, v) = (
+        head(&parts[0], keys)?,
+        head(&parts[1], keys)?,
+        head(&parts[2], values)?,
+    );
+    let (o, state) = step(&q, &k, &v, log_decay, state)?;
+    Ok((o.reshape((b, all_values))?, state))
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, log_decay: LogDecay<'_>, state: &Tensor) -> Result<()> {
@@ -123,7 +219,7 @@ fn typed<T: SliceMath>(dense: &[Tensor], log_decay: LogDecay<'_>) -> Result<(Ten
 
 /// One head: updates the state and adds to `o`.
 fn token<T: SliceMath>(q: &[T], k: &[T], v: &[T], factors: &[T], state: &mut [T], o: &mut [T]) {
-    wide(
+    wide_instructions(
         #[inline(always)]
         || {
             for (c, state) in state.chunks_exact_mut(v.len()).enumerate() {
@@ -138,4 +234,47 @@ fn token<T: SliceMath>(q: &[T], k: &[T], v: &[T], factors: &[T], state: &mut [T]
             }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{normal, relative_rms, values};
+
+    /// A wide row is what its parts are, activated one by one.
+    #[test]
+    fn fused_rows_are_their_parts() -> Result<()> {
+        let (b, heads, d, e) = (2, 3, 4, 5);
+        let wide = normal(1, &[b, heads * (2 * d + e) + 2]);
+        let state = normal(2, &[b, heads, d, e]);
+        let log = (normal(3, &[heads]).sqr()? * -0.3)?;
+        for silu in [[true, true, false], [false, false, true]] {
+            let fused = Fused {
+                heads,
+                keys: d,
+                values: e,
+                silu,
+            };
+            let part = |number: usize, first: usize, width: usize| {
+                let x = wide.narrow(1, first, heads * width)?.contiguous()?;
+                let x = match silu[number] {
+                    true => (&x / (x.neg()?.exp()? + 1.0)?)?,
+                    false => x,
+                };
+                x.reshape((b, heads, width))
+            };
+            let (q, k, v) = (part(0, 0, d)?, part(1, heads * d, d)?, part(2, 2 * heads * d, e)?);
+            let wanted = step(&q, &k, &v, LogDecay::Head(&log), &state)?;
+            let found = step_fused(&wide, fused, LogDecay::Head(&log), &state)?;
+            assert_eq!(found.0.dims(), [b, heads * e]);
+            assert!(relative_rms(&values(&found.0), &values(&wanted.0)) < 1e-13);
+            assert!(relative_rms(&values(&found.1), &values(&wanted.1)) < 1e-13);
+            let message = |result: Result<(Tensor, Tensor)>| result.unwrap_err().to_string();
+            let token = LogDecay::Token(&log);
+            assert!(message(step_fused(&wide, fused, token, &state)).contains("log_decay"));
+            let short = wide.narrow(1, 0, 30)?;
+            assert!(message(step_fused(&short, fused, LogDecay::None, &state)).contains("at least 39"));
+        }
+        Ok(())
+    }
 }

@@ -6,7 +6,7 @@ use crate::cuda_module::{Module, THREADS, by_rows, launch, module, pointer, room
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
 use crate::rows::sum_rows;
-use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig};
 use candle_core::{Result, Tensor, bail};
 
 const SPLIT: Module = module!("split");
@@ -35,12 +35,83 @@ fn name(activation: Activation) -> &'static str {
     }
 }
 
+/// So many rows are split in one launch instead of one a part.
+const FEW_ROWS: usize = 64;
+/// Most parts of such a launch.
+const MOST_RUNS: usize = 8;
+
+/// `Run` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Target {
+    y: u64,
+    log: u64,
+    first: u32,
+    width: u32,
+    activation: u32,
+    unused: u32,
+}
+
+/// `Runs` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Targets([Target; MOST_RUNS]);
+
+// SAFETY: plain numbers in the layout of C, as the kernels declare them.
+unsafe impl DeviceRepr for Targets {}
+
+/// All parts of a few rows.
+fn all<T: CudaReal>(plan: &Plan, x: &Tensor, start: u64, bound: u64) -> Result<Vec<Value>> {
+    let device = x.device().as_cuda_device()?;
+    let stream = device.cuda_stream();
+    let (mut targets, mut rooms) = (Targets::default(), Vec::with_capacity(plan.runs.len()));
+    for (target, run) in targets.0.iter_mut().zip(&plan.runs) {
+        let count = plan.rows * run.width;
+        let y = room::<T>(device, count)?;
+        let is_gate = run.activation == Activation::Gate;
+        let log = is_gate.then(|| room::<f32>(device, count)).transpose()?;
+        *target = Target {
+            y: y.device_ptr(&stream).0,
+            log: log.as_ref().map_or(0, |log| log.device_ptr(&stream).0),
+            first: run.first as u32,
+            width: run.width as u32,
+            activation: match run.activation {
+                Activation::Plain => 0,
+                Activation::Silu => 1,
+                Activation::Gate => 2,
+            },
+            unused: 0,
+        };
+        rooms.push((plan.shape(x, run), y, log));
+    }
+    let widest = plan.runs.iter().map(|run| run.width).max().unwrap_or(0);
+    let config = LaunchConfig {
+        grid_dim: (
+            (widest as u32).div_ceil(THREADS),
+            plan.rows as u32,
+            plan.runs.len() as u32,
+        ),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    launch!(device, SPLIT, format!("split_all_{}", T::SUFFIX), config; start, bound, targets, plan.width as u32);
+    let mut values = Vec::with_capacity(rooms.len() + 1);
+    for (shape, y, log) in rooms {
+        values.push(gpu::value(y, device, &shape));
+        values.extend(log.map(|log| gpu::value(log, device, &shape)));
+    }
+    Ok(values)
+}
+
 pub(super) fn forward<T: CudaReal>(plan: &Plan, x: &Tensor, bound: Option<&Tensor>) -> Result<Vec<Value>> {
     let device = x.device().as_cuda_device()?;
     let locked = Locked::new(OP, x);
     let bound = bound.map(|bound| Locked::new(OP, bound));
     let bound = bound.as_ref().map_or(Ok(0), Locked::start)?;
     let start = locked.start()?;
+    if plan.rows <= FEW_ROWS && (2..=MOST_RUNS).contains(&plan.runs.len()) {
+        return all::<T>(plan, x, start, bound);
+    }
     let mut values = Vec::new();
     for run in &plan.runs {
         let (shape, count) = (plan.shape(x, run), plan.rows * run.width);

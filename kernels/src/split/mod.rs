@@ -43,7 +43,8 @@ pub enum Part<'a> {
 }
 
 impl Part<'_> {
-    fn width(&self) -> usize {
+    /// How many columns it takes.
+    pub fn width(&self) -> usize {
         match *self {
             Self::Plain(width) | Self::Silu(width) | Self::Gate(width, _) => width,
         }

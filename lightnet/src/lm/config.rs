@@ -391,6 +391,19 @@ impl Config {
         self.attn.iter().find(|attn| attn.layers.contains(&layer))
     }
 
+    /// Whether what a token does depends on how many were before it, apart from what the state holds: sequences of different
+    /// lengths are in one batch otherwise only.
+    pub fn sees_positions(&self) -> bool {
+        let turns = match self.architecture {
+            Architecture::Tnl | Architecture::Transnormer => !self.lrpe_layers.is_empty(),
+            Architecture::Cosformer2 | Architecture::Lightnet => self.use_lrpe,
+            Architecture::Eos => matches!(self.eos.turn, Turn::Shared | Turn::Rows),
+            Architecture::Hgrn1 | Architecture::Hgrn2 => false,
+            Architecture::Llama => true,
+        };
+        turns || !self.attn.is_empty()
+    }
+
     /// Whether its gates have lower bounds.
     pub(crate) fn has_lower_bounds(&self) -> bool {
         use Architecture::{Eos, Hgrn1, Hgrn2};

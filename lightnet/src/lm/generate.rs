@@ -1,5 +1,7 @@
 //! Texts that a model writes behind a prompt: tokens until there are enough, a text ends, or a stop string has been written.
 
+use std::collections::BTreeMap;
+
 use super::model::LanguageModel;
 use super::sampling::Sampling;
 use super::session::{MOST_TOGETHER, Session, SessionError};
@@ -72,29 +74,95 @@ pub fn generate(
 ) -> Result<Vec<Continuation>, GenerateError> {
     session.settle(model).map_err(SessionError::from)?;
     let before = session.recent(0);
-    let vocabulary = tokenizer.map_or(model.config().vocab_size, LmTokenizer::rows);
     let mut texts = Vec::with_capacity(request.samples);
     for _ in 0..request.samples {
         texts.push(Writing::new(tokenizer, &before, &request.stop)?);
     }
+    let mut writer = Writer::new(model, tokenizer, request, texts, &mut show);
     let numbers: Vec<u32> = (0..request.samples as u32).collect();
-    let mut stopped = false;
     for together in numbers.chunks(MOST_TOGETHER) {
-        let mut group = match request.samples {
-            1 => session.clone(),
-            _ => session.fork(together).map_err(SessionError::from)?,
+        let places = together.iter().map(|&number| number as usize).collect();
+        if request.samples == 1 {
+            writer.write(session, places)?;
+        } else {
+            let mut group = session.fork(together).map_err(SessionError::from)?;
+            writer.write(&mut group, places)?;
+        }
+    }
+    writer.end()
+}
+
+/// Writes a text behind each of `sessions`, each of which is one sequence: what [`generate`] would write behind it alone. Those of
+/// one length, or all where the model sees no positions, are decoded [`MOST_TOGETHER`] at a time.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_each(
+    model: &LanguageModel,
+    tokenizer: Option<&LmTokenizer>,
+    sessions: &mut [Session],
+    request: &Request,
+    mut show: impl FnMut(usize, &str) -> bool,
+) -> Result<Vec<Continuation>, GenerateError> {
+    let (mut texts, mut groups) = (Vec::with_capacity(sessions.len()), BTreeMap::new());
+    for (place, session) in sessions.iter_mut().enumerate() {
+        session.settle(model).map_err(SessionError::from)?;
+        texts.push(Writing::new(tokenizer, &session.recent(0), &request.stop)?);
+        let length = match model.config().sees_positions() {
+            true => session.tokens(),
+            false => 0,
         };
-        let mut live: Vec<usize> = together.iter().map(|&number| number as usize).collect();
-        for _ in 0..request.max_tokens {
-            if stopped || live.is_empty() {
+        groups.entry(length).or_insert_with(Vec::new).push(place);
+    }
+    let mut writer = Writer::new(model, tokenizer, request, texts, &mut show);
+    for together in groups.values().flat_map(|places| places.chunks(MOST_TOGETHER)) {
+        let apart: Vec<&Session> = together.iter().map(|&place| &sessions[place]).collect();
+        let mut group = Session::joined(model, &apart).map_err(SessionError::from)?;
+        writer.write(&mut group, together.to_vec())?;
+    }
+    writer.end()
+}
+
+/// Texts on their way.
+struct Writer<'a, F> {
+    model: &'a LanguageModel,
+    request: &'a Request,
+    vocabulary: usize,
+    texts: Vec<Writing<'a>>,
+    show: F,
+    stopped: bool,
+}
+
+impl<'a, F: FnMut(usize, &str) -> bool> Writer<'a, F> {
+    fn new(
+        model: &'a LanguageModel,
+        tokenizer: Option<&LmTokenizer>,
+        request: &'a Request,
+        texts: Vec<Writing<'a>>,
+        show: F,
+    ) -> Self {
+        Self {
+            model,
+            request,
+            vocabulary: tokenizer.map_or(model.config().vocab_size, LmTokenizer::rows),
+            texts,
+            show,
+            stopped: false,
+        }
+    }
+
+    /// Writes the texts `live`, whose sequences are those of `group` in their order.
+    fn write(&mut self, group: &mut Session, mut live: Vec<usize>) -> Result<(), GenerateError> {
+        for _ in 0..self.request.max_tokens {
+            if self.stopped || live.is_empty() {
                 break;
             }
-            let chosen = group.next(model, &request.sampling, vocabulary)?;
+            let chosen = group.next(self.model, &self.request.sampling, self.vocabulary)?;
             let mut places = Vec::with_capacity(live.len());
             for (place, (&number, id)) in live.iter().zip(chosen).enumerate() {
-                let new = texts[number].push(id, &request.end)?;
-                stopped |= !show(number, &new);
-                if texts[number].stop.is_none() {
+                let new = self.texts[number].push(id, &self.request.end)?;
+                self.stopped |= !(self.show)(number, &new);
+                if self.texts[number].stop.is_none() {
                     places.push(place as u32);
                 }
             }
@@ -103,21 +171,23 @@ pub fn generate(
             }
             live = places.iter().map(|&place| live[place as usize]).collect();
         }
-        if request.samples == 1 {
-            *session = group;
+        Ok(())
+    }
+
+    /// All texts, whole.
+    fn end(mut self) -> Result<Vec<Continuation>, GenerateError> {
+        let mut all = Vec::with_capacity(self.texts.len());
+        for (number, text) in self.texts.into_iter().enumerate() {
+            let ended = match self.stopped {
+                true => Stop::Interrupted,
+                false => Stop::Length,
+            };
+            let (continuation, new) = text.end(ended, self.request.max_tokens)?;
+            (self.show)(number, &new);
+            all.push(continuation);
         }
+        Ok(all)
     }
-    let mut all = Vec::with_capacity(texts.len());
-    for (number, text) in texts.into_iter().enumerate() {
-        let ended = match stopped {
-            true => Stop::Interrupted,
-            false => Stop::Length,
-        };
-        let (continuation, new) = text.end(ended, request.max_tokens)?;
-        show(number, &new);
-        all.push(continuation);
-    }
-    Ok(all)
 }
 
 /// A text that is being written.
@@ -323,6 +393,53 @@ mod tests {
             // A prompt in pieces has other last digits.
             let pieces = write(&mut read(&model, 7), &request(5, 1)).remove(0);
             assert_eq!(pieces.ids, one.ids[..5], "{architecture:?}");
+        }
+    }
+
+    /// Prompts of different lengths, written behind together: what each alone gives, whichever ends first.
+    #[test]
+    fn texts_of_several_prompts_are_those_of_each() {
+        let bytes = LmTokenizer::bytes();
+        let prompts = [
+            PROMPT,
+            "rain",
+            "the bell rings as the rain falls, and then",
+            "bell",
+        ];
+        for architecture in Architecture::ALL {
+            let model = model(architecture);
+            let read = |prompt: &str| {
+                let mut session = Session::new(&model);
+                let ids = bytes.encode(prompt, true).unwrap();
+                session.read(&model, &ids, 4096, |_| true).unwrap();
+                session
+            };
+            let mut request = request(30, 1);
+            let alone = |request: &Request| -> Vec<Continuation> {
+                let text = |prompt: &&str| {
+                    let all = generate(&model, Some(&bytes), &mut read(prompt), request, |_, _| true);
+                    all.unwrap().remove(0)
+                };
+                prompts.iter().map(text).collect()
+            };
+            let first = alone(&request);
+            request.end = vec![first[1].ids[11]];
+            let wanted = alone(&request);
+            assert!(wanted[1].ids.len() <= 12);
+            let mut sessions: Vec<Session> = prompts.iter().map(|prompt| read(prompt)).collect();
+            let mut shown = vec![String::new(); prompts.len()];
+            let found = generate_each(&model, Some(&bytes), &mut sessions, &request, |number, new| {
+                shown[number].push_str(new);
+                true
+            });
+            assert_eq!(found.unwrap(), wanted, "{architecture:?}");
+            let texts: Vec<&str> = wanted.iter().map(|text| text.text.as_str()).collect();
+            assert_eq!(shown, texts);
+            let all: Vec<&Session> = sessions.iter().collect();
+            assert_eq!(
+                Session::joined(&model, &all).is_err(),
+                model.config().sees_positions()
+            );
         }
     }
 

@@ -1,8 +1,9 @@
 //! The gated linear unit of a layer.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::glu::swiglu;
+use fulgur_kernels::linear::linear_swiglu;
 
 use super::config::{Activation, Architecture, Config};
 use crate::linear::{Joined, Linear, Start};
@@ -37,7 +38,18 @@ impl Glu {
         })
     }
 
+    /// As [`Linear::round`].
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        self.wide.round(dtype)?;
+        self.down.round(dtype)
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.act == Activation::Silu
+            && let Some(weight) = self.wide.frozen_weight()
+        {
+            return self.down.forward(&linear_swiglu(x, weight)?);
+        }
         let (wide, hidden) = (self.wide.forward(x)?, self.hidden);
         let y = match self.act {
             Activation::Silu => swiglu(&wide)?,

@@ -1,6 +1,6 @@
 //! One layer of a language model: its mixer, its gated linear unit, and what checkpoints call them.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Architecture, Config};
@@ -60,6 +60,22 @@ impl Layer {
             mixer: Mixer::new(config, index, &vb.pp(names.mixer))?,
             glu: Glu::new(config, &vb.pp(names.glu))?,
         })
+    }
+
+    /// As [`crate::linear::Linear::round`], of all maps.
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        match &mut self.mixer {
+            Mixer::Tnl(mixer) => mixer.round(dtype),
+            Mixer::TransNormer(mixer) => mixer.round(dtype),
+            Mixer::Hgrn1(mixer) => mixer.round(dtype),
+            Mixer::Hgrn2(mixer) => mixer.round(dtype),
+            Mixer::CosFormer2(mixer) => mixer.round(dtype),
+            Mixer::LightNet(mixer) => mixer.round(dtype),
+            Mixer::Eos(mixer) => mixer.round(dtype),
+            Mixer::Attention(mixer) => mixer.round(dtype),
+            Mixer::Bidirectional(mixer) => mixer.round(dtype),
+        }?;
+        self.glu.round(dtype)
     }
 
     /// The rotary positions whose phases its mixer needs.

@@ -26,15 +26,26 @@ pub struct LanguageModel {
     config: Config,
     embedding: Tensor,
     tpe: Option<MdTpe>,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     /// Gains of the norms: of the mixer and of the gated linear unit of each layer, then of the end.
     gains: Vec<Option<Tensor>>,
     /// `[L, d]`, of HGRN.
     lower_bounds: Option<Tensor>,
+    /// What does not change while nobody trains.
+    fixed: Option<Fixed>,
     restore: Option<Restore>,
     head: Tensor,
     compute: DType,
     recompute: bool,
+}
+
+/// What a model that nobody trains makes once instead of at each token.
+#[derive(Clone, Debug)]
+struct Fixed {
+    /// Lower bounds of the gates of each layer.
+    bounds: Vec<Tensor>,
+    /// Frequencies of the positions of each layer that has some.
+    frequencies: Vec<Option<Tensor>>,
 }
 
 /// What restores masked tokens has before the head: `norm(silu(x W + b))`.
@@ -74,7 +85,7 @@ impl LanguageModel {
         let (mut layers, mut gains) = (Vec::new(), Vec::new());
         for index in 0..num_hidden_layers {
             let vb = model.pp("layers").pp(index);
-            layers.push(Layer::new(config, index, &vb)?);
+            layers.push(Arc::new(Layer::new(config, index, &vb)?));
             gains.push(gain(&vb, 0)?);
             gains.push(gain(&vb, 1)?);
         }
@@ -115,6 +126,7 @@ impl LanguageModel {
             layers,
             gains,
             lower_bounds,
+            fixed: None,
             restore: config.bidirectional.then(restore).transpose()?,
             head,
             compute,
@@ -126,6 +138,38 @@ impl LanguageModel {
     #[must_use]
     pub fn recomputed(self, recompute: bool) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// The model with its maps and its head in `weights`, f32 or bf16, for decoding: they are read as they are then, and what
+    /// else does not change from token to token is made once. Nobody can train it afterwards.
+    ///
+    /// On the CPU, where branches compute in f32, bf16 is half of what a token has to read; everything is still summed in f32.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn rounded(mut self, weights: DType) -> Result<Self> {
+        for layer in &mut self.layers {
+            Arc::make_mut(layer).round(weights)?;
+        }
+        self.head = self.head.detach().to_dtype(weights)?;
+        let bounds = self.bounds()?.iter().map(Tensor::detach).collect();
+        let frequencies = self
+            .layers
+            .iter()
+            .map(|layer| layer.rotary().map(|rotary| self.frequencies(rotary)).transpose())
+            .collect::<Result<_>>()?;
+        self.fixed = Some(Fixed { bounds, frequencies });
+        Ok(self)
+    }
+
+    /// Type in which branches compute.
+    pub fn compute(&self) -> DType {
+        self.compute
+    }
+
+    /// Frequencies of rotary positions in the type of the stream.
+    fn frequencies(&self, rotary: &Rotary) -> Result<Tensor> {
+        rotary.frequencies(self.device())?.to_dtype(self.stream())
     }
 
     /// Its shape.
@@ -306,7 +350,10 @@ impl LanguageModel {
             state.advance(batch, tokens)?;
         }
         let eps = self.config.rms_norm_eps;
-        let bounds = self.bounds()?;
+        let bounds = match &self.fixed {
+            Some(fixed) => fixed.bounds.clone(),
+            None => self.bounds()?,
+        };
         let mut x = self.embed(ids, state.as_deref_mut())?;
         let mut normed = rms_norm_to(&x, self.gains[0].as_ref(), 1, eps, self.compute)?;
         // Layers with the same positions, most often all, share their phases.
@@ -315,9 +362,11 @@ impl LanguageModel {
             if let Some(rotary) = layer.rotary()
                 && phases.as_ref().is_none_or(|(of, _)| of != rotary)
             {
-                let theta = rotary
-                    .frequencies(self.embedding.device())?
-                    .to_dtype(self.stream())?;
+                let fixed = self.fixed.as_ref();
+                let theta = match fixed.and_then(|fixed| fixed.frequencies[index].clone()) {
+                    Some(theta) => theta,
+                    None => self.frequencies(rotary)?,
+                };
                 phases = Some((*rotary, token_phases(&theta, tokens, position)?));
             }
             let block = Block {
@@ -399,7 +448,7 @@ impl LanguageModel {
 
 /// A layer with all that it needs beside the stream.
 struct Block {
-    layer: Layer,
+    layer: Arc<Layer>,
     phase: Option<Tensor>,
     lower_bound: Option<Tensor>,
     mask: Option<Tensor>,

@@ -126,6 +126,11 @@ impl Sampling {
         Ok(())
     }
 
+    /// Whether the choice is the likeliest token, whatever came before.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
     /// The token after `recent`, in a text that has `position` tokens before it, of the sequence number `row`.
     ///
     /// # Errors

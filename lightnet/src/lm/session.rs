@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::{DType, Result, Tensor, bail};
 use fulgur_kernels::embedding::Ids;
+use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::FEW_ROWS;
 
 use super::model::LanguageModel;
@@ -24,7 +25,7 @@ pub enum SessionError {
     Candle(#[from] candle_core::Error),
 }
 
-/// Sequences of one length with what a model keeps of them. Clones are forks.
+/// Sequences, most often of one length, with what a model keeps of them. Clones are forks.
 #[derive(Clone, Debug)]
 pub struct Session {
     state: State,
@@ -36,6 +37,8 @@ pub struct Session {
     recent: Vec<VecDeque<u32>>,
     /// Number of each sequence.
     numbers: Vec<u32>,
+    /// By how many tokens each sequence is longer than the state says.
+    longer: Vec<usize>,
 }
 
 impl Session {
@@ -47,6 +50,7 @@ impl Session {
             pending: None,
             recent: vec![VecDeque::new()],
             numbers: vec![0],
+            longer: vec![0],
         }
     }
 
@@ -58,6 +62,7 @@ impl Session {
             pending: None,
             recent: vec![recent.iter().copied().collect()],
             numbers: vec![0],
+            longer: vec![0],
         }
     }
 
@@ -139,6 +144,40 @@ impl Session {
         Ok(())
     }
 
+    /// Sequences that were read apart as one batch, each with its number.
+    ///
+    /// # Errors
+    /// None, one that has not settled or has no tokens, or different lengths for a model that sees positions.
+    pub fn joined(model: &LanguageModel, sessions: &[&Self]) -> Result<Self> {
+        let Some(shortest) = sessions.iter().map(|session| session.state.tokens()).min() else {
+            bail!("no sequences to join")
+        };
+        let (mut logits, mut longer) = (Vec::new(), Vec::new());
+        for session in sessions {
+            let more = session.state.tokens() - shortest;
+            if more > 0 && model.config().sees_positions() {
+                bail!(
+                    "{more} tokens more than others have, expected as many for a model that sees positions"
+                );
+            }
+            match (&session.logits, &session.pending) {
+                (Some(rows), None) => logits.push(rows),
+                _ => bail!("a sequence without tokens or that has not settled"),
+            }
+            longer.extend(session.longer.iter().map(|longer| longer + more));
+        }
+        let states: Vec<&State> = sessions.iter().map(|session| &session.state).collect();
+        let each = || sessions.iter();
+        Ok(Self {
+            state: State::joined(&states)?.at(shortest),
+            logits: Some(Tensor::cat(&logits, 0)?),
+            pending: None,
+            recent: each().flat_map(|session| session.recent.clone()).collect(),
+            numbers: each().flat_map(|session| session.numbers.clone()).collect(),
+            longer,
+        })
+    }
+
     fn choose_rows(&self, rows: &[u32]) -> Result<Self> {
         let logits = match &self.logits {
             Some(logits) => Some(logits.index_select(&Tensor::new(rows, logits.device())?, 0)?),
@@ -151,6 +190,7 @@ impl Session {
             pending: (self.pending.as_ref()).map(|pending| places().map(|row| pending[row]).collect()),
             recent: places().map(|row| self.recent[row].clone()).collect(),
             numbers: places().map(|row| self.numbers[row]).collect(),
+            longer: places().map(|row| self.longer[row]).collect(),
         })
     }
 
@@ -168,14 +208,24 @@ impl Session {
         let Some(logits) = &self.logits else {
             return Err(SamplingError::Nothing.into());
         };
-        let rows: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
-        let position = self.state.tokens();
-        let mut chosen = Vec::with_capacity(rows.len());
-        for (row, logits) in rows.iter().enumerate() {
-            let logits = &logits[..logits.len().min(vocabulary)];
-            let recent = self.recent[row].make_contiguous();
-            chosen.push(sampling.choose(logits, recent, self.numbers[row], position)?);
-        }
+        let chosen = match sampling.is_greedy() {
+            true => chosen_greedily(logits, vocabulary)?,
+            false => None,
+        };
+        let chosen = match chosen {
+            Some(chosen) => chosen,
+            None => {
+                let rows: Vec<Vec<f32>> = logits.to_dtype(DType::F32)?.to_vec2()?;
+                let mut chosen = Vec::with_capacity(rows.len());
+                for (row, logits) in rows.iter().enumerate() {
+                    let logits = &logits[..logits.len().min(vocabulary)];
+                    let position = self.state.tokens() + self.longer[row];
+                    let recent = self.recent[row].make_contiguous();
+                    chosen.push(sampling.choose(logits, recent, self.numbers[row], position)?);
+                }
+                chosen
+            }
+        };
         for (recent, &id) in self.recent.iter_mut().zip(&chosen) {
             note(recent, id);
         }
@@ -193,6 +243,16 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The likeliest token of each row, where the logits lie; none where one of them is no number, which the choice on the host
+/// names.
+fn chosen_greedily(logits: &Tensor, vocabulary: usize) -> Result<Option<Vec<u32>>> {
+    let among = logits.dim(1)?.min(vocabulary);
+    if among == 0 || !matches!(logits.dtype(), DType::F32 | DType::BF16) {
+        return Ok(None);
+    }
+    Ok(likeliest(logits, among)?.into_iter().collect())
 }
 
 fn note(recent: &mut VecDeque<u32>, id: u32) {

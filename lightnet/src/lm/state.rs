@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::mixer::causal::Memory;
 
-/// The state of a batch of sequences of one length. Clones share tensors, which nobody writes to: a clone is a fork.
+/// The state of a batch of sequences of one length. Clones share tensors, and none sees what another one adds: a clone is a fork.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     pub(super) layers: Vec<Memory>,
@@ -61,6 +61,38 @@ impl State {
         })?;
         chosen.batch = Some(rows.len());
         Ok(chosen)
+    }
+
+    /// Several states as one batch, in their order, after as many tokens as the first has had: of models that see positions all
+    /// have to have had as many.
+    ///
+    /// # Errors
+    /// States of other models, before their first token, or with other numbers of keys.
+    pub(super) fn joined(parts: &[&Self]) -> Result<Self> {
+        let Some(first) = parts.first() else {
+            bail!("no states to join")
+        };
+        let mut batch = 0;
+        for part in parts {
+            match part.batch {
+                Some(rows) if part.layers.len() == first.layers.len() => batch += rows,
+                _ => bail!("a state of another model or without tokens"),
+            }
+        }
+        let layers = (0..first.layers.len()).map(|layer| {
+            let memories: Vec<&Memory> = parts.iter().map(|part| &part.layers[layer]).collect();
+            Memory::joined(&memories)
+        });
+        let tpe: Vec<&Tensor> = parts.iter().filter_map(|part| part.tpe.as_ref()).collect();
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            tpe: match tpe.is_empty() {
+                true => None,
+                false => Some(Tensor::cat(&tpe, 0)?),
+            },
+            tokens: first.tokens,
+            batch: Some(batch),
+        })
     }
 
     /// All tensors by name: `tpe`, and `layer.N.` before what a layer keeps.

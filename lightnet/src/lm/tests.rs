@@ -1,6 +1,8 @@
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use fulgur_kernels::cross_entropy::Options;
 use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
@@ -261,6 +263,47 @@ fn prefill_and_steps_are_the_whole() -> Result<()> {
             let error = (square(&(&found - &whole)?)? / square(&whole)?).sqrt();
             assert!(error < 1e-5, "{name}, from {from}: {error:e}");
             assert_eq!(state.tokens(), TOKENS);
+        }
+    }
+    Ok(())
+}
+
+/// A model for decoding is the model: with weights of 32 bits, and with 16 one whose weights had been rounded before.
+#[test]
+fn rounded_models_are_the_models_of_rounded_weights() -> Result<()> {
+    const TOKENS: usize = 40;
+    let cpu = &Device::Cpu;
+    for (name, config) in variants() {
+        let params = Params::random(3, cpu);
+        let model = LanguageModel::new(&config, DType::F32, &params.builder())?;
+        let rounded: HashMap<String, Tensor> = params
+            .vars()
+            .into_iter()
+            .map(|(name, weight)| {
+                // Maps and heads are the matrices, but for the embedding.
+                let is_map = weight.rank() == 2 && name.ends_with(".weight") && !name.contains("embed");
+                let exact = weight.as_detached_tensor();
+                let weight = match is_map {
+                    true => exact.to_dtype(DType::BF16)?.to_dtype(DType::F32)?,
+                    false => exact,
+                };
+                Ok((name, weight))
+            })
+            .collect::<Result<_>>()?;
+        let builder = VarBuilder::from_tensors(rounded, DType::F32, cpu);
+        let wanted = [model.clone(), LanguageModel::new(&config, DType::F32, &builder)?];
+        let ids = draw(TOKENS, 31, "ids");
+        for (weights, wanted) in [DType::F32, DType::BF16].into_iter().zip(wanted) {
+            let whole = wanted.logits(&Ids::new(&ids, &[1, TOKENS], 31)?)?;
+            let model = model.clone().rounded(weights)?;
+            let mut state = model.start();
+            let mut found = vec![model.extend(&Ids::new(&ids[..23], &[1, 23], 31)?, &mut state)?];
+            for id in &ids[23..] {
+                found.push(model.step(&[*id], &mut state)?.unsqueeze(1)?);
+            }
+            let found = Tensor::cat(&found, 1)?;
+            let error = (square(&(&found - &whole)?)? / square(&whole)?).sqrt();
+            assert!(error < 1e-5, "{name}, {weights:?}: {error:e}");
         }
     }
     Ok(())

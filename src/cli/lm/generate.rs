@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use candle_core::DType;
-use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate};
+use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate, generate_each};
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
 use fulgur_lightnet::lm::{Config, LanguageModel, MOST_TOGETHER, Session};
@@ -18,7 +17,8 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::read_text;
+use super::{Weights, read_text};
+use crate::decode::compute;
 use crate::doctor::available_memory;
 
 /// Most tokens that are written.
@@ -26,7 +26,7 @@ const MOST_TOKENS: usize = 1 << 24;
 /// Most texts behind one prompt.
 const MOST_SAMPLES: usize = 1 << 12;
 /// Most tokens that are read at once.
-const LONGEST_CHUNK: usize = 1 << 17;
+pub(super) const LONGEST_CHUNK: usize = 1 << 17;
 
 /// Go on with a text
 ///
@@ -45,12 +45,15 @@ pub(super) struct Arguments {
     /// Folder of the model
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Text to go on with
-    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "prompt_ids"])]
-    prompt: Option<String>,
+    /// Text to go on with; several are gone on with at once
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "prompt_ids", "prompts"])]
+    prompt: Vec<String>,
     /// File with the text to go on with; - for standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt_ids")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_ids", "prompts"])]
     prompt_file: Option<PathBuf>,
+    /// File with a text to go on with in each line; - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt_ids")]
+    prompts: Option<PathBuf>,
     /// Token ids to go on with, for models without a tokenizer
     #[arg(long, value_name = "ID,..", value_delimiter = ',')]
     prompt_ids: Option<Vec<u32>>,
@@ -63,7 +66,7 @@ pub(super) struct Arguments {
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Texts to write behind the prompt
+    /// Texts to write behind the one prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
     /// What logits are divided by; 0 takes the likeliest token
@@ -90,6 +93,9 @@ pub(super) struct Arguments {
     /// Tokens of the prompt that are read at once
     #[arg(long, value_name = "N", default_value_t = 4096)]
     chunk: usize,
+    /// Type of the weights; on a GPU also of what is computed between the sums
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    dtype: Weights,
     /// Go on from a state that was saved
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
@@ -120,55 +126,71 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         None => LmTokenizer::of_model(&arguments.model, vocabulary)?,
     };
     request.end = end_tokens(arguments, tokenizer.as_ref(), vocabulary)?;
-    let ids = arguments.prompt(tokenizer.as_ref(), vocabulary)?;
+    let prompts = arguments.prompts(tokenizer.as_ref(), vocabulary)?;
+    if prompts.len() > 1
+        && (request.samples > 1 || arguments.state.is_some() || arguments.save_state.is_some())
+    {
+        bail!(
+            "{} prompts, expected one with --samples, --state or --save-state",
+            prompts.len()
+        );
+    }
+    let all: usize = prompts.iter().map(Vec::len).sum();
     let began = Instant::now();
     let device = context.open_device()?;
-    let model = LanguageModel::load(&arguments.model, None, DType::F32, &device)?;
+    let weights = arguments.dtype.dtype();
+    let compute = compute(weights, &device);
+    let model = LanguageModel::load(&arguments.model, None, compute, &device)?.rounded(weights)?;
     let load_s = began.elapsed().as_secs_f64();
-    let mut session = match &arguments.state {
+    let first = match &arguments.state {
         Some(path) => Session::load(&model, path)?,
         None => Session::new(&model),
     };
-    let tokens_before = session.tokens();
-    let growth = config.growth(DType::F32);
-    check_memory(growth, tokens_before + ids.len(), &request)?;
+    let tokens_before = first.tokens();
+    let growth = config.growth(compute);
+    check_memory(growth, tokens_before + all, prompts.len(), &request)?;
 
     let began = Instant::now();
     let mut progress = context.progress("read", Unit::Items("tokens"));
-    let prompt_tokens = session.read(&model, &ids, arguments.chunk, |done| {
-        // A prompt that is read at once needs no progress.
-        if ids.len() > arguments.chunk {
-            progress.set(done as u64, Some(ids.len() as u64));
-        }
-        !context.interrupt.requested()
-    })?;
+    let mut sessions = vec![first; prompts.len()];
+    let mut prompt_tokens = 0;
+    for (session, ids) in sessions.iter_mut().zip(&prompts) {
+        prompt_tokens += session.read(&model, ids, arguments.chunk, |done| {
+            // A prompt that is read at once needs no progress.
+            if all > arguments.chunk {
+                progress.set((prompt_tokens + done) as u64, Some(all as u64));
+            }
+            !context.interrupt.requested()
+        })?;
+    }
     drop(progress);
     let prefill_s = began.elapsed().as_secs_f64();
-    if prompt_tokens < ids.len() {
-        bail!(
-            "stopped after {prompt_tokens} of {} tokens of the prompt",
-            ids.len()
-        );
+    if prompt_tokens < all {
+        bail!("stopped after {prompt_tokens} of {all} tokens of the prompt");
     }
 
-    let streaming = !context.json && request.samples == 1;
+    let streaming = !context.json && request.samples * prompts.len() == 1;
     let began = Instant::now();
     let mut out = io::stdout().lock();
     let mut failed = None;
-    let samples = generate(&model, tokenizer.as_ref(), &mut session, &request, |_, new| {
+    let show = |_: usize, new: &str| {
         if streaming && !new.is_empty() && failed.is_none() {
             let written = out.write_all(new.as_bytes()).and_then(|()| out.flush());
             failed = written.err();
         }
         failed.is_none() && !context.interrupt.requested()
-    })?;
+    };
+    let samples = match sessions.as_mut_slice() {
+        [session] => generate(&model, tokenizer.as_ref(), session, &request, show)?,
+        sessions => generate_each(&model, tokenizer.as_ref(), sessions, &request, show)?,
+    };
     drop(out);
     // A reader that has seen enough is no error.
     if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
         bail!("standard output: {error}");
     }
     let generate_s = began.elapsed().as_secs_f64();
-    if let Some(path) = &arguments.save_state {
+    if let (Some(path), [session]) = (&arguments.save_state, sessions.as_mut_slice()) {
         session.save(&model, path)?;
     }
     let written: usize = samples.iter().map(|text| text.ids.len()).sum();
@@ -178,10 +200,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         seed: arguments.seed,
         tokens_before,
         prompt_tokens,
-        tokens: session.tokens(),
+        tokens: sessions.iter().map(Session::tokens).sum(),
         tokens_per_s: rate(written, generate_s),
         prompt_tokens_per_s: rate(prompt_tokens, prefill_s),
-        state_bytes: session.state().bytes(),
+        state_bytes: sessions.iter().map(|session| session.state().bytes()).sum(),
         state: arguments.save_state.clone(),
         samples,
         timings: Timings {
@@ -232,30 +254,44 @@ impl Arguments {
         })
     }
 
-    /// The ids of the prompt; some, unless there is a state to go on from.
-    fn prompt(&self, tokenizer: Option<&LmTokenizer>, vocabulary: usize) -> anyhow::Result<Vec<u32>> {
-        let text = match (&self.prompt, &self.prompt_file) {
-            (Some(text), _) => Some(text.clone()),
-            (None, Some(path)) => Some(read_text(path)?),
-            (None, None) => None,
+    /// The ids of the prompts; some of each, unless there is a state to go on from.
+    fn prompts(&self, tokenizer: Option<&LmTokenizer>, vocabulary: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+        let texts = match (&self.prompt_file, &self.prompts) {
+            (Some(path), _) => vec![read_text(path)?],
+            (None, Some(path)) => read_text(path)?.lines().map(str::to_owned).collect(),
+            (None, None) => self.prompt.clone(),
         };
-        let ids = match (text, &self.prompt_ids, tokenizer) {
-            (Some(text), _, Some(tokenizer)) => tokenizer.encode(&text, self.state.is_none())?,
-            (Some(_), _, None) => bail!(
+        let prompts = match (&self.prompt_ids, tokenizer) {
+            (Some(ids), _) => vec![ids.clone()],
+            (None, Some(tokenizer)) if !texts.is_empty() => {
+                let encoded = texts
+                    .iter()
+                    .map(|text| tokenizer.encode(text, self.state.is_none()));
+                encoded.collect::<Result<_, _>>()?
+            }
+            (None, None) if !texts.is_empty() => bail!(
                 "{}: found no tokenizer.json and a vocabulary of {vocabulary}, expected --tokenizer or --prompt-ids",
                 self.model.display()
             ),
-            (None, Some(ids), _) => ids.clone(),
-            (None, None, _) => Vec::new(),
+            (None, _) => vec![Vec::new()],
         };
-        if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
-            let id = ids[at];
-            bail!("token {at} of the prompt is {id}, expected less than {vocabulary}, the vocabulary");
+        if prompts.len() > MOST_SAMPLES {
+            bail!("{} prompts, expected at most {MOST_SAMPLES}", prompts.len());
         }
-        if ids.is_empty() && self.state.is_none() {
-            bail!("the prompt is empty, expected text to go on with");
+        for (number, ids) in prompts.iter().enumerate() {
+            let name = match prompts.len() {
+                1 => "the prompt".to_owned(),
+                _ => format!("prompt {}", number + 1),
+            };
+            if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+                let id = ids[at];
+                bail!("token {at} of {name} is {id}, expected less than {vocabulary}, the vocabulary");
+            }
+            if ids.is_empty() && self.state.is_none() {
+                bail!("{name} is empty, expected text to go on with");
+            }
         }
-        Ok(ids)
+        Ok(prompts)
     }
 }
 
@@ -291,8 +327,8 @@ fn end_tokens(
 }
 
 /// Refuses what keys and values of softmax attention would not fit into the memory for.
-fn check_memory(growth: u64, read: usize, request: &Request) -> anyhow::Result<()> {
-    let together = request.samples.min(MOST_TOGETHER) as u64;
+fn check_memory(growth: u64, read: usize, prompts: usize, request: &Request) -> anyhow::Result<()> {
+    let together = (request.samples * prompts).min(MOST_TOGETHER) as u64;
     let rows = (read as u64).saturating_add(together.saturating_mul((read + request.max_tokens) as u64));
     let bytes = growth.saturating_mul(rows);
     let Some(available) = available_memory() else {
@@ -316,7 +352,7 @@ struct Generated {
     /// Of the state that was gone on from.
     tokens_before: usize,
     prompt_tokens: usize,
-    /// Of the sequence now, with a single sample.
+    /// Of the sequence now, with a single sample; of several prompts, theirs.
     tokens: usize,
     /// Of all samples together.
     tokens_per_s: Option<f64>,

@@ -1,5 +1,6 @@
 //! `fulgur lm`: language models that write, and their tokenizers.
 
+mod bench;
 mod generate;
 mod tokenizer;
 
@@ -8,11 +9,14 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use candle_core::DType;
+use clap::ValueEnum;
+use serde::Serialize;
 
 use super::answer::Answer;
 use super::context::Context;
 
-/// Write text with a language model, train tokenizers
+/// Write text with a language model, measure how fast it does, train tokenizers
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -26,13 +30,41 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     Generate(generate::Arguments),
+    Bench(bench::Arguments),
     Tokenizer(tokenizer::Arguments),
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     match arguments.action {
         Action::Generate(arguments) => generate::run(context, &arguments),
+        Action::Bench(arguments) => bench::run(context, &arguments),
         Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
+    }
+}
+
+/// Type of the weights that a token reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Weights {
+    /// 32 bits
+    F32,
+    /// The upper 16 of them, half as much to read
+    Bf16,
+}
+
+impl Weights {
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
     }
 }
 

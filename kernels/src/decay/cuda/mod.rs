@@ -22,7 +22,7 @@ mod step;
 pub(crate) mod sweep;
 
 pub(crate) use additive::additive;
-pub(super) use step::step;
+pub(super) use step::{step, step_fused};
 
 use super::{Causal, Dims, Kind, LogDecay, NAME, Passed, StateGradient};
 use crate::autograd::{GradientOfMany, Value, attach_many, attach1};

@@ -2,10 +2,11 @@
 
 use super::sweep::{LogDecayArg, PLAIN};
 use crate::cuda_module::{Slice, THREADS, launch, room};
-use crate::decay::{LogDecay, step::NAME};
+use crate::decay::LogDecay;
+use crate::decay::step::{Fused, NAME};
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
-use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 
@@ -30,20 +31,83 @@ pub(in crate::decay) fn step(
         .tensor()
         .map(|log| log.detach().to_dtype(DType::F32)?.contiguous())
         .transpose()?;
-    let (o, after) = match dtype {
-        DType::BF16 => typed::<bf16>(&rows, log.as_ref(), &state)?,
-        _ => typed::<f32>(&rows, log.as_ref(), &state)?,
+    let (b, h, d, e) = state.dims4()?;
+    let (o, after) = {
+        let locked: Vec<Locked<'_>> = rows.iter().map(|row| Locked::new(NAME, row)).collect();
+        let mut starts = [0; 3];
+        for (start, row) in starts.iter_mut().zip(&locked) {
+            *start = row.start()?;
+        }
+        let token = Token {
+            keys: (h * d) as i64,
+            values: (h * e) as i64,
+            ..Token::default()
+        };
+        match dtype {
+            DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state)?,
+            _ => launched::<f32>(starts, token, log.as_ref(), &state)?,
+        }
     };
-    Ok((o.to_dtype(v.dtype())?, after))
+    Ok((o.reshape((b, h, e))?.to_dtype(v.dtype())?, after))
 }
 
-fn typed<T: CudaReal>(rows: &[Tensor], log: Option<&Tensor>, state: &Tensor) -> Result<(Tensor, Tensor)> {
+/// [`super::super::step_fused`] for checked inputs on a GPU, in f32 or bf16.
+pub(in crate::decay) fn step_fused(
+    wide: &Tensor,
+    fused: Fused,
+    log_decay: LogDecay<'_>,
+    state: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let wide = wide.detach().contiguous()?;
+    let state = state.detach().contiguous()?;
+    let log = log_decay.tensor().map(|log| log.detach().contiguous());
+    let log = log.transpose()?;
+    let [keys, _] = fused.widths();
+    let locked = Locked::new(NAME, &wide);
+    let (start, stride) = (locked.start()?, wide.dim(1)? as i64);
+    let bytes = wide.dtype().size_in_bytes() as u64;
+    let starts = [0, 1, 2].map(|part| start + part * keys as u64 * bytes);
+    let token = Token {
+        keys: stride,
+        values: stride,
+        silu: fused
+            .silu
+            .iter()
+            .rev()
+            .fold(0, |bits, &silu| 2 * bits + i32::from(silu)),
+        unused: 0,
+    };
+    match wide.dtype() {
+        DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state),
+        _ => launched::<f32>(starts, token, log.as_ref(), &state),
+    }
+}
+
+/// `Token` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Token {
+    keys: i64,
+    values: i64,
+    silu: i32,
+    unused: i32,
+}
+
+// SAFETY: plain numbers in the layout of C, as the kernel declares them.
+unsafe impl DeviceRepr for Token {}
+
+/// The output `[B, H E]` and the state after rows of type `T` that begin at `starts`.
+fn launched<T: CudaReal>(
+    [q, k, v]: [u64; 3],
+    token: Token,
+    log: Option<&Tensor>,
+    state: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     let device = state.device().as_cuda_device()?;
     let (b, h, d, e) = state.dims4()?;
     let after: Slice<f32> = room(device, b * h * d * e)?;
     let o: Slice<T> = room(device, b * h * e)?;
     {
-        let locked: Vec<Locked<'_>> = rows.iter().map(|row| Locked::new(NAME, row)).collect();
         let state = Locked::new(NAME, state);
         let log = decays(log, h, d)?;
         let vector = if e % 4 == 0 && state.address()?.1 { 4 } else { 1 };
@@ -53,11 +117,11 @@ fn typed<T: CudaReal>(rows: &[Tensor], log: Option<&Tensor>, state: &Tensor) -> 
             shared_mem_bytes: 0,
         };
         launch!(device, PLAIN, format!("decay_step_{}_{vector}", T::SUFFIX), config;
-            locked[0].view::<T>()?, locked[1].view::<T>()?, locked[2].view::<T>()?, log, state.view::<f32>()?,
+            q, k, v, token, log, state.view::<f32>()?,
             after.as_view(), o.as_view(), h as i32, d as i32, e as i32);
     }
     Ok((
-        gpu::tensor(o, device, &(b, h, e).into()),
+        gpu::tensor(o, device, &(b, h * e).into()),
         gpu::tensor(after, device, &(b, h, d, e).into()),
     ))
 }

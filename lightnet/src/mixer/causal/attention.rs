@@ -1,6 +1,6 @@
 //! Causal softmax attention with rotary positions and grouped queries, as in LLaMA: the baseline.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use fulgur_kernels::lrpe::{Pairing, rotate};
 use fulgur_kernels::split::{Part, split};
@@ -105,6 +105,15 @@ impl Attention {
     /// Its rotary positions: what the phases are made of that it needs.
     pub fn rotary(&self) -> &Rotary {
         &self.rotary
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.input.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`; needs the phases.

@@ -6,7 +6,7 @@
 //! y = (norm(O) * sigmoid(x W_1 W_2)) W_o
 //! ```
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::additive::{NonCausal, noncausal, projected};
 
@@ -53,6 +53,17 @@ impl BidirectionalLightNet {
         })
     }
 
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, None)?;
+        self.gate.round(dtype)?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
+    }
+
     /// Mixes `x` `[B, N, d]`; tokens where `mask` `[B, N]` is zero enter nothing.
     ///
     /// # Errors
@@ -74,7 +85,7 @@ impl BidirectionalLightNet {
             let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
             noncausal(&q?, &k?, &v?, &options)?.0.flatten_from(2)?
         };
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &[])?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 

@@ -11,7 +11,7 @@
 //! By default only the D / 2 channels of the highest frequencies turn, and frequencies are fixed. It is the same as a complex
 //! recurrence: `S_t = diag(exp(i theta)) S_{t-1} + k_t v_t^T`, `o_t = Re(S_t)^T q_t`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::split;
@@ -55,6 +55,16 @@ impl CosFormer2 {
         })
     }
 
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
+    }
+
     /// Mixes `x` `[B, N, d]`.
     ///
     /// # Errors
@@ -67,6 +77,7 @@ impl CosFormer2 {
     ) -> Result<Tensor> {
         let wide = self.maps.forward(x, memory.as_deref_mut())?;
         let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
+        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
@@ -75,7 +86,7 @@ impl CosFormer2 {
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
         let o = decayed(&q, &k, &v, LogDecay::None, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 }

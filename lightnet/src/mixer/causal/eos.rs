@@ -21,7 +21,7 @@ mod gates;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
@@ -174,6 +174,19 @@ impl Eos {
         })
     }
 
+    /// As [`Linear::round`], of the maps before and behind the recurrence.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, None)?;
+        if let Some(gate) = &mut self.gate {
+            gate.round(dtype)?;
+        }
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
+    }
+
     /// Mixes `x` `[B, N, d]`.
     ///
     /// # Errors
@@ -214,7 +227,7 @@ impl Eos {
             }
         };
         let y = y.to_dtype(x.dtype())?.flatten_from(2)?;
-        let gate = self.gate.as_ref().map(|gate| gate.forward(x)).transpose()?;
+        let gate = self.gate.as_ref().map(|gate| gate.forward(x, &[])).transpose()?;
         self.output.forward(&self.norm.forward(&y, gate.as_ref())?)
     }
 

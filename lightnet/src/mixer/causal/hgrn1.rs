@@ -5,7 +5,7 @@
 //! h_t = f_t h_{t-1} + (1 - f_t) i_t                                 y = norm(q h) W_o
 //! ```
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::split::{Part, split};
 
@@ -41,6 +41,16 @@ impl Hgrn1 {
             norm: Output::new(config, vb)?,
             output: map(config, width, width, &vb.pp("o_proj"))?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, None)?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.

@@ -6,7 +6,7 @@
 //! y = norm(o) W_o
 //! ```
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
@@ -45,6 +45,16 @@ impl Hgrn2 {
             norm: Output::new(config, vb)?,
             output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, None)?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.

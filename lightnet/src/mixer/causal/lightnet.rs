@@ -10,7 +10,7 @@
 //! The scalar form has one logit a head, `x W_f`, for the decay, and keys `silu(x W_k)`, by choice times one minus the decay. With
 //! LRPE keys turn after they were normalised, and decays are doubled with them.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::{Part, split};
@@ -64,6 +64,16 @@ impl CausalLightNet {
         })
     }
 
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
+    }
+
     /// Mixes `x` `[B, N, d]`.
     ///
     /// # Errors
@@ -84,6 +94,7 @@ impl CausalLightNet {
             .iter()
             .zip(&self.widths)
             .map(|(act, &width)| act.part(width))
+            .chain(self.gate.part())
             .collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
@@ -117,7 +128,7 @@ impl CausalLightNet {
                 decayed(&q, &k, &v, LogDecay::Token(&log.squeeze(3)?), memory)?
             }
         };
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output
             .forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
     }

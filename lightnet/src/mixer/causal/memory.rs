@@ -2,23 +2,24 @@
 //! of softmax attention.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Result, Tensor, bail};
 use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::attention::{Options, softmax};
-use fulgur_kernels::decay::{self, LogDecay};
+use fulgur_kernels::decay::{self, Fused, LogDecay};
 use fulgur_kernels::eos;
 use fulgur_kernels::log_sum::NOTHING;
 
-/// The memory of one layer. Clones share tensors, which nobody writes to.
+/// The memory of one layer. Clones share tensors, and none sees what another one adds.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// Of a recurrence, `[B, H, D, E]`.
     state: Option<Tensor>,
     /// Of LightNet beside it, `[B, H, D]`.
     log_sum: Option<Tensor>,
-    /// Keys and values `[B, L, G, D]` of softmax attention.
-    cache: Option<[Tensor; 2]>,
+    /// Keys and values of softmax attention.
+    cache: Option<Cache>,
     /// The last columns `[B, W - 1, C]` that entered a short convolution.
     columns: Option<Tensor>,
     /// How far rows have turned, `[B, H, K]`, where data says how fast.
@@ -52,7 +53,9 @@ impl Memory {
     /// All tensors, by name.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         let [keys, values] = match &self.cache {
-            Some([keys, values]) => [Some(keys), Some(values)],
+            Some(Cache {
+                own: [keys, values], ..
+            }) => [Some(keys), Some(values)],
             None => [None, None],
         };
         let named = [
@@ -85,9 +88,32 @@ impl Memory {
             angle: one("angle", &self.angle)?,
             packed: self.packed.clone(),
             cache: match &self.cache {
-                Some([keys, values]) => Some([tensor("keys", keys)?, tensor("values", values)?]),
+                Some(Cache {
+                    own: [keys, values], ..
+                }) => Some(Cache::full([tensor("keys", keys)?, tensor("values", values)?])),
                 None => None,
             },
+        })
+    }
+
+    /// Those of several batches as one batch, in their order.
+    ///
+    /// # Errors
+    /// They do not hold the same tensors, or some of other shapes.
+    pub(crate) fn joined(parts: &[&Self]) -> Result<Self> {
+        let Some(first) = parts.first() else {
+            bail!("no states to join")
+        };
+        first.map(|name, _| {
+            let mut rows = Vec::with_capacity(parts.len());
+            for part in parts {
+                let found = part.tensors().into_iter().find(|(other, _)| *other == name);
+                let Some((_, tensor)) = found else {
+                    bail!("a state without {name} beside one with it")
+                };
+                rows.push(tensor.contiguous()?);
+            }
+            Tensor::cat(&rows, 0)
         })
     }
 
@@ -106,6 +132,67 @@ impl Memory {
             memory.columns = Some(all.narrow(1, tokens, count)?.contiguous()?.detach());
         }
         Ok(all)
+    }
+}
+
+/// Rows of a cache that are kept room for, at least; and as a share of those that are there.
+const LEAST_ROOM: usize = 64;
+const SHARE_OF_ROOM: usize = 8;
+
+/// Keys and values, in tensors with room for some more: one more token is written behind them, and only a full cache is
+/// copied.
+///
+/// Clones share the tensors. Who first adds to a place of them owns it; another clone that stands at the same place has to copy.
+#[derive(Clone, Debug)]
+struct Cache {
+    /// `[B, R, G, D]` and `[B, R, G, E]`.
+    rooms: [Tensor; 2],
+    /// The rows in front, `[B, L, G, D]` and `[B, L, G, E]`, which nobody writes to any more.
+    own: [Tensor; 2],
+    /// Rows of the rooms that belong to somebody.
+    taken: Arc<AtomicUsize>,
+}
+
+impl Cache {
+    /// Of keys and values `[B, L, G, ..]`, without room.
+    fn full(own: [Tensor; 2]) -> Self {
+        let taken = own[0].dims().get(1).copied().unwrap_or(0);
+        Self {
+            rooms: own.clone(),
+            own,
+            taken: Arc::new(AtomicUsize::new(taken)),
+        }
+    }
+
+    /// With `new` rows behind its own.
+    fn followed_by(&self, new: [Tensor; 2]) -> Result<Self> {
+        let (before, room) = (self.own[0].dim(1)?, self.rooms[0].dim(1)?);
+        let length = before + new[0].dim(1)?;
+        let is_first = || {
+            let taken = self
+                .taken
+                .compare_exchange(before, length, Ordering::AcqRel, Ordering::Acquire);
+            taken.is_ok()
+        };
+        let (rooms, taken) = if length <= room && is_first() {
+            (self.rooms.clone(), self.taken.clone())
+        } else {
+            let more = (length / SHARE_OF_ROOM).max(LEAST_ROOM);
+            let wider = |own: &Tensor| {
+                let mut shape = own.dims().to_vec();
+                shape[1] = length + more;
+                let room = Tensor::zeros(shape, own.dtype(), own.device())?;
+                room.slice_set(&own.contiguous()?, 1, 0)?;
+                Ok::<_, candle_core::Error>(room)
+            };
+            let [keys, values] = &self.own;
+            ([wider(keys)?, wider(values)?], Arc::new(AtomicUsize::new(length)))
+        };
+        for (room, new) in rooms.iter().zip(&new) {
+            room.slice_set(new, 1, before)?;
+        }
+        let own = [rooms[0].narrow(1, 0, length)?, rooms[1].narrow(1, 0, length)?];
+        Ok(Self { rooms, own, taken })
     }
 }
 
@@ -148,6 +235,31 @@ pub(super) fn decayed(
     };
     memory.state = Some(state.detach());
     Ok(o)
+}
+
+/// One token of the recurrence with constant decays behind what `memory` holds, of the first columns of `wide` `[B, 1, W]`, to
+/// `[B, 1, H E]`; none where there are several tokens or nothing is kept.
+pub(super) fn decayed_token(
+    wide: &Tensor,
+    fused: Fused,
+    log_decay: LogDecay<'_>,
+    memory: Option<&mut Memory>,
+) -> Result<Option<Tensor>> {
+    let (batch, tokens, _) = wide.dims3()?;
+    let memory = match memory {
+        Some(memory) if memory.packed.is_none() && tokens == 1 => memory,
+        _ => return Ok(None),
+    };
+    let before = match &memory.state {
+        Some(state) => state.clone(),
+        None => {
+            let shape = (batch, fused.heads, fused.keys, fused.values);
+            Tensor::zeros(shape, self::wide(wide), wide.device())?
+        }
+    };
+    let (o, state) = decay::step_fused(&wide.squeeze(1)?, fused, log_decay, &before)?;
+    memory.state = Some(state.detach());
+    o.unsqueeze(1).map(Some)
 }
 
 /// LightNet's recurrence behind what `memory` holds, as [`decayed`] from logits; `seeded` starts with a token of logit zero
@@ -329,12 +441,14 @@ pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut M
         Some(memory) if borders.is_none() => memory,
         _ => return softmax(q, k, v, &options),
     };
-    let [k, v] = match &memory.cache {
-        Some([keys, values]) => [Tensor::cat(&[keys, k], 1)?, Tensor::cat(&[values, v], 1)?],
-        None => [k.contiguous()?, v.contiguous()?],
+    let new = [k.detach().contiguous()?, v.detach().contiguous()?];
+    let cache = match &memory.cache {
+        Some(before) => before.followed_by(new)?,
+        None => Cache::full(new),
     };
-    let o = softmax(q, &k, &v, &options)?;
-    memory.cache = Some([k.detach(), v.detach()]);
+    let [k, v] = &cache.own;
+    let o = softmax(q, k, v, &options)?;
+    memory.cache = Some(cache);
     Ok(o)
 }
 
@@ -356,5 +470,56 @@ fn state_before(memory: &Memory, q: &Tensor, v: &Tensor) -> Result<Tensor> {
     match &memory.state {
         Some(state) => Ok(state.clone()),
         None => empty_state(q, v),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// Forks of a cache add rows of their own, in turn and at once, and each sees what it would see alone.
+    #[test]
+    fn forks_of_a_cache_do_not_see_each_other() -> Result<()> {
+        let cpu = &Device::Cpu;
+        let rows = |count: usize| -> Result<[Tensor; 2]> {
+            Ok([
+                Tensor::randn(0f32, 1.0, (2, count, 3, 4), cpu)?,
+                Tensor::randn(0f32, 1.0, (2, count, 3, 5), cpu)?,
+            ])
+        };
+        let start = rows(6)?;
+        let mut forks: Vec<(Cache, [Tensor; 2])> = vec![(Cache::full(start.clone()), start)];
+        for round in 0..3 * LEAST_ROOM {
+            if round % 50 == 1 {
+                forks.push(forks[0].clone());
+            }
+            for (cache, wanted) in &mut forks {
+                let new = rows(1 + round % 3)?;
+                *cache = cache.followed_by(new.clone())?;
+                for (wanted, new) in wanted.iter_mut().zip(&new) {
+                    *wanted = Tensor::cat(&[&*wanted, new], 1)?;
+                }
+            }
+            for (cache, wanted) in &forks {
+                for (found, wanted) in cache.own.iter().zip(wanted) {
+                    assert_eq!(
+                        found.flatten_all()?.to_vec1::<f32>()?,
+                        wanted.flatten_all()?.to_vec1::<f32>()?
+                    );
+                }
+            }
+        }
+        assert!(forks.len() > 3);
+        // A cache that is alone is copied now and then, not at each token.
+        let mut copies = 0;
+        let mut cache = forks.remove(0).0;
+        for _ in 0..100 {
+            let before = cache.taken.clone();
+            cache = cache.followed_by(rows(1)?)?;
+            copies += usize::from(!Arc::ptr_eq(&before, &cache.taken));
+        }
+        assert!((1..=3).contains(&copies), "{copies}");
+        Ok(())
     }
 }

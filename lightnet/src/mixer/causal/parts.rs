@@ -1,6 +1,6 @@
 //! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases};
@@ -46,6 +46,23 @@ impl Maps {
             maps: Joined::new(maps.collect::<Result<_>>()?)?,
             kernels,
         })
+    }
+
+    /// As [`Linear::round`]; the narrow side of `gate` joins the maps where nothing is between it and their input.
+    pub(super) fn round(&mut self, dtype: DType, gate: Option<&mut LowRankGate>) -> Result<()> {
+        self.maps.round(dtype)?;
+        let Some(gate) = gate else {
+            return Ok(());
+        };
+        gate.up.round(dtype)?;
+        if let Some(mut down) = gate.down.take() {
+            down.round(dtype)?;
+            match self.kernels.is_empty() {
+                true => self.maps.push(down)?,
+                false => gate.down = Some(down),
+            }
+        }
+        Ok(())
     }
 
     /// `x` `[B, N, d]` to the columns of all maps.
@@ -105,6 +122,8 @@ pub(super) struct Output {
     groups: usize,
     eps: f64,
     gain: Option<Tensor>,
+    /// The gain in another type, for a model that nobody trains.
+    rounded: Option<Tensor>,
     gate: OutputGate,
     gate_first: bool,
 }
@@ -125,9 +144,17 @@ impl Output {
             },
             eps: config.unscaled_output_eps(),
             gain: config.elementwise_affine.then(gain).transpose()?,
+            rounded: None,
             gate: config.output_gate,
             gate_first: config.gate_first,
         })
+    }
+
+    /// Keeps the gain in `dtype` too, for branches that compute in it.
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        let gain = self.gain.as_ref();
+        self.rounded = gain.map(|gain| gain.detach().to_dtype(dtype)).transpose()?;
+        Ok(())
     }
 
     /// Norms `o` `[B, N, d]` and multiplies by the gate, or the other way around.
@@ -150,11 +177,11 @@ impl Output {
     }
 
     fn normed(&self, o: &Tensor) -> Result<Tensor> {
-        let gain = self
-            .gain
-            .as_ref()
-            .map(|gain| gain.to_dtype(o.dtype()))
-            .transpose()?;
+        let rounded = self.rounded.as_ref().filter(|gain| gain.dtype() == o.dtype());
+        let gain = match (rounded, &self.gain) {
+            (Some(gain), _) => Some(gain.clone()),
+            (None, gain) => gain.as_ref().map(|gain| gain.to_dtype(o.dtype())).transpose()?,
+        };
         match self.norm {
             OutputNorm::Rms => rms_norm_to(o, gain.as_ref(), self.groups, self.eps, o.dtype()),
             OutputNorm::Layer if self.groups == 1 => layer_norm(o, gain.as_ref(), None, self.eps),
@@ -182,7 +209,8 @@ impl Output {
 /// The low-rank output gate `x W_1 W_2`, d -> rank -> d.
 #[derive(Clone, Debug)]
 pub(super) struct LowRankGate {
-    down: Linear,
+    /// None where the map is one of [`Maps`].
+    down: Option<Linear>,
     up: Linear,
 }
 
@@ -191,13 +219,32 @@ impl LowRankGate {
     pub(super) fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
         let (width, rank) = (config.hidden_size, config.gate_rank());
         Ok(Self {
-            down: map(config, width, rank, &vb.pp("0"))?,
+            down: Some(map(config, width, rank, &vb.pp("0"))?),
             up: map(config, rank, config.value_size(), &vb.pp("1"))?,
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.up.forward(&self.down.forward(x)?)
+    /// As [`Linear::round`], of a gate that stays on its own.
+    pub(super) fn round(&mut self, dtype: DType) -> Result<()> {
+        if let Some(down) = &mut self.down {
+            down.round(dtype)?;
+        }
+        self.up.round(dtype)
+    }
+
+    /// The part of a wide projection that its narrow side is, where it is one.
+    pub(super) fn part<'a>(&self) -> Option<Part<'a>> {
+        let rank = self.up.weight().dims()[1];
+        self.down.is_none().then_some(Part::Plain(rank))
+    }
+
+    /// The gate of `x`, by the last of `parts` where the narrow side is among them.
+    pub(super) fn forward(&self, x: &Tensor, parts: &[Tensor]) -> Result<Tensor> {
+        match (&self.down, parts) {
+            (Some(down), _) => self.up.forward(&down.forward(x)?),
+            (None, [.., narrow]) => self.up.forward(narrow),
+            (None, []) => bail!("the gate's narrow side is missing"),
+        }
     }
 }
 

@@ -9,12 +9,12 @@
 //! Decays are fixed: by default the slopes of ALiBi, slower from layer to layer. Activations, the norm of the output and the
 //! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use fulgur_kernels::decay::LogDecay;
-use fulgur_kernels::split::split;
+use fulgur_kernels::decay::{Fused, LogDecay};
+use fulgur_kernels::split::{Part, split};
 
-use super::memory::decayed;
+use super::memory::{decayed, decayed_token};
 use super::parts::{LowRankGate, Maps, Output, Theta, cosine_frequencies, turned};
 use super::{CausalContext, Memory, heads, map};
 use crate::linear::Linear;
@@ -32,6 +32,8 @@ pub struct Tnl {
     output: Linear,
     log_decay: Option<Tensor>,
     theta: Option<Theta>,
+    /// How single tokens go from the maps to the state at once, where nothing else is between them.
+    fused: Option<Fused>,
 }
 
 impl Tnl {
@@ -43,17 +45,40 @@ impl Tnl {
     pub fn new(config: &Config, layer: usize, vb: &VarBuilder) -> Result<Self> {
         let (keys, values) = (config.key_size(), config.value_size());
         let widths = [('q', keys), ('k', keys), ('v', values)];
+        let (heads, acts) = (
+            config.num_attention_heads,
+            [config.linear_act, config.linear_act, config.value_act],
+        );
+        let theta = theta(config, layer, vb)?;
+        let known = |act: &Activation| matches!(act, Activation::Silu | Activation::None);
+        let fused = Fused {
+            heads,
+            keys: keys / heads,
+            values: values / heads,
+            silu: acts.map(|act| act == Activation::Silu),
+        };
         Ok(Self {
-            heads: config.num_attention_heads,
-            acts: [config.linear_act, config.linear_act, config.value_act],
+            heads,
+            acts,
             widths: widths.map(|(_, width)| width),
             maps: Maps::new(config, &widths, vb)?,
             gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
             norm: Output::new(config, vb)?,
             output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
             log_decay: log_decays(config, layer, vb.device())?,
-            theta: theta(config, layer, vb)?,
+            fused: (theta.is_none() && acts.iter().all(known)).then_some(fused),
+            theta,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.maps.round(dtype, Some(&mut self.gate))?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -67,7 +92,22 @@ impl Tnl {
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
         let wide = self.maps.forward(x, memory.as_deref_mut())?;
+        let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
+        if let Some(fused) = self.fused
+            && let Some(o) = decayed_token(&wide, fused, decay, memory.as_deref_mut())?
+        {
+            let used: usize = self.widths.iter().sum();
+            let parts = match self.gate.part() {
+                None => Vec::new(),
+                // Of one sequence the columns lie together.
+                Some(part) if wide.dim(0)? == 1 => vec![wide.narrow(D::Minus1, used, part.width())?],
+                Some(part) => split(&wide, &[Part::Plain(used), part])?,
+            };
+            let gate = self.gate.forward(x, &parts)?;
+            return self.output.forward(&self.norm.forward(&o, Some(&gate))?);
+        }
         let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
+        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
         let parts = split(&wide, &runs)?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
@@ -75,9 +115,8 @@ impl Tnl {
             let phase = theta.phases(x.dim(1)?, context.position)?;
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
-        let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
         let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x)?;
+        let gate = self.gate.forward(x, &parts)?;
         self.output.forward(&self.norm.forward(&o, Some(&gate))?)
     }
 }

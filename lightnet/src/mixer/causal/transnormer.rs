@@ -9,7 +9,7 @@
 //! Names and the order of the fused map are those of the published checkpoints (`modeling_transnormer.py`): `qkvu_proj`,
 //! `out_proj`, `lrpe.theta` `[H, 1, D]`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::split;
@@ -58,6 +58,16 @@ impl TransNormer {
             log_decay: log_decays(config, layer, vb.device())?,
             theta: theta(config, layer, vb)?,
         })
+    }
+
+    /// As [`Linear::round`], of all its maps.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn round(&mut self, dtype: DType) -> Result<()> {
+        self.input.round(dtype)?;
+        self.norm.round(dtype)?;
+        self.output.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.

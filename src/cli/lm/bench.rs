@@ -1,0 +1,396 @@
+//! `fulgur lm bench`: how fast a language model reads and writes.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use fulgur_datasets::atomic::write_atomic;
+use fulgur_lightnet::lm::{Architecture, Config, LanguageModel, expected_shapes};
+use fulgur_lightnet::params::Params;
+use serde::Serialize;
+
+use super::super::answer::{Answer, Report, Status};
+use super::super::context::Context;
+use super::super::files::check_output;
+use super::super::progress::Unit;
+use super::Weights;
+use super::generate::LONGEST_CHUNK;
+use crate::decode::{Measure, Measures, Plan, Told, compute, flatness, measure, plots};
+use crate::doctor::available_memory;
+use crate::report::grouped;
+use crate::report::svg::{length, short};
+
+/// Longest context.
+const LONGEST: usize = 1 << 26;
+/// Most sequences together.
+const MOST_TOGETHER: usize = 1 << 12;
+/// Most tokens of a measure.
+const MOST_TOKENS: usize = 1 << 16;
+
+/// Measure how fast a language model reads and writes, and what it keeps
+///
+/// A text of random tokens is read as far as the longest context. At each length its state is forked into a batch, which goes on
+/// for some tokens: by the model alone (step), and with the choice of the likeliest token (token), each waited for. Times are
+/// medians, with tenth and ninetieth percentiles. Reading is measured with one sequence, from the length before on. Lengths whose
+/// keys and values would not fit are left out, and named.
+///
+/// The model is a folder, or one of random weights for each --architecture.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur lm bench --model DIR --lengths 1024,4096,16384\n  \
+                  fulgur lm bench --architecture tnl,llama --layers 8 --width 512 --heads 4 --hidden 1408 --vocabulary 4096 --dtype bf16 --plot decoding.svg"
+)]
+pub(super) struct Arguments {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR", conflicts_with = "architecture")]
+    model: Option<PathBuf>,
+    /// Random weights instead: tnl, transnormer, hgrn1, hgrn2, cosformer2, lightnet, eos, llama
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    architecture: Vec<String>,
+    /// Their layers
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    layers: usize,
+    /// Their width
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    width: usize,
+    /// Their heads
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    heads: usize,
+    /// Width of their gated linear units
+    #[arg(long, value_name = "N", default_value_t = 704)]
+    hidden: usize,
+    /// Their vocabulary
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    vocabulary: usize,
+    /// Lengths of contexts in tokens
+    #[arg(
+        long,
+        value_name = "N,..",
+        value_delimiter = ',',
+        default_value = "1024,4096,16384"
+    )]
+    lengths: Vec<usize>,
+    /// How many sequences are decoded together
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Tokens that each sequence goes on for, for one measure
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    tokens: usize,
+    /// Tokens that are read at once
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    chunk: usize,
+    /// Type of the weights; on a GPU also of what is computed between the sums
+    #[arg(long, value_enum, default_value_t = Weights::F32)]
+    dtype: Weights,
+    /// Bytes that keys and values of softmax attention may take; half of the free memory if absent
+    #[arg(long, value_name = "BYTES")]
+    most_bytes: Option<u64>,
+    /// Seed of weights and tokens
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Plot time a token and bytes of state against the context
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
+    let mut plan = arguments.plan()?;
+    let sources = arguments.sources()?;
+    if let Some(path) = &arguments.plot {
+        check_output(path)?;
+    }
+    let device = context.open_device()?;
+    plan.most_bytes = match arguments.most_bytes {
+        Some(bytes) => bytes,
+        None => free_memory(&device)?.map_or(u64::MAX, |bytes| bytes / 2),
+    };
+    let mut benched = Benched {
+        device: name(&device),
+        dtype: arguments.dtype,
+        threads: device.is_cpu().then(rayon::current_num_threads),
+        tokens: plan.tokens,
+        chunk: plan.chunk,
+        most_bytes: plan.most_bytes,
+        plot: arguments.plot.clone(),
+        interrupted: false,
+        models: Vec::new(),
+    };
+    for (name, config) in sources {
+        let parameters = expected_shapes(&config)?
+            .values()
+            .map(|shape| shape.iter().product::<usize>() as u64)
+            .sum();
+        let model = arguments.open(&config, parameters, &device)?;
+        let mut progress = context.progress(&name, Unit::Items("tokens"));
+        let measures = measure(&model, &plan, |told| {
+            match told {
+                Told::Read(done, all) => progress.set(done as u64, Some(all as u64)),
+                Told::Decoding(at) => progress.relabel(format!("{name} at {}", length(at as f64))),
+            }
+            !context.interrupt.requested()
+        })?;
+        drop(progress);
+        benched.models.push(Model {
+            name,
+            parameters,
+            flatness: (plan.batches.iter())
+                .filter_map(|&batch| Some((batch, flatness(&measures.measures, batch)?)))
+                .collect(),
+            measures,
+        });
+        if context.interrupt.requested() {
+            benched.interrupted = true;
+            break;
+        }
+    }
+    if let Some(path) = &arguments.plot {
+        let lines = benched.models.iter();
+        let lines: Vec<(String, &[Measure])> = lines
+            .map(|model| (model.name.clone(), model.measures.measures.as_slice()))
+            .collect();
+        let svg = plots(&lines);
+        write_atomic(path, |file| file.write_all(svg.as_bytes()))?;
+    }
+    Answer::new(&benched)
+}
+
+impl Arguments {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let sorted = |values: &[usize]| {
+            let mut values = values.to_vec();
+            values.sort_unstable();
+            values.dedup();
+            values
+        };
+        let (lengths, batches) = (sorted(&self.lengths), sorted(&self.batch));
+        let all = lengths.iter().map(|&length| ("lengths", length, LONGEST));
+        let all = all.chain(batches.iter().map(|&batch| ("batch", batch, MOST_TOGETHER)));
+        let others = [
+            ("tokens", self.tokens, MOST_TOKENS),
+            ("chunk", self.chunk, LONGEST_CHUNK),
+        ];
+        for (name, value, most) in all.chain(others) {
+            if !(1..=most).contains(&value) {
+                bail!("{name} is {value}, expected 1 to {most}");
+            }
+        }
+        Ok(Plan {
+            lengths,
+            batches,
+            tokens: self.tokens,
+            chunk: self.chunk,
+            most_bytes: u64::MAX,
+            seed: self.seed,
+        })
+    }
+
+    /// Names and shapes of the models.
+    fn sources(&self) -> anyhow::Result<Vec<(String, Config)>> {
+        if let Some(dir) = &self.model {
+            let config = Config::read(&dir.join("config.json"), None)?;
+            if config.bidirectional {
+                bail!(
+                    "{}: a model in both directions, expected a causal one",
+                    dir.display()
+                );
+            }
+            return Ok(vec![(dir.display().to_string(), config)]);
+        }
+        if self.architecture.is_empty() {
+            bail!("found no model, expected --model or --architecture");
+        }
+        let named = |name: &String| {
+            let known = Architecture::ALL;
+            let Some(architecture) = known.into_iter().find(|known| known.name() == name) else {
+                let known: Vec<_> = known.iter().map(|known| known.name()).collect();
+                bail!(
+                    "--architecture: found {name:?}, expected some of {}",
+                    known.join(", ")
+                );
+            };
+            let config = self.shape(architecture);
+            if let Err(error) = config.check() {
+                bail!("{name}: {error}");
+            }
+            Ok((name.clone(), config))
+        };
+        self.architecture.iter().map(named).collect()
+    }
+
+    fn shape(&self, architecture: Architecture) -> Config {
+        let plain = Config::of(architecture);
+        // HGRN has no heads: each channel is one.
+        let elementwise = architecture == Architecture::Hgrn1;
+        Config {
+            vocab_size: self.vocabulary,
+            hidden_size: self.width,
+            intermediate_size: self.hidden,
+            num_hidden_layers: self.layers,
+            num_attention_heads: if elementwise { self.width } else { self.heads },
+            head_dim: if elementwise { Some(1) } else { plain.head_dim },
+            ..plain
+        }
+    }
+
+    /// The model, as it decodes.
+    fn open(&self, config: &Config, parameters: u64, device: &Device) -> anyhow::Result<LanguageModel> {
+        let weights = self.dtype.dtype();
+        let compute = compute(weights, device);
+        // Masters, and those of a layer beside them while they are rounded.
+        let needed = parameters.saturating_mul(4 + weights.size_in_bytes() as u64);
+        if let Some(free) = free_memory(device)?.filter(|&free| needed > free) {
+            bail!(
+                "{parameters} parameters need {:.1} GB, expected at most the {:.1} GB that are free",
+                needed as f64 / 1e9,
+                free as f64 / 1e9
+            );
+        }
+        let model = match &self.model {
+            Some(dir) => LanguageModel::load(dir, None, compute, device)?,
+            None => {
+                let params = Params::random(self.seed, device);
+                LanguageModel::new(config, compute, &params.builder())?;
+                let weights = params.vars().into_iter();
+                let weights = weights.map(|(name, weight)| (name, weight.as_detached_tensor()));
+                let builder = VarBuilder::from_tensors(weights.collect(), DType::F32, device);
+                LanguageModel::new(config, compute, &builder)?
+            }
+        };
+        Ok(model.rounded(weights)?)
+    }
+}
+
+/// Bytes that are free on `device`, where that is known.
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(unused_variables, clippy::unnecessary_wraps, reason = "there are no GPUs")
+)]
+fn free_memory(device: &Device) -> anyhow::Result<Option<u64>> {
+    #[cfg(feature = "cuda")]
+    if let Some(memory) = fulgur_kernels::device::memory(device)? {
+        return Ok(Some(memory.free));
+    }
+    Ok(available_memory())
+}
+
+/// The device as its driver calls it.
+fn name(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device
+        && let Ok(name) = cuda.cuda_stream().context().name()
+    {
+        return name;
+    }
+    match device.is_cpu() {
+        true => "CPU".to_owned(),
+        false => "GPU".to_owned(),
+    }
+}
+
+#[derive(Serialize)]
+struct Benched {
+    device: String,
+    dtype: Weights,
+    /// Of a CPU.
+    threads: Option<usize>,
+    tokens: usize,
+    chunk: usize,
+    most_bytes: u64,
+    plot: Option<PathBuf>,
+    interrupted: bool,
+    models: Vec<Model>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: String,
+    parameters: u64,
+    /// Batches with the longest median of a step over the shortest, over all contexts.
+    flatness: Vec<(usize, f64)>,
+    #[serde(flatten)]
+    measures: Measures,
+}
+
+impl Report for Benched {
+    fn status(&self) -> Status {
+        match self.interrupted {
+            true => Status::Partial,
+            false => Status::Done,
+        }
+    }
+}
+
+impl fmt::Display for Benched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threads = self
+            .threads
+            .map_or(String::new(), |count| format!(", {count} threads"));
+        for model in &self.models {
+            writeln!(
+                f,
+                "{}: {} parameters, weights in {}, on {}{threads}",
+                model.name,
+                grouped(model.parameters),
+                self.dtype.name(),
+                self.device
+            )?;
+            writeln!(
+                f,
+                "{:>9} {:>5} {:>10} {:>22} {:>22} {:>10} {:>9} {:>9}",
+                "context",
+                "batch",
+                "read/s",
+                "step ms (10-90 %)",
+                "token ms (10-90 %)",
+                "tokens/s",
+                "state",
+                "memory"
+            )?;
+            for measure in &model.measures.measures {
+                let spread = |spread: crate::decode::Spread| {
+                    format!("{:.3} ({:.3}-{:.3})", spread.median, spread.low, spread.high)
+                };
+                let memory = measure.device_bytes.or(measure.resident_bytes);
+                writeln!(
+                    f,
+                    "{:>9} {:>5} {:>10.0} {:>22} {:>22} {:>10.1} {:>9} {:>9}",
+                    length(measure.context as f64),
+                    measure.batch,
+                    measure.prefill_tokens_per_s,
+                    spread(measure.step_ms),
+                    spread(measure.token_ms),
+                    measure.tokens_per_s,
+                    megabytes(measure.state_bytes as u64),
+                    memory.map_or("-".to_owned(), megabytes),
+                )?;
+            }
+            for (batch, ratio) in &model.flatness {
+                writeln!(
+                    f,
+                    "batch {batch}: a step takes at most {ratio:.3} times as long at one context as at another"
+                )?;
+            }
+            for line in &model.measures.left_out {
+                writeln!(f, "left out: {line}")?;
+            }
+            for kernel in &model.measures.kernels {
+                writeln!(
+                    f,
+                    "{:>6} x {:<32} {:.4} ms",
+                    kernel.launches, kernel.name, kernel.ms
+                )?;
+            }
+        }
+        match &self.plot {
+            Some(path) => writeln!(f, "{}", path.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", short((bytes as f64 / 1e4).round() / 100.0))
+}
