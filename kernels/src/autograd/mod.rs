@@ -8,9 +8,9 @@ mod few;
 mod many;
 mod several;
 
-use candle_core::op::BackpropOp;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, Result, Shape, Storage, Tensor, Var, bail};
 
 use crate::tape::{self, Recorded};
