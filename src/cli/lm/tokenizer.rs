@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fulgur_datasets::atomic::write_atomic;
+use fulgur_datasets::text::Documents;
 use fulgur_lightnet::lm::tokenizer::{FEWEST, LmTokenizer, MOST};
 use fulgur_lightnet::params::file::read_bounded;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report};
@@ -15,6 +17,9 @@ use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
 use super::{MOST_BYTES, read_text};
+
+/// Documents that are encoded before progress is told.
+const AT_ONCE: usize = 256;
 
 /// Train tokenizers, write texts as token ids
 #[derive(Debug, clap::Args)]
@@ -36,13 +41,14 @@ enum Action {
 
 /// Learn a byte-level vocabulary (BPE) from texts
 ///
-/// The same texts give the same vocabulary. Token 0 is <|endoftext|>, which stands behind each file in --tokens.
+/// The same texts give the same vocabulary. Token 0 is <|endoftext|>, which stands behind each document in --tokens: a
+/// file, or a line `{"text": "..."}` of a file whose name ends in .jsonl.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur lm tokenizer train book.txt --vocab 4096 -o tokenizer.json --tokens book.u16"
 )]
 struct TrainArguments {
-    /// Texts, UTF-8
+    /// Texts, UTF-8, or documents in JSONL
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Most tokens
@@ -59,13 +65,13 @@ struct TrainArguments {
 /// Write texts as token ids of two bytes
 ///
 /// Special tokens that a text spells out are letters like others. Where the tokenizer knows <|endoftext|>, it stands behind
-/// each file.
+/// each document: a file, or a line `{"text": "..."}` of a file whose name ends in .jsonl.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur lm tokenizer encode book.txt --tokenizer tokenizer.json --tokens book.u16"
 )]
 struct EncodeArguments {
-    /// Texts, UTF-8; - for standard input
+    /// Texts, UTF-8, or documents in JSONL; - for standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The tokenizer
@@ -178,33 +184,47 @@ fn decode(arguments: &DecodeArguments) -> anyhow::Result<Answer> {
     })
 }
 
+/// All documents.
 fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     let (mut texts, mut bytes) = (Vec::with_capacity(files.len()), 0);
     for path in files {
-        let text = read_text(path)?;
-        bytes += text.len() as u64;
-        if bytes > MOST_BYTES {
-            bail!(
-                "{}: more than {MOST_BYTES} bytes in all, expected at most that",
-                path.display()
-            );
+        let mut add = |text: String| {
+            bytes += text.len() as u64;
+            if bytes > MOST_BYTES {
+                bail!(
+                    "{}: more than {MOST_BYTES} bytes in all, expected at most that",
+                    path.display()
+                );
+            }
+            texts.push(text);
+            Ok(())
+        };
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
+            Documents::open(path)?.try_for_each(|text| add(text?))?;
+        } else {
+            add(read_text(path)?)?;
         }
-        texts.push(text);
     }
     Ok(texts)
 }
 
-/// The ids of all texts, each with its end.
+/// The ids of all documents, each with its end.
 fn encode_all(context: &Context, tokenizer: &LmTokenizer, texts: &[String]) -> anyhow::Result<Vec<u16>> {
-    let mut progress = context.progress("encode", Unit::Items("files"));
+    let mut progress = context.progress("encode", Unit::Items("documents"));
     let mut all = Vec::new();
-    for (done, text) in texts.iter().enumerate() {
-        let ids = tokenizer.encode(text, true)?.into_iter().chain(tokenizer.end());
-        for id in ids {
-            all.push(u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))?);
+    // So many at a time that every thread has work, and that progress is seen.
+    for (index, some) in texts.chunks(AT_ONCE).enumerate() {
+        let found: Vec<Vec<u32>> = some
+            .par_iter()
+            .map(|text| tokenizer.encode(text, true))
+            .collect::<Result<_, _>>()?;
+        for ids in found {
+            for id in ids.into_iter().chain(tokenizer.end()) {
+                all.push(u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))?);
+            }
         }
         if texts.len() > 1 {
-            progress.set(done as u64 + 1, Some(texts.len() as u64));
+            progress.set((index * AT_ONCE + some.len()) as u64, Some(texts.len() as u64));
         }
     }
     Ok(all)
