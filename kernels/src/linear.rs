@@ -389,7 +389,7 @@ fn add_on_cuda(y: &CudaStorage, count: usize, bias: &Tensor) -> Result<()> {
     let stream = device.cuda_stream();
     match y.dtype() {
         DType::BF16 => {
-            let slice = y.as_cuda_slice::<half::bf16>()?;
+            let slice = y.as_cuda_slice::<bf16>()?;
             launch_add_row(device, count, slice.device_ptr(&stream).0, bias, slice)
         }
         DType::F32 => {
