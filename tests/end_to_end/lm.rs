@@ -153,7 +153,16 @@ fn a_trained_tokenizer_goes_from_text_to_tokens_and_back() {
     assert_eq!(train(), (report, json, ids.clone()));
     let encoded = at("again.u16");
     let encode = |files: &[&str]| {
-        let mut words = vec!["lm", "tokenizer", "encode", "-q", "--tokenizer", &out, "--tokens", &encoded];
+        let mut words = vec![
+            "lm",
+            "tokenizer",
+            "encode",
+            "-q",
+            "--tokenizer",
+            &out,
+            "--tokens",
+            &encoded,
+        ];
         words.extend(files);
         let ran = run(words);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -161,7 +170,8 @@ fn a_trained_tokenizer_goes_from_text_to_tokens_and_back() {
     };
     assert_eq!(encode(&[&one, &two]), ids);
     // Documents of one file are what files of their own are.
-    let lines = [&one, &two].map(|file| format!("{}\n", json!({ "text": fs::read_to_string(file).unwrap() })));
+    let lines =
+        [&one, &two].map(|file| format!("{}\n", json!({ "text": fs::read_to_string(file).unwrap() })));
     fs::write(at("both.jsonl"), lines.concat()).unwrap();
     assert_eq!(encode(&[&at("both.jsonl")]), ids);
     assert_eq!(ids.chunks(2).filter(|id| id == b"\0\0").count(), 2);

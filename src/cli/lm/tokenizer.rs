@@ -199,7 +199,10 @@ fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
             texts.push(text);
             Ok(())
         };
-        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
+        if path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"))
+        {
             Documents::open(path)?.try_for_each(|text| add(text?))?;
         } else {
             add(read_text(path)?)?;
@@ -220,7 +223,9 @@ fn encode_all(context: &Context, tokenizer: &LmTokenizer, texts: &[String]) -> a
             .collect::<Result<_, _>>()?;
         for ids in found {
             for id in ids.into_iter().chain(tokenizer.end()) {
-                all.push(u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))?);
+                all.push(
+                    u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))?,
+                );
             }
         }
         if texts.len() > 1 {
