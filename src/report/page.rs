@@ -348,6 +348,7 @@ fn figure(title: &str, curves: &[(&str, &Curve)], run: &Run, plan: &Plan, style:
             } else {
                 Vec::new()
             },
+            ..Line::default()
         }
     };
     let steps = |steps: &[u64]| steps.iter().map(|&step| step as f64).collect();
@@ -355,6 +356,7 @@ fn figure(title: &str, curves: &[(&str, &Curve)], run: &Run, plan: &Plan, style:
         title: format!("{title} over steps, from {} to {}", short(low), short(high)),
         lines: curves.iter().enumerate().map(line).collect(),
         logarithmic: style == Style::Noisy && low > 0.0 && high / low > DECADE,
+        logarithmic_steps: false,
         until: if run.finished { 0.0 } else { plan.steps as f64 },
         resumed: steps(&run.metrics.resumed),
         skips: if style == Style::Noisy {

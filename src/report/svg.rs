@@ -24,9 +24,27 @@ const STROKE: f64 = 9.0;
 /// Values beyond this are drawn here.
 const FURTHEST: f64 = 1e300;
 
+/// How a curve is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stroke {
+    /// A line, with dots where points are few.
+    #[default]
+    Dotted,
+    /// A line without dots.
+    Plain,
+    /// A dashed line.
+    Dashed,
+    /// Dots without a line.
+    Dots,
+}
+
 /// One curve.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
+    /// Its name in the legend of [`Plot::picture`]; none where it is empty.
+    pub name: String,
+    /// How it is drawn.
+    pub stroke: Stroke,
     /// Its colour, counted from 0.
     pub colour: usize,
     /// The points of the thin line.
@@ -44,6 +62,8 @@ pub struct Plot {
     pub lines: Vec<Line>,
     /// Whether the values' axis is logarithmic; all values have to be above 0 then.
     pub logarithmic: bool,
+    /// Whether the steps' axis is, from the first point to the last; all steps have to be above 0 then.
+    pub logarithmic_steps: bool,
     /// Steps from 0 to this are shown, and to the last point if that is later.
     pub until: f64,
     /// Steps of upright lines across the plot.
@@ -123,11 +143,19 @@ impl Plot {
         }
         for line in &self.lines {
             let colour = line.colour % COLOURS;
-            put(format!(
-                "<path class=\"l c{colour}\" d=\"{}\"/>",
-                path(&line.points, &x, &y)
-            ));
-            if line.points.len() <= DOTS {
+            let class = if line.stroke == Stroke::Dashed { "l h" } else { "l" };
+            if line.stroke != Stroke::Dots {
+                put(format!(
+                    "<path class=\"{class} c{colour}\" d=\"{}\"/>",
+                    path(&line.points, &x, &y)
+                ));
+            }
+            let dots = match line.stroke {
+                Stroke::Dotted => line.points.len() <= DOTS,
+                Stroke::Dots => true,
+                Stroke::Plain | Stroke::Dashed => false,
+            };
+            if dots {
                 let radius = if line.points.len() == 1 { 3.0 } else { 2.0 };
                 for point in &line.points {
                     let (cx, cy) = (x.place(point.0), y.place(point.1));
@@ -142,15 +170,23 @@ impl Plot {
     }
 
     fn steps(&self) -> Axis {
-        let last = self
+        let all = self
             .lines
             .iter()
             .flat_map(|line| &line.points)
             .map(|point| point.0);
+        let (mut low, mut high) = (0.0, all.clone().fold(self.until.max(1.0), f64::max));
+        let least = all.clone().fold(f64::INFINITY, f64::min);
+        let logarithmic = self.logarithmic_steps && least > 0.0 && least.is_finite();
+        if logarithmic {
+            let most = all.fold(0.0, f64::max);
+            let wide = (most / least).max(2.0).powf(0.02);
+            (low, high) = (least / wide, most * wide);
+        }
         Axis {
-            low: 0.0,
-            high: last.fold(self.until.max(1.0), f64::max),
-            logarithmic: false,
+            low,
+            high,
+            logarithmic,
             from: LEFT,
             to: WIDTH - RIGHT,
         }
@@ -193,6 +229,78 @@ impl Plot {
             from: HEIGHT - BOTTOM,
             to: TOP,
         }
+    }
+}
+
+/// Style of a plot outside of a page.
+const STYLE: &str = "svg{--ink:#1c1d1f;--soft:#6a6d72;--grid:#e6e6e2;--c0:#2563c9;--c1:#d2691e;--c2:#2e8b57;--c3:#a0408f;\
+--c4:#b8860b;--c5:#008b9a;--c6:#c23b4b;--c7:#6b6f76}\
+rect{fill:#fff}text{fill:var(--soft);font:11.5px system-ui,sans-serif}.t{fill:var(--ink);font-weight:600;font-size:13px}\
+path{fill:none;stroke-linejoin:round;stroke-linecap:round}.g{stroke:var(--grid)}.a{stroke:var(--soft)}\
+.l{stroke:var(--c);stroke-width:1.5}.f{stroke:var(--c);opacity:.32}.h{stroke-dasharray:5 4}.d{fill:var(--c)}\
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}\
+.c6{--c:var(--c6)}.c7{--c:var(--c7)}";
+/// Room above the plot of a picture, for its title and the name of the values' axis.
+const HEAD: f64 = 40.0;
+/// Room below it for the name of the steps' axis.
+const FOOT: f64 = 18.0;
+/// Height of a line of the legend, and length of its strokes.
+const KEY: f64 = 17.0;
+const KEY_STROKE: f64 = 22.0;
+/// Width of a picture, more than that of the plot in it.
+const MARGIN: f64 = 8.0;
+
+impl Plot {
+    /// The plot as a file of its own, with its title, the names of both axes and a legend of the lines that have a name.
+    #[must_use]
+    pub fn picture(&self, steps: &str, values: &str) -> String {
+        let named: Vec<&Line> = self.lines.iter().filter(|line| !line.name.is_empty()).collect();
+        let columns = if named.iter().any(|line| line.name.len() > 24) { 2 } else { 3 };
+        let rows = named.len().div_ceil(columns);
+        let width = WIDTH + 2.0 * MARGIN;
+        let below = HEAD + HEIGHT + FOOT;
+        let height = below + rows as f64 * KEY + MARGIN;
+        let escape = super::page::escape;
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{}\" height=\"{}\">\n\
+             <style>{STYLE}</style>\n<rect width=\"100%\" height=\"100%\"/>\n\
+             <text class=\"t\" x=\"{MARGIN}\" y=\"17\">{}</text>\n<text x=\"{MARGIN}\" y=\"34\">{}</text>\n",
+            2.0 * width,
+            2.0 * height,
+            escape(&self.title),
+            escape(values),
+        );
+        let plot = self.draw();
+        let inner = format!("<svg x=\"{MARGIN}\" y=\"{HEAD}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" ");
+        out.push_str(&plot.replacen("<svg ", &inner, 1));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "\n<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>",
+            MARGIN + WIDTH - RIGHT,
+            HEAD + HEIGHT + 11.0,
+            escape(steps)
+        );
+        for (i, line) in named.iter().enumerate() {
+            let x = MARGIN + LEFT + (i % columns) as f64 * ((WIDTH - LEFT) / columns as f64);
+            let y = below + (i / columns) as f64 * KEY + 9.0;
+            let colour = line.colour % COLOURS;
+            let _ = match line.stroke {
+                Stroke::Dots => write!(
+                    out,
+                    "<circle class=\"d c{colour}\" cx=\"{:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>",
+                    x + KEY_STROKE / 2.0
+                ),
+                stroke => {
+                    let class = if stroke == Stroke::Dashed { "l h" } else { "l" };
+                    write!(out, "<path class=\"{class} c{colour}\" d=\"M{x:.1} {y:.1}h{KEY_STROKE}\"/>")
+                }
+            };
+            let (x, y) = (x + KEY_STROKE + 5.0, y + 4.0);
+            let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(&line.name));
+        }
+        out.push_str("</svg>\n");
+        out
     }
 }
 
@@ -368,12 +476,13 @@ mod tests {
         let line = Line {
             colour: 9,
             points: points.to_vec(),
-            faint: Vec::new(),
+            ..Line::default()
         };
         Plot {
             title: "a < b".to_owned(),
             lines: vec![line],
             logarithmic,
+            logarithmic_steps: false,
             until: 100.0,
             resumed: vec![50.0, 700.0],
             skips: vec![25.0],

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fulgur_datasets::atomic::write_atomic;
+use fulgur_datasets::text::Documents;
 use fulgur_lightnet::lm::tokenizer::{FEWEST, LmTokenizer, MOST};
 use fulgur_lightnet::params::file::read_bounded;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report};
@@ -36,13 +38,14 @@ enum Action {
 
 /// Learn a byte-level vocabulary (BPE) from texts
 ///
-/// The same texts give the same vocabulary. Token 0 is <|endoftext|>, which stands behind each file in --tokens.
+/// The same texts give the same vocabulary. Token 0 is <|endoftext|>, which stands behind each file in --tokens; behind each
+/// document of a file that ends in .jsonl, with lines {"text": "..."}.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur lm tokenizer train book.txt --vocab 4096 -o tokenizer.json --tokens book.u16"
 )]
 struct TrainArguments {
-    /// Texts, UTF-8
+    /// Texts, UTF-8, or documents, JSONL
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Most tokens
@@ -59,13 +62,13 @@ struct TrainArguments {
 /// Write texts as token ids of two bytes
 ///
 /// Special tokens that a text spells out are letters like others. Where the tokenizer knows <|endoftext|>, it stands behind
-/// each file.
+/// each file; behind each document of a file that ends in .jsonl, with lines {"text": "..."}.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur lm tokenizer encode book.txt --tokenizer tokenizer.json --tokens book.u16"
 )]
 struct EncodeArguments {
-    /// Texts, UTF-8; - for standard input
+    /// Texts, UTF-8, or documents, JSONL; - for standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The tokenizer
@@ -178,33 +181,54 @@ fn decode(arguments: &DecodeArguments) -> anyhow::Result<Answer> {
     })
 }
 
+/// The texts of all files, the documents of JSONL one by one.
 fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     let (mut texts, mut bytes) = (Vec::with_capacity(files.len()), 0);
     for path in files {
-        let text = read_text(path)?;
-        bytes += text.len() as u64;
-        if bytes > MOST_BYTES {
-            bail!(
-                "{}: more than {MOST_BYTES} bytes in all, expected at most that",
-                path.display()
-            );
+        let mut add = |text: String| -> anyhow::Result<()> {
+            bytes += text.len() as u64;
+            if bytes > MOST_BYTES {
+                bail!(
+                    "{}: more than {MOST_BYTES} bytes in all, expected at most that",
+                    path.display()
+                );
+            }
+            texts.push(text);
+            Ok(())
+        };
+        if path.extension().is_some_and(|ending| ending == "jsonl") {
+            for text in Documents::open(path)? {
+                add(text?)?;
+            }
+        } else {
+            add(read_text(path)?)?;
         }
-        texts.push(text);
     }
     Ok(texts)
 }
 
+/// Texts whose ids are found before progress is told.
+const TOGETHER: usize = 256;
+
 /// The ids of all texts, each with its end.
 fn encode_all(context: &Context, tokenizer: &LmTokenizer, texts: &[String]) -> anyhow::Result<Vec<u16>> {
-    let mut progress = context.progress("encode", Unit::Items("files"));
-    let mut all = Vec::new();
-    for (done, text) in texts.iter().enumerate() {
-        let ids = tokenizer.encode(text, true)?.into_iter().chain(tokenizer.end());
-        for id in ids {
-            all.push(u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))?);
-        }
+    let mut progress = context.progress("encode", Unit::Items("texts"));
+    let (mut all, mut done) = (Vec::new(), 0);
+    for some in texts.chunks(TOGETHER) {
+        let ids: Vec<Vec<u16>> = some
+            .par_iter()
+            .map(|text| {
+                let ids = tokenizer.encode(text, true)?.into_iter().chain(tokenizer.end());
+                ids.map(|id| {
+                    u16::try_from(id).with_context(|| format!("token {id}, expected less than {MOST}"))
+                })
+                .collect::<anyhow::Result<_>>()
+            })
+            .collect::<anyhow::Result<_>>()?;
+        all.extend(ids.into_iter().flatten());
+        done += some.len() as u64;
         if texts.len() > 1 {
-            progress.set(done as u64 + 1, Some(texts.len() as u64));
+            progress.set(done, Some(texts.len() as u64));
         }
     }
     Ok(all)
