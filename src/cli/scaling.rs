@@ -81,7 +81,9 @@ struct Choice {
 /// (arXiv 2406.16690): `L(C) = beta C^alpha`, C in PFLOP/s-days. Points that the smallest or the largest size wins are dropped. Writes
 /// fit.json and fit.md into the folder. The exit code is 1 where an architecture has too few points for a law.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  fulgur scaling fit runs/scaling\n  fulgur scaling fit runs/scaling --with-head --json")]
+#[command(
+    after_help = "Example:\n  fulgur scaling fit runs/scaling\n  fulgur scaling fit runs/scaling --with-head --json"
+)]
 struct FitArguments {
     #[command(flatten)]
     choice: Choice,
@@ -226,8 +228,10 @@ impl fmt::Display for Estimate {
                 run.hidden,
                 cell(run.steps),
                 cell(run.tokens),
-                run.epochs.map_or_else(|| "-".to_owned(), |epochs| format!("{epochs:.2}")),
-                run.flops.map_or_else(|| "-".to_owned(), |flops| format!("{:.3e}", flops / PFLOPS_DAY)),
+                run.epochs
+                    .map_or_else(|| "-".to_owned(), |epochs| format!("{epochs:.2}")),
+                run.flops
+                    .map_or_else(|| "-".to_owned(), |flops| format!("{:.3e}", flops / PFLOPS_DAY)),
             )?;
         }
         let all: u64 = self.runs.iter().filter_map(|run| run.tokens_with_trials).sum();
@@ -281,7 +285,8 @@ fn fit(choice: &Choice) -> anyhow::Result<Answer> {
     json.push('\n');
     for (name, text) in [("fit.json", json), ("fit.md", found.to_string())] {
         let path = choice.dir.join(name);
-        write_atomic(&path, |file| file.write_all(text.as_bytes())).with_context(|| path.display().to_string())?;
+        write_atomic(&path, |file| file.write_all(text.as_bytes()))
+            .with_context(|| path.display().to_string())?;
     }
     Answer::new(&found)
 }
@@ -388,6 +393,8 @@ impl Report for Plotted {}
 
 impl fmt::Display for Plotted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.files.iter().try_for_each(|path| writeln!(f, "{}", path.display()))
+        self.files
+            .iter()
+            .try_for_each(|path| writeln!(f, "{}", path.display()))
     }
 }

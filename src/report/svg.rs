@@ -255,7 +255,11 @@ impl Plot {
     #[must_use]
     pub fn picture(&self, steps: &str, values: &str) -> String {
         let named: Vec<&Line> = self.lines.iter().filter(|line| !line.name.is_empty()).collect();
-        let columns = if named.iter().any(|line| line.name.len() > 24) { 2 } else { 3 };
+        let columns = if named.iter().any(|line| line.name.len() > 24) {
+            2
+        } else {
+            3
+        };
         let rows = named.len().div_ceil(columns);
         let width = WIDTH + 2.0 * MARGIN;
         let below = HEAD + HEIGHT + FOOT;
@@ -293,11 +297,18 @@ impl Plot {
                 ),
                 stroke => {
                     let class = if stroke == Stroke::Dashed { "l h" } else { "l" };
-                    write!(out, "<path class=\"{class} c{colour}\" d=\"M{x:.1} {y:.1}h{KEY_STROKE}\"/>")
+                    write!(
+                        out,
+                        "<path class=\"{class} c{colour}\" d=\"M{x:.1} {y:.1}h{KEY_STROKE}\"/>"
+                    )
                 }
             };
             let (x, y) = (x + KEY_STROKE + 5.0, y + 4.0);
-            let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(&line.name));
+            let _ = writeln!(
+                out,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
+                escape(&line.name)
+            );
         }
         out.push_str("</svg>\n");
         out

@@ -162,7 +162,11 @@ pub fn read(dir: &Path) -> anyhow::Result<Vec<Curve>> {
     for path in files {
         let result = path.with_extension("json");
         let Some(row) = kept(&result, None)? else {
-            bail!("{}: no such file, expected it beside {}", result.display(), path.display());
+            bail!(
+                "{}: no such file, expected it beside {}",
+                result.display(),
+                path.display()
+            );
         };
         curves.push(Curve {
             row,

@@ -136,14 +136,18 @@ impl Envelope {
 
 /// The track with the lowest loss at `compute`.
 fn best(tracks: &[Track], compute: f64) -> Option<(&Track, f64)> {
-    let there = tracks.iter().filter_map(|track| Some((track, track.at(compute)?)));
+    let there = tracks
+        .iter()
+        .filter_map(|track| Some((track, track.at(compute)?)));
     there.min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Between which computes no size is missing that might win: from the last beginning to the first end of one that is the best
 /// there.
 fn reliable(tracks: &[Track]) -> (f64, f64) {
-    let wins = |track: &Track, compute: f64| best(tracks, compute).is_some_and(|(found, _)| found.size == track.size);
+    let wins = |track: &Track, compute: f64| {
+        best(tracks, compute).is_some_and(|(found, _)| found.size == track.size)
+    };
     let last_end = tracks
         .iter()
         .filter_map(|track| Some(track.points.last()?.0))
@@ -199,8 +203,15 @@ mod tests {
     #[test]
     fn edge_winners_are_dropped() {
         let envelope = Envelope::of(&tracks(1e-3), 10);
-        let sizes: Vec<&str> = envelope.winners.iter().map(|winner| winner.size.as_str()).collect();
-        assert!(sizes.iter().all(|size| ["b", "c", "d"].contains(size)), "{sizes:?}");
+        let sizes: Vec<&str> = envelope
+            .winners
+            .iter()
+            .map(|winner| winner.size.as_str())
+            .collect();
+        assert!(
+            sizes.iter().all(|size| ["b", "c", "d"].contains(size)),
+            "{sizes:?}"
+        );
         for size in ["b", "c", "d"] {
             assert!(sizes.contains(&size), "{sizes:?}");
         }
@@ -224,11 +235,21 @@ mod tests {
     fn points_past_an_unbeaten_end_do_not_count() {
         let whole = Envelope::of(&tracks(1e-3), 10);
         let mut cut = tracks(1e-3);
-        let unbeaten = whole.winners.iter().find(|winner| winner.size == "c").unwrap().compute;
+        let unbeaten = whole
+            .winners
+            .iter()
+            .find(|winner| winner.size == "c")
+            .unwrap()
+            .compute;
         cut[2].points.retain(|point| point.0 <= unbeaten * 1.01);
         let envelope = Envelope::of(&cut, 10);
         assert!(envelope.dropped.unfinished > 0);
-        assert!(envelope.winners.iter().all(|winner| winner.compute <= unbeaten * 1.01));
+        assert!(
+            envelope
+                .winners
+                .iter()
+                .all(|winner| winner.compute <= unbeaten * 1.01)
+        );
     }
 
     #[test]

@@ -141,7 +141,10 @@ fn of(name: &str, tracks: Vec<Track>, per_decade: usize) -> Fit {
         dropped,
     } = Envelope::of(&tracks, per_decade);
     let law = |value: fn(&Winner) -> f64, winners: &[Winner]| {
-        let points: Vec<_> = winners.iter().map(|winner| (winner.compute, value(winner))).collect();
+        let points: Vec<_> = winners
+            .iter()
+            .map(|winner| (winner.compute, value(winner)))
+            .collect();
         Law::through(&points, SEED)
     };
     let loss = law(|winner| winner.loss, &winners);
@@ -157,7 +160,11 @@ fn of(name: &str, tracks: Vec<Track>, per_decade: usize) -> Fit {
             .filter(|winner| winner.compute <= last.compute / HELD_BACK)
             .cloned()
             .collect();
-        predict(&smaller, law(|winner| winner.loss, &smaller)?, (last.compute, last.loss))
+        predict(
+            &smaller,
+            law(|winner| winner.loss, &smaller)?,
+            (last.compute, last.loss),
+        )
     });
     let end = tracks.last().and_then(|track| track.points.last().copied());
     let beyond = end.and_then(|end| predict(&winners, loss?, end));
@@ -289,7 +296,11 @@ mod tests {
         let tokens = fit.d_opt.unwrap();
         assert!((tokens.alpha - (1.0 - n_opt.alpha)).abs() < 0.05, "{tokens:?}");
         assert!(fit.envelope.len() >= 12 && fit.sizes.len() == 7 && fit.decades > 1.0);
-        assert!(fit.dropped.smallest > 0 && fit.dropped.largest > 0, "{:?}", fit.dropped);
+        assert!(
+            fit.dropped.smallest > 0 && fit.dropped.largest > 0,
+            "{:?}",
+            fit.dropped
+        );
         let prediction = fit.prediction.unwrap();
         assert!(prediction.error < 0.002 && prediction.from * 3.0 <= prediction.compute * 1.001);
         assert!(fit.beyond.unwrap().compute > prediction.compute);
@@ -310,7 +321,10 @@ mod tests {
         let ratio = both["tnl"].loss.unwrap().beta / one["tnl"].loss.unwrap().beta;
         assert!((ratio - 1.1).abs() < 1e-6, "{ratio}");
         let heads = fit(&curves, 10, Counted::WithHead);
-        assert_eq!(heads["tnl"].tracks[0].weights, both["tnl"].tracks[0].weights + 1000.0);
+        assert_eq!(
+            heads["tnl"].tracks[0].weights,
+            both["tnl"].tracks[0].weights + 1000.0
+        );
         assert_eq!(heads["tnl"].tracks[0].flops, both["tnl"].tracks[0].flops + 6000.0);
     }
 
@@ -321,7 +335,11 @@ mod tests {
         let fits = fit(&synthetic(loss, n_opt, 2, 1), 10, Counted::Layers);
         let fit = &fits["tnl"];
         assert!(fit.loss.is_none() && fit.n_opt.is_none() && fit.prediction.is_none());
-        assert!(fit.reason.as_ref().unwrap().starts_with("0 points"), "{:?}", fit.reason);
+        assert!(
+            fit.reason.as_ref().unwrap().starts_with("0 points"),
+            "{:?}",
+            fit.reason
+        );
         let json = serde_json::to_value(fit).unwrap();
         assert!(json.get("alpha").is_none() && json["envelope"].as_array().unwrap().is_empty());
     }

@@ -95,7 +95,12 @@ fn line(points: impl ExactSizeIterator<Item = (f64, f64)> + Clone) -> Option<(f6
 fn interval(mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1) as f64;
-    INTERVAL.map(|part| values.get((part * last).round() as usize).copied().unwrap_or(f64::NAN))
+    INTERVAL.map(|part| {
+        values
+            .get((part * last).round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    })
 }
 
 #[cfg(test)]

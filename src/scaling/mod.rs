@@ -15,6 +15,7 @@ mod curve;
 mod envelope;
 mod fit;
 mod line;
+mod plan;
 mod plot;
 pub mod published;
 mod study;
@@ -23,8 +24,9 @@ mod sweep;
 pub use curve::{Curve, Point, read};
 pub use envelope::{Dropped, Envelope, Track, Winner};
 pub use fit::{Counted, Fit, Law, Prediction, fit};
+pub use plan::{Length, Planned};
 pub use plot::{Drawn, draw};
-pub use study::{Length, Planned, Size, Study};
+pub use study::{Size, Study};
 pub use sweep::{Failed, Place, Row, Sweep, Told, Trial, sweep};
 
 /// Floating-point operations of one PFLOP/s-day.

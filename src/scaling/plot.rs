@@ -41,12 +41,18 @@ pub fn draw(fits: &BTreeMap<String, Fit>, out: &Path) -> anyhow::Result<Drawn> {
     };
     for (name, fit) in fits {
         let plot = architecture(name, fit);
-        write(format!("loss-{name}.svg"), plot.picture(COMPUTE, "held-out loss, nats a token"))?;
+        write(
+            format!("loss-{name}.svg"),
+            plot.picture(COMPUTE, "held-out loss, nats a token"),
+        )?;
     }
     let together: [(&str, &str, &str, Pick); 3] = [
-        ("loss.svg", "Loss over compute", "held-out loss, nats a token", |fit| {
-            (fit.loss, fit.published.map(|found| found.loss))
-        }),
+        (
+            "loss.svg",
+            "Loss over compute",
+            "held-out loss, nats a token",
+            |fit| (fit.loss, fit.published.map(|found| found.loss)),
+        ),
         ("n_opt.svg", "Weights of the best size", "weights", |fit| {
             (fit.n_opt, fit.published.map(|found| found.n_opt))
         }),
@@ -54,7 +60,11 @@ pub fn draw(fits: &BTreeMap<String, Fit>, out: &Path) -> anyhow::Result<Drawn> {
             (fit.d_opt, fit.published.and_then(|found| found.d_opt))
         }),
     ];
-    let values: [fn(&Winner) -> f64; 3] = [|winner| winner.loss, |winner| winner.weights, |winner| winner.tokens];
+    let values: [fn(&Winner) -> f64; 3] = [
+        |winner| winner.loss,
+        |winner| winner.weights,
+        |winner| winner.tokens,
+    ];
     for ((file, title, axis, pick), value) in together.into_iter().zip(values) {
         let plot = all(title, fits, pick, value);
         write(file.to_owned(), plot.picture(COMPUTE, axis))?;
@@ -129,7 +139,11 @@ fn architecture(name: &str, fit: &Fit) -> Plot {
         name: "envelope".to_owned(),
         stroke: Stroke::Dots,
         colour: LAW,
-        points: fit.envelope.iter().map(|winner| (winner.compute, winner.loss)).collect(),
+        points: fit
+            .envelope
+            .iter()
+            .map(|winner| (winner.compute, winner.loss))
+            .collect(),
         faint: Vec::new(),
     });
     if let (Some(law), Some(range)) = (fit.loss, range(&fit.envelope)) {
@@ -157,14 +171,22 @@ fn architecture(name: &str, fit: &Fit) -> Plot {
 fn all(title: &str, fits: &BTreeMap<String, Fit>, pick: Pick, value: fn(&Winner) -> f64) -> Plot {
     let mut lines = Vec::new();
     for (colour, (name, fit)) in fits.iter().enumerate() {
-        let (Some(law), published) = pick(fit) else { continue };
-        let Some(range) = range(&fit.envelope) else { continue };
+        let (Some(law), published) = pick(fit) else {
+            continue;
+        };
+        let Some(range) = range(&fit.envelope) else {
+            continue;
+        };
         let own = law.power();
         lines.push(Line {
             name: String::new(),
             stroke: Stroke::Dots,
             colour,
-            points: fit.envelope.iter().map(|winner| (winner.compute, value(winner))).collect(),
+            points: fit
+                .envelope
+                .iter()
+                .map(|winner| (winner.compute, value(winner)))
+                .collect(),
             faint: Vec::new(),
         });
         lines.push(Line {

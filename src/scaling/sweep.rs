@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::curve::{self, Logged};
-use super::study::{Planned, Settings, Size, Study};
+use super::plan::{Planned, Settings};
+use super::study::{Size, Study};
 use crate::train::checkpoint::Lock;
 use crate::train::{self, Options, Recipe, Report, TrainError, tasks};
 
@@ -166,7 +167,10 @@ pub fn sweep(
         if kept_of(study, run, corpus, place.out)?.is_some() {
             tell(Told::Note(format!("{}: there already", run.name)));
         } else if lock.is_none() {
-            tell(Told::Note(format!("{}: another process is at work on it", run.name)));
+            tell(Told::Note(format!(
+                "{}: another process is at work on it",
+                run.name
+            )));
             table.elsewhere.push(run.name.clone());
         } else {
             let ended = one(study, run, &folder, place, |told| match told {
@@ -195,7 +199,7 @@ pub fn sweep(
     }
     write(study, &all, corpus, &mut table, place.out)?;
     let done = |name: &String| table.runs.iter().any(|row| row.name == *name);
-    table.elsewhere.retain(|name| !table.runs.iter().any(|row| row.name == *name));
+    table.elsewhere.retain(|name| !done(name));
     table.finished = own.iter().all(|run| done(&run.name));
     Ok(table)
 }
@@ -216,10 +220,8 @@ fn one(
 ) -> anyhow::Result<Ended> {
     let rates = run.rates(study);
     let mut trials = Vec::new();
-    let (mut lr, mut edge, mut before) = (run.size.lr, false, 0.0);
-    if let [only] = rates[..] {
-        lr = only;
-    } else {
+    let (mut lr, mut edge, mut before) = (rates.first().copied().unwrap_or(run.size.lr), false, 0.0);
+    if rates.len() > 1 {
         for (index, &rate) in rates.iter().enumerate() {
             let dir = folder.join(format!("trial-{index}"));
             let recipe = study.recipe(&Settings::from(run), rate, run.trial, &[], &dir)?;
@@ -248,7 +250,10 @@ fn one(
         edge = best == lowest || best == highest;
         lr = best;
         let word = if edge { ", an end of the grid" } else { "" };
-        tell(Told::Note(format!("{}: learning rate {lr}, trial's loss {loss:.4}{word}", run.name)));
+        tell(Told::Note(format!(
+            "{}: learning rate {lr}, trial's loss {loss:.4}{word}",
+            run.name
+        )));
     }
     let recipe = study.recipe(
         &Settings::from(run),

@@ -214,7 +214,10 @@ fn the_guide_to_training_knows_the_ends_of_the_recipes() {
         let recipe: toml::Table = text(&format!("recipes/{name}")).parse().unwrap();
         // Studies of many runs lie there too.
         let Some(train) = recipe.get("train").and_then(toml::Value::as_table) else {
-            assert!(recipe.contains_key("architectures"), "{name}: no recipe and no study");
+            assert!(
+                recipe.contains_key("architectures"),
+                "{name}: no recipe and no study"
+            );
             continue;
         };
         let end = match (train.get("max_seconds"), train.get("max_steps")) {

@@ -96,10 +96,19 @@ impl CustomOp2 for Product {
         "counted product"
     }
 
-    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (batch, m, k) = la.shape().dims3()?;
         let n = lb.shape().dims3()?.2;
-        let (a, b) = (&a.as_slice::<f32>()?[la.start_offset()..], &b.as_slice::<f32>()?[lb.start_offset()..]);
+        let (a, b) = (
+            &a.as_slice::<f32>()?[la.start_offset()..],
+            &b.as_slice::<f32>()?[lb.start_offset()..],
+        );
         let mut out = vec![0f32; batch * m * n];
         for (i, row) in out.chunks_exact_mut(n).enumerate() {
             let b = &b[i / m * k * n..];
@@ -109,11 +118,18 @@ impl CustomOp2 for Product {
                 }
             }
         }
-        self.0.fetch_add((2 * batch * m * k * n) as u64, Ordering::Relaxed);
+        self.0
+            .fetch_add((2 * batch * m * k * n) as u64, Ordering::Relaxed);
         Ok((CpuStorage::F32(out), (batch, m, n).into()))
     }
 
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let da = self.of(grad, &b.t()?)?;
         let db = self.of(&a.t()?, grad)?;
         Ok((Some(da), Some(db)))
@@ -214,7 +230,12 @@ impl Counting {
                 let f = map("f")?;
                 let bound = layer as f64 / self.config.num_hidden_layers as f64;
                 let log = ((sigmoid(&f)? * (1.0 - bound))? + bound)?.log()?;
-                [silu(&map("q")?)?, (sigmoid(&f.neg()?)? * (1.0 - bound))?, map("i")?, log]
+                [
+                    silu(&map("q")?)?,
+                    (sigmoid(&f.neg()?)? * (1.0 - bound))?,
+                    map("i")?,
+                    log,
+                ]
             }
             Architecture::Tnl => {
                 let q = silu(&map("q")?)?;
@@ -252,14 +273,20 @@ impl Counting {
             let all = so_far.narrow(1, width - 1, 1)?;
             let q = (q * so_far.exp()?)?;
             let inside = (&k * so_far.neg()?.exp()?)?;
-            let scores = self.product.of(&q, &inside.transpose(1, 2)?)?.broadcast_mul(&past)?;
+            let scores = self
+                .product
+                .of(&q, &inside.transpose(1, 2)?)?
+                .broadcast_mul(&past)?;
             let o = (self.product.of(&scores, &v)? + self.product.of(&q, &state)?)?;
             let later = (k * all.broadcast_sub(&so_far)?.exp()?)?;
             let kept = state.broadcast_mul(&all.exp()?.transpose(1, 2)?)?;
             state = (kept + self.product.of(&later.transpose(1, 2)?, &v)?)?;
             blocks.push(o);
         }
-        let o = self.norm(&self.joined(&Tensor::cat(&blocks, 1)?)?, self.weight(layer, "attn.g_norm"))?;
+        let o = self.norm(
+            &self.joined(&Tensor::cat(&blocks, 1)?)?,
+            self.weight(layer, "attn.g_norm"),
+        )?;
         let o = match self.config.architecture {
             Architecture::Hgrn2 => o,
             _ => {
@@ -278,7 +305,10 @@ impl Counting {
             _ => 0.0,
         };
         let angles = Tensor::from_vec((0..n * width).map(angle).collect(), (n, width), &Device::Cpu)?;
-        Tensor::cat(&[x.broadcast_mul(&angles.cos()?)?, x.broadcast_mul(&angles.sin()?)?], 2)
+        Tensor::cat(
+            &[x.broadcast_mul(&angles.cos()?)?, x.broadcast_mul(&angles.sin()?)?],
+            2,
+        )
     }
 }
 
@@ -319,7 +349,13 @@ fn equals_counted_products() {
         let x = counting.params[embedding].index_select(&ids, 0).unwrap();
         let logits = counting.logits(&x).unwrap();
         let far = (&logits - &expected).unwrap().abs().unwrap().max_all().unwrap();
-        let scale = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let scale = expected
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         let far = far.to_scalar::<f32>().unwrap();
         assert!(far < 2e-4 * scale, "{architecture:?}: {far} of {scale}");
         logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();

@@ -557,6 +557,40 @@ mod tests {
         assert_eq!(prepared.validate().unwrap()[0].1, loss);
     }
 
+    /// A file of its own is held out whole, and nothing of the other.
+    #[test]
+    fn a_file_may_be_held_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = folder.path().join("held.txt");
+        std::fs::write(&held, "other words ".repeat(5)).unwrap();
+        let options = format!("held_out_tokens = '{}'\nvalidation = 3", held.display());
+        let task = opened(folder.path(), "x.txt", &[b'a'; 100], &options).unwrap();
+        assert_eq!((task.trained, task.tokens.len()), (100, 160));
+        assert_eq!(task.tokens[99..102], [97, 111, 116]);
+        assert!(
+            task.starts(&Cursor { seed: 1, index: 0 })
+                .iter()
+                .all(|start| start + 9 <= 100)
+        );
+        assert!(task.validate().unwrap()[0].1 > 1.0);
+        std::fs::write(&held, "short").unwrap();
+        let line = opened(folder.path(), "x.txt", &[b'a'; 100], &options)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            line.contains("100 tokens to train on and 5 held out, expected 9"),
+            "{line}"
+        );
+        let missing = opened(
+            folder.path(),
+            "x.txt",
+            &[b'a'; 100],
+            "held_out_tokens = 'none.txt'",
+        );
+        assert!(missing.err().unwrap().to_string().starts_with("none.txt: "));
+    }
+
     #[test]
     fn documents_that_are_none_are_refused() {
         let folder = tempfile::tempdir().unwrap();
