@@ -310,9 +310,9 @@ impl fmt::Display for Fitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| architecture | L(C) | exponent, 95 % | published | residual | N_opt(C) | 95 % | published | D_opt(C) | 95 % | published |"
+            "| architecture | L(C) | exponent, 95 % | published | residual | N_opt(C) | 95 % | between sizes | published | D_opt(C) | 95 % | published |"
         )?;
-        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|---|")?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|---|---|")?;
         let law = |law: Option<scaling::Law>, digits: usize| match law {
             Some(law) if digits == 4 => format!("{:.4} C^{:.4}", law.beta, law.alpha),
             Some(law) => format!("{:.2e} C^{:.3}", law.beta, law.alpha),
@@ -327,13 +327,14 @@ impl fmt::Display for Fitted {
             let published = fit.published;
             writeln!(
                 f,
-                "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 law(fit.loss, 4),
                 interval(fit.loss),
                 number(published.map(|found| found.loss.alpha)),
                 number(fit.loss.map(|law| law.residual)),
                 law(fit.n_opt, 2),
                 interval(fit.n_opt),
+                law(fit.n_between, 2),
                 number(published.map(|found| found.n_opt.alpha)),
                 law(fit.d_opt, 2),
                 interval(fit.d_opt),

@@ -32,6 +32,9 @@ pub struct Winner {
     pub weights: f64,
     /// Tokens that it has seen then.
     pub tokens: f64,
+    /// Weights for which a parabola through its loss and those of its neighbours is least, over the logarithm of weights: the best
+    /// size between sizes. None where a neighbour is missing.
+    pub between: Option<f64>,
 }
 
 /// Points of the grid that do not count.
@@ -115,6 +118,7 @@ impl Envelope {
                 size: track.size.clone(),
                 weights: track.weights,
                 tokens: compute * super::PFLOPS_DAY / track.flops,
+                between: between(tracks, &track.size, compute),
             };
             let size = Some(&winner.size);
             let reason = if size == smallest.as_ref() {
@@ -140,6 +144,23 @@ fn best(tracks: &[Track], compute: f64) -> Option<(&Track, f64)> {
         .iter()
         .filter_map(|track| Some((track, track.at(compute)?)));
     there.min_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+/// The vertex of the parabola through the losses of `size` and of its neighbours.
+fn between(tracks: &[Track], size: &str, compute: f64) -> Option<f64> {
+    let mut sorted: Vec<&Track> = tracks.iter().collect();
+    sorted.sort_by(|a, b| a.weights.total_cmp(&b.weights));
+    let middle = sorted.iter().position(|track| track.size == size)?;
+    let point = |index: usize| {
+        let track = sorted.get(index)?;
+        Some((track.weights.ln(), track.at(compute)?.ln()))
+    };
+    let (below, own, above) = (point(middle.checked_sub(1)?)?, point(middle)?, point(middle + 1)?);
+    let slope = |from: (f64, f64), to: (f64, f64)| (to.1 - from.1) / (to.0 - from.0);
+    let bend = (slope(own, above) - slope(below, own)) / (above.0 - below.0);
+    // The slope between two points is that of the parabola half way.
+    let vertex = f64::midpoint(below.0, own.0) - slope(below, own) / (2.0 * bend);
+    (bend > 0.0 && vertex.is_finite()).then(|| vertex.exp())
 }
 
 /// Between which computes no size is missing that might win: from the last beginning to the first end of one that is the best
@@ -227,6 +248,11 @@ mod tests {
             // A sum of equal powers is least where both are equal: the best of these sizes has about as many tokens as weights.
             let ratio = winner.tokens / winner.weights;
             assert!((0.3..=3.5).contains(&ratio), "{winner:?}");
+            let best = (winner.compute * crate::scaling::PFLOPS_DAY / 6.0).sqrt();
+            assert!(
+                (winner.between.unwrap() / best - 1.0).abs() < 0.005,
+                "{winner:?}, {best}"
+            );
         }
     }
 

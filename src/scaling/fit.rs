@@ -52,6 +52,8 @@ pub struct Fit {
     pub n_opt: Option<Law>,
     /// Tokens of the best size over compute.
     pub d_opt: Option<Law>,
+    /// Weights of the best size between sizes, by parabolas: without the steps of `n_opt`, which flatten its slope.
+    pub n_between: Option<Law>,
     /// Sizes that win, from small to large.
     pub sizes: Vec<String>,
     /// Decades of compute that the envelope spans.
@@ -148,6 +150,10 @@ fn of(name: &str, tracks: Vec<Track>, per_decade: usize) -> Fit {
         Law::through(&points, SEED)
     };
     let loss = law(|winner| winner.loss, &winners);
+    let between: Vec<_> = winners
+        .iter()
+        .filter_map(|winner| Some((winner.compute, winner.between?)))
+        .collect();
     let mut sizes: Vec<String> = winners.iter().map(|winner| winner.size.clone()).collect();
     sizes.dedup();
     let decades = match (winners.first(), winners.last()) {
@@ -178,6 +184,7 @@ fn of(name: &str, tracks: Vec<Track>, per_decade: usize) -> Fit {
         loss,
         n_opt: law(|winner| winner.weights, &winners),
         d_opt: law(|winner| winner.tokens, &winners),
+        n_between: Law::through(&between, SEED),
         sizes,
         decades,
         envelope: winners,
@@ -292,6 +299,8 @@ mod tests {
         assert!(found.interval[1] - found.interval[0] < 0.004, "{found:?}");
         let weights = fit.n_opt.unwrap();
         assert!((weights.alpha - n_opt.alpha).abs() < 0.05, "{weights:?}");
+        let between = fit.n_between.unwrap();
+        assert!((between.alpha - n_opt.alpha).abs() < 2e-3, "{between:?}");
         // D = C / 6.5 N.
         let tokens = fit.d_opt.unwrap();
         assert!((tokens.alpha - (1.0 - n_opt.alpha)).abs() < 0.05, "{tokens:?}");
