@@ -15,8 +15,8 @@ use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::{LanguageModel, Session};
 use serde::Serialize;
 
-use crate::report::picture::picture;
-use crate::report::svg::{Line, Plot};
+use crate::report::picture::{Framed, picture};
+use crate::report::svg::{Line, Plot, Scale};
 
 /// Tokens that are decoded before any is timed.
 const WARM: usize = 3;
@@ -309,40 +309,41 @@ pub fn flatness(measures: &[Measure], batch: usize) -> Option<f64> {
 
 /// Time a token and bytes of state against the context, one line a model and batch, as an SVG file.
 pub fn plots(models: &[(String, &[Measure])]) -> String {
-    let mut keys = Vec::new();
     let (mut times, mut bytes) = (Vec::new(), Vec::new());
     for (name, measures) in models {
         let mut batches: Vec<usize> = measures.iter().map(|measure| measure.batch).collect();
         batches.sort_unstable();
         batches.dedup();
         for batch in batches {
+            let colour = times.len();
             let line = |of: &dyn Fn(&Measure) -> f64| Line {
-                colour: keys.len(),
+                name: format!("{name}, batch {batch}"),
+                colour,
                 points: measures
                     .iter()
                     .filter(|measure| measure.batch == batch)
                     .map(|measure| (measure.context as f64, of(measure)))
                     .collect(),
-                faint: Vec::new(),
+                ..Line::default()
             };
             times.push(line(&|measure| measure.token_ms.median));
             bytes.push(line(&|measure| measure.state_bytes as f64));
-            keys.push(format!("{name}, batch {batch}"));
         }
     }
-    let plot = |lines: Vec<Line>| Plot {
+    let plot = |title: &str, lines: Vec<Line>| Plot {
+        title: title.to_owned(),
         logarithmic: true,
-        doubling: true,
+        steps: Scale::Doubling,
         lines,
         ..Plot::default()
     };
-    picture(
-        &[
-            ("Milliseconds a token, against the context", plot(times)),
-            ("Bytes of state, against the context", plot(bytes)),
-        ],
-        &keys,
-    )
+    let (times, bytes) = (plot("Time of decoding", times), plot("State", bytes));
+    let frame = |plot, values| Framed {
+        plot,
+        steps: "tokens of context",
+        values,
+    };
+    picture(&[frame(&times, "ms a token"), frame(&bytes, "bytes")])
 }
 
 /// Type in which branches compute on `device`, of a model whose weights are `weights`: CPUs compute in f32.

@@ -30,6 +30,7 @@ pub mod eval;
 pub mod forward;
 pub mod models;
 pub mod report;
+pub mod scaling;
 pub mod sheet;
 pub mod tensors;
 pub mod text_score;

@@ -40,6 +40,7 @@ mod log;
 mod pack;
 mod progress;
 mod report;
+mod scaling;
 #[cfg(feature = "media")]
 mod score;
 mod size;
@@ -93,6 +94,7 @@ enum Command {
     Train(train::Arguments),
     Report(report::Arguments),
     Eos(eos::Arguments),
+    Scaling(scaling::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -116,6 +118,7 @@ impl Command {
             Self::Train(arguments) => train::run(context, arguments),
             Self::Report(arguments) => report::run(context, arguments),
             Self::Eos(arguments) => eos::run(context, arguments),
+            Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),

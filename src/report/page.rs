@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::curve::{Curve, Point};
 use super::samples::{Kind, Sample, Samples};
-use super::svg::{COLOURS, Line, Plot, short};
+use super::svg::{COLOURS, Line, Plot, Scale, short};
 use super::{LOSS, Run, VALIDATION};
 
 const STYLE: &str = include_str!("style.css");
@@ -348,14 +348,15 @@ fn figure(title: &str, curves: &[(&str, &Curve)], run: &Run, plan: &Plan, style:
             } else {
                 Vec::new()
             },
+            ..Line::default()
         }
     };
     let steps = |steps: &[u64]| steps.iter().map(|&step| step as f64).collect();
     let plot = Plot {
         title: format!("{title} over steps, from {} to {}", short(low), short(high)),
         lines: curves.iter().enumerate().map(line).collect(),
-        doubling: false,
         logarithmic: style == Style::Noisy && low > 0.0 && high / low > DECADE,
+        steps: Scale::Linear,
         until: if run.finished { 0.0 } else { plan.steps as f64 },
         resumed: steps(&run.metrics.resumed),
         skips: if style == Style::Noisy {

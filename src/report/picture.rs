@@ -1,108 +1,154 @@
-//! Plots in one SVG file that stands alone, in the style of the page.
+//! Plots in one SVG file that stands alone.
 
 use std::fmt::Write;
 
 use super::page::escape;
-use super::svg::{COLOURS, HEIGHT, Plot, WIDTH};
+use super::svg::{COLOURS, HEIGHT, LEFT, Line, Plot, RIGHT, Stroke, WIDTH};
 
-const STYLE: &str = include_str!("style.css");
-/// Room above a plot for its caption, and below all of them for the keys.
-const CAPTION: f64 = 26.0;
-const KEYS: f64 = 26.0;
+/// Style of a plot outside of a page.
+const STYLE: &str = "svg{--ink:#1c1d1f;--soft:#6a6d72;--grid:#e6e6e2;--c0:#2563c9;--c1:#d2691e;--c2:#2e8b57;--c3:#a0408f;\
+--c4:#b8860b;--c5:#008b9a;--c6:#c23b4b;--c7:#6b6f76}\
+rect{fill:#fff}text{fill:var(--soft);font:11.5px system-ui,sans-serif}.t{fill:var(--ink);font-weight:600;font-size:13px}\
+path{fill:none;stroke-linejoin:round;stroke-linecap:round}.g{stroke:var(--grid)}.a{stroke:var(--soft)}\
+.l{stroke:var(--c);stroke-width:1.5}.f{stroke:var(--c);opacity:.32}.h{stroke-dasharray:5 4}.d{fill:var(--c)}\
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}\
+.c6{--c:var(--c6)}.c7{--c:var(--c7)}";
+/// Room above the plot of a picture, for its title and the name of the values' axis.
+const HEAD: f64 = 40.0;
+/// Room below it for the name of the steps' axis.
+const FOOT: f64 = 18.0;
+/// Height of a line of the legend, and length of its strokes.
+const KEY: f64 = 17.0;
+const KEY_STROKE: f64 = 22.0;
+/// Width of a picture, more than that of the plot in it.
 const MARGIN: f64 = 8.0;
-/// Width of a character of the keys, about, and of the stroke before them.
-const CHARACTER: f64 = 7.0;
-const STROKE: f64 = 26.0;
 
-/// Plots side by side, each under its caption, with what the colours stand for below them.
-#[must_use]
-pub fn picture(plots: &[(&str, Plot)], keys: &[String]) -> String {
-    let width = MARGIN + plots.len() as f64 * (WIDTH + MARGIN);
-    let lines = key_lines(keys, width);
-    let bottom = CAPTION + HEIGHT;
-    let height = bottom + KEYS * lines.len() as f64 + MARGIN;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">\n\
-         <style>{STYLE}</style>\n<rect width=\"{width}\" height=\"{height}\" fill=\"var(--card)\"/>\n",
-        escape(
-            &plots
-                .iter()
-                .map(|(caption, _)| *caption)
-                .collect::<Vec<_>>()
-                .join("; ")
-        )
-    );
-    // Writing to a string cannot fail.
-    for (place, (caption, plot)) in plots.iter().enumerate() {
-        let left = MARGIN + place as f64 * (WIDTH + MARGIN);
-        let _ = writeln!(
-            out,
-            "<text x=\"{:.0}\" y=\"18\">{}</text>\n<g transform=\"translate({left:.0} {CAPTION})\">{}</g>",
-            left + 6.0,
-            escape(caption),
-            plot.elements()
-        );
-    }
-    for (row, line) in lines.iter().enumerate() {
-        let y = bottom + KEYS * (row as f64 + 0.7);
-        for &(colour, left) in line {
-            let _ = writeln!(
-                out,
-                "<path class=\"l c{}\" d=\"M{left:.0} {:.0}h18\"/><text x=\"{:.0}\" y=\"{y:.0}\">{}</text>",
-                colour % COLOURS,
-                y - 4.0,
-                left + STROKE,
-                escape(&keys[colour])
-            );
-        }
-    }
-    out.push_str("</svg>\n");
-    out
+/// A plot with the names of its axes.
+#[derive(Debug)]
+pub struct Framed<'a> {
+    /// The plot.
+    pub plot: &'a Plot,
+    /// What its steps are.
+    pub steps: &'a str,
+    /// What its values are.
+    pub values: &'a str,
 }
 
-/// The numbers of the keys of each line, with their places.
-fn key_lines(keys: &[String], width: f64) -> Vec<Vec<(usize, f64)>> {
-    let mut lines = vec![Vec::new()];
-    let mut left = 2.0 * MARGIN;
-    for (number, key) in keys.iter().enumerate() {
-        let wide = STROKE + CHARACTER * key.chars().count() as f64 + 2.0 * MARGIN;
-        if left + wide > width && left > 2.0 * MARGIN {
-            lines.push(Vec::new());
-            left = 2.0 * MARGIN;
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push((number, left));
-        }
-        left += wide;
+/// Plots side by side as a file of its own, each with its title, the names of both axes and a legend of the lines that have a name.
+#[must_use]
+pub fn picture(plots: &[Framed<'_>]) -> String {
+    let (mut wide, mut high, mut inner) = (0.0, 0f64, String::new());
+    for plot in plots {
+        let (width, height, elements) = plot.elements();
+        // Writing to a string cannot fail.
+        let _ = writeln!(inner, "<svg x=\"{wide}\" width=\"{width}\" height=\"{height}\">{elements}</svg>");
+        wide += width;
+        high = high.max(height);
     }
-    lines
+    let titles: Vec<&str> = plots.iter().map(|plot| plot.plot.title.as_str()).collect();
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {wide} {high}\" width=\"{}\" height=\"{}\" role=\"img\" \
+         aria-label=\"{}\">\n<style>{STYLE}</style>\n<rect width=\"100%\" height=\"100%\"/>\n{inner}</svg>\n",
+        2.0 * wide,
+        2.0 * high,
+        escape(&titles.join("; "))
+    )
+}
+
+impl Framed<'_> {
+    /// Width, height and elements.
+    fn elements(&self) -> (f64, f64, String) {
+        let named: Vec<&Line> = self.plot.lines.iter().filter(|line| !line.name.is_empty()).collect();
+        let columns = if named.iter().any(|line| line.name.len() > 24) {
+            2
+        } else {
+            3
+        };
+        let rows = named.len().div_ceil(columns);
+        let width = WIDTH + 2.0 * MARGIN;
+        let below = HEAD + HEIGHT + FOOT;
+        let height = below + rows as f64 * KEY + MARGIN;
+        let mut out = format!(
+            "<text class=\"t\" x=\"{MARGIN}\" y=\"17\">{}</text>\n<text x=\"{MARGIN}\" y=\"34\">{}</text>\n",
+            escape(&self.plot.title),
+            escape(self.values),
+        );
+        let plot = self.plot.draw();
+        let inner = format!("<svg x=\"{MARGIN}\" y=\"{HEAD}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" ");
+        out.push_str(&plot.replacen("<svg ", &inner, 1));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "\n<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>",
+            MARGIN + WIDTH - RIGHT,
+            HEAD + HEIGHT + 11.0,
+            escape(self.steps)
+        );
+        for (i, line) in named.iter().enumerate() {
+            let x = MARGIN + LEFT + (i % columns) as f64 * ((WIDTH - LEFT) / columns as f64);
+            let y = below + (i / columns) as f64 * KEY + 9.0;
+            let colour = line.colour % COLOURS;
+            let _ = match line.stroke {
+                Stroke::Dots => write!(
+                    out,
+                    "<circle class=\"d c{colour}\" cx=\"{:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>",
+                    x + KEY_STROKE / 2.0
+                ),
+                stroke => {
+                    let class = if stroke == Stroke::Dashed { "l h" } else { "l" };
+                    write!(
+                        out,
+                        "<path class=\"{class} c{colour}\" d=\"M{x:.1} {y:.1}h{KEY_STROKE}\"/>"
+                    )
+                }
+            };
+            let (x, y) = (x + KEY_STROKE + 5.0, y + 4.0);
+            let _ = writeln!(
+                out,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
+                escape(&line.name)
+            );
+        }
+        (width, height, out)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::svg::Line;
+    use super::super::svg::Scale;
     use super::*;
 
     #[test]
     fn one_file_holds_all_plots_and_their_keys() {
-        let plot = |colour| Plot {
-            lines: vec![Line {
-                colour,
-                points: vec![(1024.0, 1.0), (2048.0, 2.0)],
-                faint: Vec::new(),
-            }],
-            doubling: true,
+        let plot = |title: &str, names: &[&str]| Plot {
+            title: title.to_owned(),
+            lines: names
+                .iter()
+                .enumerate()
+                .map(|(colour, name)| Line {
+                    name: (*name).to_owned(),
+                    colour,
+                    points: vec![(1024.0, 1.0), (2048.0, 2.0)],
+                    ..Line::default()
+                })
+                .collect(),
+            steps: Scale::Doubling,
             ..Plot::default()
         };
-        let keys: Vec<String> = (0..9)
-            .map(|number| format!("model <{number}> of a long name"))
-            .collect();
-        let svg = picture(&[("time & more", plot(0)), ("bytes", plot(1))], &keys);
+        let (time, bytes) = (plot("time & more", &["a <b>", ""]), plot("bytes", &["c", "d", "e", "f"]));
+        let frame = |plot| Framed {
+            plot,
+            steps: "context",
+            values: "ms",
+        };
+        let svg = picture(&[frame(&time), frame(&bytes)]);
         assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
-        assert_eq!((svg.matches("<svg").count(), svg.matches("<g ").count()), (1, 2));
-        assert!(svg.contains("time &amp; more") && svg.contains("model &lt;8&gt;"));
-        // Keys that would stick out begin a line.
-        assert!(key_lines(&keys, 864.0).len() > 1);
-        assert_eq!(key_lines(&keys, 864.0).concat().len(), 9);
+        // The file, two frames, and the plots in them.
+        assert_eq!((svg.matches("<svg").count(), svg.matches("</svg>").count()), (5, 5));
+        assert_eq!(svg.matches("time &amp; more").count(), 3);
+        assert!(svg.contains(">a &lt;b&gt;</text>") && svg.contains(">f</text>"));
+        // A legend of two lines makes the file higher.
+        let height = |svg: &str| svg.split("viewBox=\"0 0 ").nth(1).unwrap().split('"').next().unwrap().split(' ').nth(1).unwrap().parse::<f64>().unwrap();
+        assert!(height(&svg) > height(&picture(&[frame(&time)])));
     }
 }

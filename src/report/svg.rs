@@ -9,8 +9,8 @@ pub const COLOURS: usize = 8;
 
 pub(super) const WIDTH: f64 = 420.0;
 pub(super) const HEIGHT: f64 = 230.0;
-const LEFT: f64 = 46.0;
-const RIGHT: f64 = 12.0;
+pub(super) const LEFT: f64 = 46.0;
+pub(super) const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 24.0;
 /// Width of a character of the labels, about.
@@ -24,9 +24,39 @@ const STROKE: f64 = 9.0;
 /// Values beyond this are drawn here.
 const FURTHEST: f64 = 1e300;
 
+/// How a curve is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stroke {
+    /// A line, with dots where points are few.
+    #[default]
+    Dotted,
+    /// A line without dots.
+    Plain,
+    /// A dashed line.
+    Dashed,
+    /// Dots without a line.
+    Dots,
+}
+
+/// How an axis goes from values to places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// Equal differences take equal room.
+    #[default]
+    Linear,
+    /// Equal ratios do, and powers of ten have labels; all values have to be above 0 then.
+    Logarithmic,
+    /// The same with powers of two, for lengths: 1K is 1024.
+    Doubling,
+}
+
 /// One curve.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
+    /// Its name in the legend of [`Plot::picture`]; none where it is empty.
+    pub name: String,
+    /// How it is drawn.
+    pub stroke: Stroke,
     /// Its colour, counted from 0.
     pub colour: usize,
     /// The points of the thin line.
@@ -44,8 +74,8 @@ pub struct Plot {
     pub lines: Vec<Line>,
     /// Whether the values' axis is logarithmic; all values have to be above 0 then.
     pub logarithmic: bool,
-    /// Whether the steps are lengths, each twice the last, on an axis that is logarithmic too; all are above 0 then.
-    pub doubling: bool,
+    /// Scale of the steps' axis; unless it is linear, it goes from the first point to the last.
+    pub steps: Scale,
     /// Steps from 0 to this are shown, and to the last point if that is later.
     pub until: f64,
     /// Steps of upright lines across the plot.
@@ -54,18 +84,21 @@ pub struct Plot {
     pub skips: Vec<f64>,
 }
 
-/// A linear or logarithmic scale from values to places.
+/// A scale from values to places.
 struct Axis {
     low: f64,
     high: f64,
-    logarithmic: bool,
+    scale: Scale,
     from: f64,
     to: f64,
 }
 
 impl Axis {
     fn place(&self, value: f64) -> f64 {
-        let scale = |x: f64| if self.logarithmic { x.log10() } else { x };
+        let scale = |x: f64| match self.scale {
+            Scale::Linear => x,
+            Scale::Logarithmic | Scale::Doubling => x.log10(),
+        };
         let (low, high) = (scale(self.low), scale(self.high));
         let part = (scale(value.clamp(-FURTHEST, FURTHEST)) - low) / (high - low);
         self.from + part * (self.to - self.from)
@@ -76,17 +109,11 @@ impl Plot {
     /// The plot as an `<svg>` element.
     #[must_use]
     pub fn draw(&self) -> String {
-        format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">{}</svg>",
-            super::page::escape(&self.title),
-            self.elements()
-        )
-    }
-
-    /// What the plot is drawn of, [`WIDTH`] by [`HEIGHT`].
-    pub(super) fn elements(&self) -> String {
-        let (x, y) = (self.steps(), self.values());
-        let mut out = String::new();
+        let (x, y) = (self.steps_axis(), self.values_axis());
+        let mut out = format!(
+            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
+            super::page::escape(&self.title)
+        );
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         let mut put = |element: String| out.push_str(&element);
         for (value, label) in ticks(&y) {
@@ -98,11 +125,7 @@ impl Plot {
                 at + 4.0
             ));
         }
-        let steps = match x.logarithmic {
-            true => length_ticks(&x),
-            false => ticks(&x),
-        };
-        for (value, label) in steps {
+        for (value, label) in ticks(&x) {
             let at = x.place(value);
             // The last label must not stick out of the picture.
             let half = label.len() as f64 * CHARACTER / 2.0;
@@ -135,11 +158,19 @@ impl Plot {
         }
         for line in &self.lines {
             let colour = line.colour % COLOURS;
-            put(format!(
-                "<path class=\"l c{colour}\" d=\"{}\"/>",
-                path(&line.points, &x, &y)
-            ));
-            if line.points.len() <= DOTS {
+            let class = if line.stroke == Stroke::Dashed { "l h" } else { "l" };
+            if line.stroke != Stroke::Dots {
+                put(format!(
+                    "<path class=\"{class} c{colour}\" d=\"{}\"/>",
+                    path(&line.points, &x, &y)
+                ));
+            }
+            let dots = match line.stroke {
+                Stroke::Dotted => line.points.len() <= DOTS,
+                Stroke::Dots => true,
+                Stroke::Plain | Stroke::Dashed => false,
+            };
+            if dots {
                 let radius = if line.points.len() == 1 { 3.0 } else { 2.0 };
                 for point in &line.points {
                     let (cx, cy) = (x.place(point.0), y.place(point.1));
@@ -149,37 +180,37 @@ impl Plot {
                 }
             }
         }
+        out.push_str("</svg>");
         out
     }
 
-    fn steps(&self) -> Axis {
-        let last = self
+    fn steps_axis(&self) -> Axis {
+        let all = self
             .lines
             .iter()
             .flat_map(|line| &line.points)
             .map(|point| point.0);
-        if self.doubling {
-            let (low, high) = last.fold((f64::INFINITY, 1.0f64), |(low, high), step| {
-                (low.min(step), high.max(step))
-            });
-            return Axis {
-                low: low.min(high).max(1.0),
-                high: high.max(2.0 * low.min(high).max(1.0)),
-                logarithmic: true,
-                from: LEFT,
-                to: WIDTH - RIGHT,
-            };
+        let (mut low, mut high) = (0.0, all.clone().fold(self.until.max(1.0), f64::max));
+        let least = all.clone().fold(f64::INFINITY, f64::min);
+        let scale = match self.steps {
+            scale if least > 0.0 && least.is_finite() => scale,
+            _ => Scale::Linear,
+        };
+        if scale != Scale::Linear {
+            let most = all.fold(0.0, f64::max);
+            let wide = (most / least).max(2.0).powf(0.02);
+            (low, high) = (least / wide, most * wide);
         }
         Axis {
-            low: 0.0,
-            high: last.fold(self.until.max(1.0), f64::max),
-            logarithmic: false,
+            low,
+            high,
+            scale,
             from: LEFT,
             to: WIDTH - RIGHT,
         }
     }
 
-    fn values(&self) -> Axis {
+    fn values_axis(&self) -> Axis {
         let all = self
             .lines
             .iter()
@@ -209,10 +240,11 @@ impl Plot {
             };
             (floor, high + room)
         };
+        let scale = if logarithmic { Scale::Logarithmic } else { Scale::Linear };
         Axis {
             low,
             high,
-            logarithmic,
+            scale,
             from: HEIGHT - BOTTOM,
             to: TOP,
         }
@@ -231,15 +263,17 @@ fn path(points: &[(f64, f64)], x: &Axis, y: &Axis) -> String {
 
 /// Round values on an axis with their labels, from low to high.
 fn ticks(axis: &Axis) -> Vec<(f64, String)> {
-    if axis.logarithmic {
-        log_ticks(axis.low, axis.high)
-    } else {
-        let (step, values) = round_ticks(axis.low, axis.high);
-        let largest = values
-            .iter()
-            .fold(0f64, |largest, value| largest.max(value.abs()));
-        let label = |value: f64| tick_label(value, step, largest);
-        values.into_iter().map(|value| (value, label(value))).collect()
+    match axis.scale {
+        Scale::Logarithmic => log_ticks(axis.low, axis.high),
+        Scale::Doubling => length_ticks(axis.low, axis.high),
+        Scale::Linear => {
+            let (step, values) = round_ticks(axis.low, axis.high);
+            let largest = values
+                .iter()
+                .fold(0f64, |largest, value| largest.max(value.abs()));
+            let label = |value: f64| tick_label(value, step, largest);
+            values.into_iter().map(|value| (value, label(value))).collect()
+        }
     }
 }
 
@@ -287,8 +321,8 @@ fn log_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
 }
 
 /// Powers of two on an axis of lengths, as many as there is room for.
-fn length_ticks(axis: &Axis) -> Vec<(f64, String)> {
-    let (first, last) = (axis.low.log2().ceil() as i32, axis.high.log2().floor() as i32);
+fn length_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
+    let (first, last) = (low.log2().ceil() as i32, high.log2().floor() as i32);
     let every = ((last - first) / TICKS as i32 + 1).max(1);
     (first..=last)
         .step_by(every as usize)
@@ -414,13 +448,13 @@ mod tests {
         let line = Line {
             colour: 9,
             points: points.to_vec(),
-            faint: Vec::new(),
+            ..Line::default()
         };
         Plot {
             title: "a < b".to_owned(),
             lines: vec![line],
             logarithmic,
-            doubling: false,
+            steps: Scale::Linear,
             until: 100.0,
             resumed: vec![50.0, 700.0],
             skips: vec![25.0],
@@ -461,25 +495,22 @@ mod tests {
         };
         let svg = Plot {
             lines: vec![line],
-            doubling: true,
+            steps: Scale::Doubling,
             ..Plot::default()
         }
         .draw();
-        for (at, label) in [(46.0, "1K"), (227.0, "4K")] {
-            assert!(
-                svg.contains(&format!(
-                    "<text x=\"{at:.1}\" y=\"223\" text-anchor=\"middle\">{label}<"
-                )),
-                "{svg}"
-            );
-            assert!(svg.contains(&format!("cx=\"{at:.1}\"")), "{svg}");
-        }
+        let place = |label: &str| -> f64 {
+            let before = svg.split(&format!("\" y=\"223\" text-anchor=\"middle\">{label}<")).next().unwrap();
+            before.rsplit('"').next().unwrap().parse().unwrap()
+        };
+        assert!((place("4K") - place("1K") - (place("16K") - place("4K"))).abs() < 0.3, "{svg}");
+        assert!(svg.contains(&format!("cx=\"{:.1}\"", place("4K"))), "{svg}");
         assert_eq!(
             [length(1536.0), length(1048576.0), length(7.0)],
             ["1.5K", "1M", "7"]
         );
         let none = Plot {
-            doubling: true,
+            steps: Scale::Doubling,
             ..Plot::default()
         };
         assert!(!none.draw().contains("NaN"));

@@ -29,7 +29,7 @@ use manifest::{
     Entry, LARGEST_JSON, MANIFEST, Manifest, Writer, parse, read_manifest, sync_folder, to_json, unusable,
 };
 
-pub(super) use lock::Lock;
+pub(crate) use lock::Lock;
 pub use saver::Saver;
 
 const FORMAT: u32 = 1;

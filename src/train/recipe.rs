@@ -47,6 +47,10 @@ pub struct Train {
     pub log_every: u64,
     /// Steps between two validations; 0 validates at the end only.
     pub validate_every: u64,
+    /// Steps after which there is a validation besides.
+    pub validate_at: Vec<u64>,
+    /// Whether the weights of the best validation are kept in a file.
+    pub keep_best: bool,
     /// Steps between two sheets of samples; 0 samples at the end only.
     pub sample_every: u64,
     /// Seconds between two checkpoints.
@@ -70,6 +74,8 @@ impl Default for Train {
             threads: 2,
             log_every: 20,
             validate_every: 0,
+            validate_at: Vec::new(),
+            keep_best: true,
             sample_every: 0,
             checkpoint_seconds: 300.0,
             keep: 2,

@@ -390,7 +390,8 @@ impl<'a> Session<'a> {
         } else if due(LOOK_EVERY) {
             self.look()?;
         }
-        if due(train.validate_every) && !self.is_over() {
+        let listed = train.validate_at.contains(&step);
+        if (due(train.validate_every) || listed) && !self.is_over() {
             self.validate()?;
         }
         if due(train.sample_every) && !self.is_over() {

@@ -23,6 +23,7 @@ mod pack;
 mod program;
 mod report;
 mod repository;
+mod scaling;
 #[cfg(unix)]
 mod signals;
 mod support;

@@ -260,7 +260,7 @@ pub struct Config {
     pub use_tpe: bool,
     /// Whether TPE adds to the embedding instead of taking its place.
     pub tpe_residual: bool,
-    /// Tokens see each other in both directions, and the head restores masked ones: LightNet only.
+    /// Tokens see each other in both directions, and the head restores masked ones: LightNet and LLaMA only.
     pub bidirectional: bool,
     /// Layers with softmax attention.
     pub attn: Vec<SoftmaxLayers>,
@@ -462,9 +462,10 @@ impl Config {
                 self.head_width()
             );
         }
-        if self.bidirectional && self.architecture != Architecture::Lightnet {
+        let both_ways = [Architecture::Lightnet, Architecture::Llama];
+        if self.bidirectional && !both_ways.contains(&self.architecture) {
             bail!(
-                "bidirectional: only lightnet can be, found {}",
+                "bidirectional: only lightnet and llama can be, found {}",
                 self.architecture.name()
             );
         }

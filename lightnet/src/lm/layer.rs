@@ -102,7 +102,7 @@ impl Layer {
             Mixer::CosFormer2(mixer) => mixer.forward(normed, context, memory),
             Mixer::LightNet(mixer) => mixer.forward(normed, context, memory),
             Mixer::Eos(mixer) => mixer.forward(normed, context, memory),
-            Mixer::Attention(mixer) => mixer.forward(normed, context, memory),
+            Mixer::Attention(mixer) => mixer.forward(normed, context, mask, memory),
             Mixer::Bidirectional(mixer) => mixer.forward(normed, mask),
         }
     }

@@ -475,6 +475,16 @@ fn both_directions_see_all_but_padding() -> Result<()> {
     assert!(far(&masked(&ids)?, &masked(&other)?)? < 1e-6);
     let short = plain.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
     assert!(far(&masked(&ids)?, &short)? < 1e-4);
+    // Softmax attention sees as much, and as little of padding.
+    let softmax = model(Config {
+        bidirectional: true,
+        ..shape(Architecture::Llama)
+    })?;
+    let first = |ids: &[u32]| logits(&softmax, ids)?.narrow(1, 0, 1);
+    assert!(far(&first(&ids)?, &first(&other)?)? > 1e-3);
+    let kept = softmax.masked_logits(&Ids::new(&other, &[1, 20], 31)?, &mask)?;
+    let short = softmax.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
+    assert!(far(&kept.narrow(1, 0, 15)?, &short)? < 1e-4);
     // Without positions the tokens are a set.
     let mut swapped = ids.clone();
     swapped.reverse();

@@ -13,7 +13,7 @@ const FILE: &str = "lock";
 
 /// The right to run in a folder, until it is dropped.
 #[derive(Debug)]
-pub(in super::super) struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
@@ -22,7 +22,7 @@ impl Lock {
     ///
     /// # Errors
     /// Another run is at work in it, it is not writable, or its file system knows no locks.
-    pub(in super::super) fn take(folder: &Path) -> Result<Self, TrainError> {
+    pub(crate) fn take(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(FILE);
         let file = OpenOptions::new()
             .create(true)

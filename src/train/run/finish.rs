@@ -43,6 +43,9 @@ impl Session<'_> {
         self.log.scalars(self.state.step, self.elapsed(), &figures)?;
         if first.is_finite() && self.state.best.is_none_or(|best| first < best) {
             self.state.best = Some(first);
+            if !self.recipe.train.keep_best {
+                return Ok(());
+            }
             let path = self.recipe.run_dir.join("best.safetensors");
             let metadata = BTreeMap::from([
                 ("step".to_string(), self.state.step.to_string()),

@@ -69,6 +69,8 @@ pub(super) struct Options {
     pub end_of_document: Option<u16>,
     /// Part of the tokens, at the end, that is held out for validation.
     pub held_out: f64,
+    /// A file of the same kind that is held out instead, whole.
+    pub held_out_tokens: Option<PathBuf>,
     /// Windows in a batch.
     pub batch: usize,
     /// Tokens in a window.
@@ -92,6 +94,7 @@ impl Default for Options {
             packing: Packing::Stream,
             end_of_document: None,
             held_out: 0.01,
+            held_out_tokens: None,
             batch: 16,
             context: 256,
             order: Order::Shuffled,
@@ -147,19 +150,21 @@ impl LmTask {
             return Err(format!("[lm]: masked is {}, expected above 0 and below 1", options.masked).into());
         }
         let end = end_of_documents(&options)?;
-        let tokens = read_tokens(&options.tokens)?;
         // The last row is that of the mask, where there is one.
         let rows = config.vocab_size - usize::from(config.bidirectional);
-        if let Some(at) = tokens.iter().position(|&id| usize::from(id) >= rows) {
-            let id = tokens[at];
-            return Err(
-                format!("{path}: token {at} is {id}, expected less than {rows}, the vocabulary").into(),
-            );
-        }
-        let held_out = (tokens.len() as f64 * options.held_out) as usize;
+        let mut tokens = read_tokens_below(&options.tokens, rows)?;
+        let held_out = match &options.held_out_tokens {
+            Some(path) => {
+                let others = read_tokens_below(path, rows)?;
+                tokens.extend_from_slice(&others);
+                others.len()
+            }
+            None => (tokens.len() as f64 * options.held_out) as usize,
+        };
         let trained = tokens.len() - held_out;
         let least = options.context + 1;
-        if trained < least || (options.held_out > 0.0 && held_out < least) {
+        let judged = options.held_out > 0.0 || options.held_out_tokens.is_some();
+        if trained < least || (judged && held_out < least) {
             return Err(format!(
                 "{path}: {trained} tokens to train on and {held_out} held out, expected {least} of each, a window of {} and \
                  its targets",
@@ -371,6 +376,18 @@ fn read_documents(path: &Path) -> TaskResult<Vec<u16>> {
     Ok(tokens)
 }
 
+/// As [`read_tokens`], all of them below `rows`.
+fn read_tokens_below(path: &Path, rows: usize) -> TaskResult<Vec<u16>> {
+    let tokens = read_tokens(path)?;
+    match tokens.iter().position(|&id| usize::from(id) >= rows) {
+        None => Ok(tokens),
+        Some(at) => {
+            let (name, id) = (path.display(), tokens[at]);
+            Err(format!("{name}: token {at} is {id}, expected less than {rows}, the vocabulary").into())
+        }
+    }
+}
+
 /// The tokens of a file: bytes, of text or of documents, or ids of two bytes where its name ends in `.u16`.
 fn read_tokens(path: &Path) -> TaskResult<Vec<u16>> {
     let name = path.display();
@@ -538,6 +555,40 @@ mod tests {
         )
         .unwrap();
         assert_eq!(prepared.validate().unwrap()[0].1, loss);
+    }
+
+    /// A file of its own is held out whole, and nothing of the other.
+    #[test]
+    fn a_file_may_be_held_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = folder.path().join("held.txt");
+        std::fs::write(&held, "other words ".repeat(5)).unwrap();
+        let options = format!("held_out_tokens = '{}'\nvalidation = 3", held.display());
+        let task = opened(folder.path(), "x.txt", &[b'a'; 100], &options).unwrap();
+        assert_eq!((task.trained, task.tokens.len()), (100, 160));
+        assert_eq!(task.tokens[99..102], [97, 111, 116]);
+        assert!(
+            task.starts(&Cursor { seed: 1, index: 0 })
+                .iter()
+                .all(|start| start + 9 <= 100)
+        );
+        assert!(task.validate().unwrap()[0].1 > 1.0);
+        std::fs::write(&held, "short").unwrap();
+        let line = opened(folder.path(), "x.txt", &[b'a'; 100], &options)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            line.contains("100 tokens to train on and 5 held out, expected 9"),
+            "{line}"
+        );
+        let missing = opened(
+            folder.path(),
+            "x.txt",
+            &[b'a'; 100],
+            "held_out_tokens = 'none.txt'",
+        );
+        assert!(missing.err().unwrap().to_string().starts_with("none.txt: "));
     }
 
     #[test]

@@ -119,12 +119,22 @@ fn text(recipe: &Recipe) -> TaskResult<Needs> {
     })
 }
 
-fn lm(recipe: &Recipe) -> TaskResult<Needs> {
+/// The network of a recipe of the task `lm`, without its weights.
+///
+/// # Errors
+/// The recipe's table is none of this task, or the network cannot be.
+pub(crate) fn language_model(recipe: &Recipe) -> TaskResult<(Config, Outline)> {
     let options: lm::Options = recipe.own()?;
     options.model.check()?;
     let params = Outline::new();
     let config = options.model.config();
     LanguageModel::new(&config, DType::F32, &params.builder())?;
+    Ok((config, params))
+}
+
+fn lm(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: lm::Options = recipe.own()?;
+    let (config, params) = language_model(recipe)?;
     let window = [options.batch, options.context];
     Ok(windows(&config, params, window, options.recompute))
 }

@@ -245,6 +245,20 @@ fn learns_logs_and_exports() {
     assert!(!folder.path().join("model.tmp").exists());
 }
 
+/// Steps of a list are validated, the last one once, and the best weights are kept only where that is wanted.
+#[test]
+fn listed_steps_are_validated() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = "train.validate_every=0 train.validate_at=[3,4,17,60,90] train.keep_best=false";
+    let outcome = train(&Toy::new(), &recipe(folder.path(), sets), &Options::default()).unwrap();
+    let lines = metrics(folder.path());
+    let validated = lines.iter().filter(|line| line.get("validation/error").is_some());
+    let steps: Vec<u64> = validated.map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [3, 4, 17, 60]);
+    assert!(outcome.best.is_some());
+    assert!(!folder.path().join("best.safetensors").exists());
+}
+
 #[test]
 fn weights_are_the_same_for_any_number_of_threads() {
     let weights = |threads: usize| {

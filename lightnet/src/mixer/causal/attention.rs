@@ -1,7 +1,9 @@
-//! Causal softmax attention with rotary positions and grouped queries, as in LLaMA: the baseline.
+//! Softmax attention with rotary positions and grouped queries, as in LLaMA: the baseline. Causal, or of all tokens with each other
+//! in a model that restores masked ones.
 
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use fulgur_kernels::attention::{Options, softmax};
 use fulgur_kernels::lrpe::{Pairing, rotate};
 use fulgur_kernels::split::{Part, split};
 
@@ -27,6 +29,8 @@ pub struct AttentionShape {
     pub output_bias: bool,
     /// Standard deviation of the weights at first.
     pub start: f64,
+    /// Whether tokens see those before them only.
+    pub causal: bool,
 }
 
 impl AttentionShape {
@@ -40,6 +44,7 @@ impl AttentionShape {
             input_bias: config.attention_bias,
             output_bias: config.attention_bias,
             start: config.initializer_range,
+            causal: !config.bidirectional,
         }
     }
 
@@ -57,6 +62,7 @@ impl AttentionShape {
             input_bias: layer.qkv_bias,
             output_bias: false,
             start: config.initializer_range,
+            causal: true,
         }
     }
 }
@@ -67,6 +73,7 @@ pub struct Attention {
     heads: usize,
     groups: usize,
     rotary: Rotary,
+    causal: bool,
     /// To queries, keys and values.
     input: Joined,
     output: Linear,
@@ -83,6 +90,7 @@ impl Attention {
             heads,
             groups,
             rotary,
+            causal,
             ..
         } = *shape;
         let map = |input, output, bias, name: &str| {
@@ -93,6 +101,7 @@ impl Attention {
             heads,
             groups,
             rotary,
+            causal,
             input: Joined::new(vec![
                 map(width, heads * head, bias, "q_proj")?,
                 map(width, groups * head, bias, "k_proj")?,
@@ -116,7 +125,7 @@ impl Attention {
         self.output.round(dtype)
     }
 
-    /// Mixes `x` `[B, N, d]`; needs the phases.
+    /// Mixes `x` `[B, N, d]`; needs the phases. Where it is not causal, nobody sees tokens at which `mask` `[B, N]` is zero.
     ///
     /// # Errors
     /// Phases are missing, or a failing operation.
@@ -124,6 +133,7 @@ impl Attention {
         &self,
         x: &Tensor,
         context: &CausalContext<'_>,
+        mask: Option<&Tensor>,
         memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
         let Some(phase) = context.phase else {
@@ -135,7 +145,15 @@ impl Attention {
         let q = rotate(&heads(&parts[0], self.heads)?, phase, Pairing::Halves)?;
         let k = rotate(&heads(&parts[1], self.groups)?, phase, Pairing::Halves)?;
         let v = heads(&parts[2], self.groups)?;
-        let o = attended(&q, &k, &v, memory)?;
+        let o = if self.causal {
+            attended(&q, &k, &v, memory)?
+        } else {
+            let options = Options {
+                mask,
+                ..Default::default()
+            };
+            softmax(&q, &k, &v, &options)?
+        };
         self.output.forward(&o.flatten_from(2)?)
     }
 }

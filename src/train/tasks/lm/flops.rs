@@ -66,7 +66,11 @@ fn mixer(config: &Config, layer: usize, context: usize) -> (f64, f64) {
     const UNIFORM: f64 = 0.092;
     const CHANNELS: f64 = 0.040;
     const ADDITIVE: f64 = 0.030;
-    let seen = context as f64 + 1.0;
+    // In both directions a token sees all others: twice as many as on average those before it.
+    let seen = match config.bidirectional {
+        true => 2.0 * context as f64,
+        false => context as f64 + 1.0,
+    };
     if config.softmax_layer(layer).is_some() {
         // Heads share the width of the model.
         return (6.0 * config.hidden_size as f64 * seen, SOFTMAX);
