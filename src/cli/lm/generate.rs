@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::bail;
@@ -10,7 +10,7 @@ use candle_core::DType;
 use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate};
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
-use fulgur_lightnet::lm::{Config, LanguageModel, MOST_TOGETHER, Session};
+use fulgur_lightnet::lm::{LanguageModel, MOST_TOGETHER, Session};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::read_text;
+use super::{causal, read_text, tokenizer_of};
 use crate::doctor::available_memory;
 
 /// Most tokens that are written.
@@ -26,7 +26,7 @@ const MOST_TOKENS: usize = 1 << 24;
 /// Most texts behind one prompt.
 const MOST_SAMPLES: usize = 1 << 12;
 /// Most tokens that are read at once.
-const LONGEST_CHUNK: usize = 1 << 17;
+pub(super) const LONGEST_CHUNK: usize = 1 << 17;
 
 /// Go on with a text
 ///
@@ -103,23 +103,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     if let Some(path) = &arguments.save_state {
         check_output(path)?;
     }
-    let config = Config::read(&arguments.model.join("config.json"), None)?;
-    if config.bidirectional {
-        bail!(
-            "{}: a model in both directions, expected a causal one",
-            arguments.model.display()
-        );
-    }
+    let config = causal(&arguments.model)?;
     let vocabulary = config.vocab_size;
-    let tokenizer = match &arguments.tokenizer {
-        Some(path) => {
-            let tokenizer = LmTokenizer::read(path)?;
-            tokenizer.fits(vocabulary)?;
-            Some(tokenizer)
-        }
-        None => LmTokenizer::of_model(&arguments.model, vocabulary)?,
-    };
-    request.end = end_tokens(arguments, tokenizer.as_ref(), vocabulary)?;
+    let tokenizer = tokenizer_of(&arguments.model, arguments.tokenizer.as_deref(), vocabulary)?;
+    request.end = end_tokens(&arguments.model, tokenizer.as_ref(), vocabulary)?;
     let ids = arguments.prompt(tokenizer.as_ref(), vocabulary)?;
     let began = Instant::now();
     let device = context.open_device()?;
@@ -260,13 +247,13 @@ impl Arguments {
 }
 
 /// Tokens that end a text: what the model says, else the tokenizer's own.
-fn end_tokens(
-    arguments: &Arguments,
+pub(super) fn end_tokens(
+    model: &Path,
     tokenizer: Option<&LmTokenizer>,
     vocabulary: usize,
 ) -> anyhow::Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
-        let path = arguments.model.join(name);
+        let path = model.join(name);
         if !path.is_file() {
             continue;
         }

@@ -1,5 +1,6 @@
 //! `fulgur lm`: language models that write, and their tokenizers.
 
+mod eval;
 mod generate;
 mod tokenizer;
 
@@ -8,11 +9,13 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use fulgur_lightnet::lm::Config;
+use fulgur_lightnet::lm::tokenizer::LmTokenizer;
 
 use super::answer::Answer;
 use super::context::Context;
 
-/// Write text with a language model, train tokenizers
+/// Write text with a language model, judge it, train tokenizers
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -26,14 +29,42 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     Generate(generate::Arguments),
+    Eval(eval::Arguments),
     Tokenizer(tokenizer::Arguments),
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     match arguments.action {
         Action::Generate(arguments) => generate::run(context, &arguments),
+        Action::Eval(arguments) => eval::run(context, arguments),
         Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
     }
+}
+
+/// The configuration of a causal model.
+fn causal(model: &Path) -> anyhow::Result<Config> {
+    let config = Config::read(&model.join("config.json"), None)?;
+    if config.bidirectional {
+        bail!(
+            "{}: a model in both directions, expected a causal one",
+            model.display()
+        );
+    }
+    Ok(config)
+}
+
+/// The tokenizer that was chosen, else that of the model's folder.
+fn tokenizer_of(
+    model: &Path,
+    chosen: Option<&Path>,
+    vocabulary: usize,
+) -> anyhow::Result<Option<LmTokenizer>> {
+    let Some(path) = chosen else {
+        return Ok(LmTokenizer::of_model(model, vocabulary)?);
+    };
+    let tokenizer = LmTokenizer::read(path)?;
+    tokenizer.fits(vocabulary)?;
+    Ok(Some(tokenizer))
 }
 
 /// Largest text that is read.
