@@ -123,7 +123,9 @@ pub fn answers(
             rouge_mean,
         } = answered.scores;
         let values = [f1, exact_match, rouge_1, rouge_2, rouge_l, rouge_mean];
-        sums.iter_mut().zip(values).for_each(|(sum, value)| sum.add(value, 1.0));
+        sums.iter_mut()
+            .zip(values)
+            .for_each(|(sum, value)| sum.add(value, 1.0));
         if !each(&answered) {
             finished = false;
             break;
@@ -262,11 +264,20 @@ mod tests {
     fn what_is_no_input_is_told_in_one_line() {
         for (row, words) in [
             ("", "a.jsonl: found no input"),
-            (r#"{"input": "", "outputs": ["x"]}"#, "line 1: found an empty input"),
+            (
+                r#"{"input": "", "outputs": ["x"]}"#,
+                "line 1: found an empty input",
+            ),
             (r#"{"input": "x", "outputs": []}"#, "line 1: found none or both"),
             (r#"{"input": "x"}"#, "line 1: found none or both"),
-            (r#"{"input": "x", "outputs": ["x"], "output": "x"}"#, "line 1: found none or both"),
-            (r#"{"input": "x", "output": "x", "url": 1}"#, "unknown field `url`"),
+            (
+                r#"{"input": "x", "outputs": ["x"], "output": "x"}"#,
+                "line 1: found none or both",
+            ),
+            (
+                r#"{"input": "x", "output": "x", "url": 1}"#,
+                "unknown field `url`",
+            ),
             (r#"{"input": 1, "output": "x"}"#, "expected a string"),
         ] {
             let line = format!("{:#}", ask(&[row], &options()).unwrap_err());

@@ -143,7 +143,10 @@ mod tests {
         let one = one.unwrap();
         assert!((one.mean - 1.0).abs() < 1e-12 && (one.stderr.unwrap() - 0.3).abs() < 1e-12);
         assert_eq!(Estimate::weighed([(figure(1.0, None), 0.0)]), None);
-        assert_eq!(Estimate::weighed([(figure(1.0, None), 1.0)]).unwrap().stderr, None);
+        assert_eq!(
+            Estimate::weighed([(figure(1.0, None), 1.0)]).unwrap().stderr,
+            None
+        );
         assert_eq!(figure(2.0, Some(0.5)).times(2.0), figure(4.0, Some(1.0)));
     }
 }

@@ -85,11 +85,7 @@ impl Subject {
 ///
 /// # Errors
 /// One of them has no tokens, or the tokenizer cannot express the text.
-fn tokens_behind(
-    tokenizer: &LmTokenizer,
-    context: &str,
-    continuation: &str,
-) -> anyhow::Result<Continuation> {
+fn tokens_behind(tokenizer: &LmTokenizer, context: &str, continuation: &str) -> anyhow::Result<Continuation> {
     let trimmed = context.trim_end();
     let both = [context, continuation].concat();
     let context = tokenizer.encode(trimmed, false)?;
@@ -113,7 +109,10 @@ fn tokens_behind(
 /// Logits that are no numbers, or a failing operation.
 fn likeliest(logits: &Tensor, vocabulary: usize) -> anyhow::Result<Vec<u32>> {
     let rows = logits.dim(D::Minus1)?.min(vocabulary);
-    let logits: Vec<Vec<f32>> = logits.narrow(D::Minus1, 0, rows)?.to_dtype(DType::F32)?.to_vec2()?;
+    let logits: Vec<Vec<f32>> = logits
+        .narrow(D::Minus1, 0, rows)?
+        .to_dtype(DType::F32)?
+        .to_vec2()?;
     let mut best = Vec::with_capacity(logits.len());
     for row in logits {
         if let Some(at) = row.iter().position(|logit| !logit.is_finite()) {
@@ -194,10 +193,12 @@ mod tests {
     /// A model of bytes that goes on with the byte that follows the last one in `text`.
     pub(super) fn following(text: &str) -> Subject {
         let pairs: Vec<&[u8]> = text.as_bytes().windows(2).collect();
-        scored(|last, next| match pairs.contains(&&[last as u8, next as u8][..]) {
-            true => 30.0,
-            false => 0.0,
-        })
+        scored(
+            |last, next| match pairs.contains(&&[last as u8, next as u8][..]) {
+                true => 30.0,
+                false => 0.0,
+            },
+        )
     }
 
     fn subject(model: LanguageModel) -> Subject {
@@ -222,7 +223,11 @@ mod tests {
             (ids("Answer:"), ids(" \nyes"))
         );
         assert!(pair(" ", "yes").unwrap_err().contains("a context without tokens"));
-        assert!(pair("Answer:", "").unwrap_err().contains("a choice without tokens"));
+        assert!(
+            pair("Answer:", "")
+                .unwrap_err()
+                .contains("a choice without tokens")
+        );
         // Letters that grow together with the context.
         let text = "the bells ring and the bell rings ".repeat(30);
         let trained = LmTokenizer::train([text.as_str()].into_iter(), 300).unwrap();

@@ -148,7 +148,9 @@ impl Options {
     /// # Errors
     /// They do not; the one is named.
     pub fn check(&self) -> anyhow::Result<()> {
-        let most = 10usize.saturating_pow(self.digits.saturating_sub(1)).saturating_mul(9);
+        let most = 10usize
+            .saturating_pow(self.digits.saturating_sub(1))
+            .saturating_mul(9);
         for (name, value, range) in [
             ("depths", self.depths, 1..=1000),
             ("samples", self.samples, 1..=10_000),
@@ -487,7 +489,8 @@ mod tests {
     use super::*;
     use crate::lm_eval::tests::following;
 
-    const HAY: &str = "The rain falls on the roofs of the town. An owl hoots, far away. Who rings the bell? Nobody! ";
+    const HAY: &str =
+        "The rain falls on the roofs of the town. An owl hoots, far away. Who rings the bell? Nobody! ";
 
     fn options() -> Options {
         Options {
@@ -504,7 +507,10 @@ mod tests {
     fn plans(options: &Options) -> Vec<Plan> {
         let bytes = LmTokenizer::bytes();
         let hay = hay(&bytes, &HAY.repeat(9), 256).unwrap();
-        let all = options.lengths.iter().flat_map(|&length| (0..options.depths).map(move |row| (length, row)));
+        let all = options
+            .lengths
+            .iter()
+            .flat_map(|&length| (0..options.depths).map(move |row| (length, row)));
         all.map(|(length, row)| Plan::new(&bytes, &hay, options, length, options.depth(row)).unwrap())
             .collect()
     }
@@ -524,7 +530,9 @@ mod tests {
                     let text = |ids: &[u32]| LmTokenizer::bytes().decode(ids).unwrap();
                     let (sentence, question) = (text(&needle.sentence), text(&needle.question));
                     assert!(sentence.ends_with(&format!(" is {}.", needle.number)));
-                    assert!(question.starts_with("\nWhat is the magic number of ") && question.ends_with(" is"));
+                    assert!(
+                        question.starts_with("\nWhat is the magic number of ") && question.ends_with(" is")
+                    );
                     let asks = sentence.contains(question.split_once('?').unwrap().0.trim());
                     assert_eq!(asks, kind == Kind::Easy);
                     assert_eq!(text(&needle.answers[0]), format!(" {}", needle.number));
@@ -559,7 +567,10 @@ mod tests {
         let plans = plans(&options);
         assert_eq!(found.cells.len(), plans.len());
         for (cell, plan) in found.cells.iter().zip(&plans) {
-            assert_eq!((cell.length, cell.position, cell.n), (plan.length, plan.position, 5));
+            assert_eq!(
+                (cell.length, cell.position, cell.n),
+                (plan.length, plan.position, 5)
+            );
             let (mut ranks, mut firsts) = (0, 0.0);
             for needle in &plan.needles {
                 let rest = &text.as_bytes()[plan.position..plan.length - needle.len()];
@@ -593,7 +604,11 @@ mod tests {
         }
         let likeliest = found.likeliest.unwrap();
         let mean = |weight: &dyn Fn(&Cell) -> f64| {
-            let sum: f64 = found.cells.iter().map(|cell| weight(cell) * cell.likeliest.mean).sum();
+            let sum: f64 = found
+                .cells
+                .iter()
+                .map(|cell| weight(cell) * cell.likeliest.mean)
+                .sum();
             sum / found.cells.iter().map(weight).sum::<f64>()
         };
         assert!((likeliest.mean - mean(&|_| 1.0)).abs() < 1e-12);
@@ -606,13 +621,20 @@ mod tests {
         let options = options();
         let plans = plans(&options);
         let distinct = |number: &&String| number.chars().all(|digit| number.matches(digit).count() == 1);
-        let numbers = plans.iter().flat_map(|plan| &plan.needles).map(|needle| &needle.number);
+        let numbers = plans
+            .iter()
+            .flat_map(|plan| &plan.needles)
+            .map(|needle| &needle.number);
         let number = numbers.clone().find(distinct).unwrap();
         let subject = following(&format!("s {number}. "));
         let found = needle(&subject, &HAY.repeat(9), &options, |_, _| true).unwrap();
         let (mut all, mut best) = (0, 0.0);
         for (cell, plan) in found.cells.iter().zip(&plans) {
-            let right = plan.needles.iter().filter(|needle| needle.number == *number).count();
+            let right = plan
+                .needles
+                .iter()
+                .filter(|needle| needle.number == *number)
+                .count();
             assert_eq!(cell.written.mean, right as f64 / 5.0);
             assert!(cell.likeliest.mean >= cell.written.mean);
             all += right;
@@ -630,7 +652,9 @@ mod tests {
         let ask = |change: &dyn Fn(&mut Options)| {
             let mut options = options();
             change(&mut options);
-            needle(&subject, &text, &options, |_, _| true).unwrap_err().to_string()
+            needle(&subject, &text, &options, |_, _| true)
+                .unwrap_err()
+                .to_string()
         };
         assert!(ask(&|o| o.depths = 0).contains("depths is 0"));
         assert!(ask(&|o| o.samples = 0).contains("samples is 0"));

@@ -204,7 +204,10 @@ fn read_ids(
         bytes.clear();
         file.by_ref().take(2 * PIECE as u64).read_to_end(&mut bytes)?;
         let (pairs, _) = bytes.as_chunks::<2>();
-        let ids: Vec<u32> = pairs.iter().map(|&pair| u16::from_le_bytes(pair).into()).collect();
+        let ids: Vec<u32> = pairs
+            .iter()
+            .map(|&pair| u16::from_le_bytes(pair).into())
+            .collect();
         if ids.is_empty() {
             break;
         }
@@ -513,7 +516,10 @@ mod tests {
                 true
             });
             let found = found.unwrap();
-            assert_eq!((found.documents, found.tokens, found.bytes), (3, count as u64, Some(count as u64)));
+            assert_eq!(
+                (found.documents, found.tokens, found.bytes),
+                (3, count as u64, Some(count as u64))
+            );
             assert_eq!(told as usize, TEXTS.concat().len() + 40 * TEXTS[0].len());
             close(found.nats_per_token, nats / count as f64);
             close(found.perplexity, (nats / count as f64).exp());
@@ -523,11 +529,19 @@ mod tests {
             let mut blocks = vec![all[0].clone(), all[1].clone()];
             blocks.extend(all[2].chunks(BLOCK).map(<[f64]>::to_vec));
             let mut ratio = Ratio::default();
-            blocks.iter().for_each(|block| ratio.add(block.iter().sum(), block.len() as f64));
+            blocks
+                .iter()
+                .for_each(|block| ratio.add(block.iter().sum(), block.len() as f64));
             assert_eq!(blocks.len(), 5);
-            close(found.nats_per_token_stderr.unwrap(), ratio.estimate().unwrap().stderr.unwrap());
+            close(
+                found.nats_per_token_stderr.unwrap(),
+                ratio.estimate().unwrap().stderr.unwrap(),
+            );
             // A token in front of each document: nothing is given.
-            let options = Options { before: Some(10), ..Options::default() };
+            let options = Options {
+                before: Some(10),
+                ..Options::default()
+            };
             let found = perplexity(&subject, &files[..1], &options, |_| true).unwrap();
             let nats: f64 = [TEXTS[0], TEXTS[2], TEXTS[3]]
                 .iter()
@@ -556,7 +570,10 @@ mod tests {
                 let to = (from + context).min(ids.len() - 1);
                 nats += losses(&subject, &ids[from..=to]).iter().sum::<f64>();
             }
-            let options = Options { context: Some(context), before: None };
+            let options = Options {
+                context: Some(context),
+                before: None,
+            };
             let found = perplexity(&subject, &[path.clone()], &options, |_| true).unwrap();
             assert_eq!(found.tokens as usize, ids.len() - 1);
             close(found.nats_per_token, nats / (ids.len() - 1) as f64);
@@ -579,7 +596,10 @@ mod tests {
         let found = perplexity(&with, &[path.clone()], &Options::default(), |_| true).unwrap();
         let wanted = losses(&with, &ids);
         assert_eq!(found.tokens as usize, ids.len() - 1);
-        close(found.nats_per_token, wanted.iter().sum::<f64>() / wanted.len() as f64);
+        close(
+            found.nats_per_token,
+            wanted.iter().sum::<f64>() / wanted.len() as f64,
+        );
         let first = tokenizer.byte_counts().unwrap()[ids[0] as usize] as usize;
         assert_eq!(found.bytes.unwrap() as usize, text.len() + "An owl".len() - first);
         let without = subject(Architecture::Tnl, rows, None);
@@ -590,15 +610,23 @@ mod tests {
         std::fs::write(&file, &text).unwrap();
         let found = perplexity(&with, &[file], &Options::default(), |_| true).unwrap();
         assert_eq!(found.bytes, Some(text.len() as u64));
-        let wanted = losses(&with, &[&[0], &tokenizer.encode(&text, false).unwrap()[..]].concat());
-        close(found.nats_per_token, wanted.iter().sum::<f64>() / wanted.len() as f64);
+        let wanted = losses(
+            &with,
+            &[&[0], &tokenizer.encode(&text, false).unwrap()[..]].concat(),
+        );
+        close(
+            found.nats_per_token,
+            wanted.iter().sum::<f64>() / wanted.len() as f64,
+        );
     }
 
     #[test]
     fn many_documents_are_what_the_error_is_of() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl");
-        let lines: Vec<String> = (0..DOCUMENTS).map(|at| line_of(&"owl ".repeat(1 + at % 7))).collect();
+        let lines: Vec<String> = (0..DOCUMENTS)
+            .map(|at| line_of(&"owl ".repeat(1 + at % 7)))
+            .collect();
         std::fs::write(&path, lines.concat()).unwrap();
         let subject = subject(Architecture::Hgrn2, 256, Some(LmTokenizer::bytes()));
         let found = perplexity(&subject, &[path], &Options::default(), |_| true).unwrap();
@@ -615,9 +643,19 @@ mod tests {
             ("a.txt", b"x", bytes(), "a.txt: found no token"),
             ("a.txt", b"ab\xff", bytes(), "no UTF-8 at byte 2"),
             ("a.txt", b"text", None, "found no tokenizer.json"),
-            ("a.jsonl", b"{\"text\": \"a\", \"url\": 1}", bytes(), "unknown field `url`"),
+            (
+                "a.jsonl",
+                b"{\"text\": \"a\", \"url\": 1}",
+                bytes(),
+                "unknown field `url`",
+            ),
             ("a.u16", b"abc", bytes(), "a.u16: 3 bytes, expected two a token"),
-            ("a.u16", b"\x05\x00\x2c\x01", bytes(), "a.u16: token 1 is 300, expected less than 256"),
+            (
+                "a.u16",
+                b"\x05\x00\x2c\x01",
+                bytes(),
+                "a.u16: token 1 is 300, expected less than 256",
+            ),
             ("none.txt", b"", bytes(), "none.txt"),
         ] {
             let path = folder.path().join(name);

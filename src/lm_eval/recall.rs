@@ -23,7 +23,12 @@ pub fn examples(shape: &Recall, count: usize, noise: &mut Philox) -> Result<[Ten
     for _ in 0..count {
         let example = shape.example(noise);
         ids.extend(example.ids);
-        targets.extend(example.targets.into_iter().map(|target| target.unwrap_or(IGNORED)));
+        targets.extend(
+            example
+                .targets
+                .into_iter()
+                .map(|target| target.unwrap_or(IGNORED)),
+        );
     }
     let tensor = |values| Tensor::from_vec(values, (count, shape.context), &Device::Cpu);
     Ok([tensor(ids)?, tensor(targets)?])
@@ -162,7 +167,9 @@ mod tests {
                 let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
                 losses.push(sum.ln() - f64::from(row[target]));
                 right += f64::from(u8::from(
-                    row.iter().enumerate().all(|(id, logit)| id == target || *logit < row[target]),
+                    row.iter()
+                        .enumerate()
+                        .all(|(id, logit)| id == target || *logit < row[target]),
                 ));
             }
             shares.push(right / 6.0);
@@ -180,7 +187,11 @@ mod tests {
         let noise = &mut Philox::named(1, "x");
         let first = measure(&model(24), &SHAPE, 50, 4, noise, |done| done < 8).unwrap();
         assert_eq!(first.unwrap().examples, 8);
-        assert!(measure(&model(24), &SHAPE, 0, 4, noise, |_| true).unwrap().is_none());
+        assert!(
+            measure(&model(24), &SHAPE, 0, 4, noise, |_| true)
+                .unwrap()
+                .is_none()
+        );
         assert!(measure(&model(23), &SHAPE, 4, 4, noise, |_| true).is_err());
     }
 }

@@ -188,7 +188,10 @@ mod tests {
             down: "depth".into(),
             rows: vec!["0 %".into(), "100 %".into()],
             maps: vec![
-                ("one".into(), vec![vec![Some(0.0), Some(1.0)], vec![None, Some(0.5)]]),
+                (
+                    "one".into(),
+                    vec![vec![Some(0.0), Some(1.0)], vec![None, Some(0.5)]],
+                ),
                 ("two".into(), vec![vec![Some(f64::NAN)]]),
             ],
         }

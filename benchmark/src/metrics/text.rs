@@ -49,10 +49,7 @@ impl TextScores {
                 (&mut best.exact_match, f64::from(u8::from(same))),
                 (&mut best.rouge_1, shared_f1(&answer_words, &reference_words, 1)),
                 (&mut best.rouge_2, shared_f1(&answer_words, &reference_words, 2)),
-                (
-                    &mut best.rouge_l,
-                    subsequence_f1(&answer_words, &reference_words),
-                ),
+                (&mut best.rouge_l, subsequence_f1(&answer_words, &reference_words)),
             ] {
                 *best = best.max(value);
             }

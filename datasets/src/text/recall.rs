@@ -206,10 +206,31 @@ mod tests {
         for (shape, words) in [
             (Recall { context: 0, ..good }, "context is 0, expected 1 to"),
             (Recall { pairs: 0, ..good }, "pairs is 0"),
-            (Recall { pairs: 33, ..good }, "pairs is 33, expected 1 to a quarter of context, 32"),
-            (Recall { vocabulary: 33, ..good }, "vocabulary is 33, expected more than twice"),
-            (Recall { vocabulary: MOST + 1, ..good }, "vocabulary is 1048577"),
-            (Recall { power: f64::NAN, ..good }, "power is NaN"),
+            (
+                Recall { pairs: 33, ..good },
+                "pairs is 33, expected 1 to a quarter of context, 32",
+            ),
+            (
+                Recall {
+                    vocabulary: 33,
+                    ..good
+                },
+                "vocabulary is 33, expected more than twice",
+            ),
+            (
+                Recall {
+                    vocabulary: MOST + 1,
+                    ..good
+                },
+                "vocabulary is 1048577",
+            ),
+            (
+                Recall {
+                    power: f64::NAN,
+                    ..good
+                },
+                "power is NaN",
+            ),
             (Recall { power: -1.0, ..good }, "power is -1"),
         ] {
             let line = shape.check().unwrap_err().to_string();

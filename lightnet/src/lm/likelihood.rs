@@ -302,16 +302,16 @@ mod tests {
             };
             log_likelihoods(&model, &model.start(), &[asked], 8).map_err(|error| error.to_string())
         };
-        assert!(
-            ask(&[], &[1])
-                .unwrap_err()
-                .contains("a context of 0 tokens")
-        );
+        assert!(ask(&[], &[1]).unwrap_err().contains("a context of 0 tokens"));
         assert!(ask(&[1], &[]).unwrap_err().contains("a continuation of 0"));
         assert!(ask(&[1, V as u32, 3], &[1]).unwrap_err().contains("less than 64"));
         assert!(ask(&[1], &[V as u32]).is_err());
         assert!(Reading::new(&model).push(&[1, V as u32, 2], 8).is_err());
-        assert!(log_likelihoods(&model, &model.start(), &[], 8).unwrap().is_empty());
+        assert!(
+            log_likelihoods(&model, &model.start(), &[], 8)
+                .unwrap()
+                .is_empty()
+        );
         assert!(Reading::new(&model).push(&[], 8).unwrap().is_empty());
     }
 }

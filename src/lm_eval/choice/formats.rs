@@ -346,11 +346,15 @@ impl Layout for Winogrande {
 
     fn question(self) -> Result<Question, Wrong> {
         let Some((before, behind)) = self.sentence.split_once('_') else {
-            return Err((format!("sentence {:?}", self.sentence), "a blank, _, in it".into()));
+            return Err((
+                format!("sentence {:?}", self.sentence),
+                "a blank, _, in it".into(),
+            ));
         };
         let right = self.answer.place("answer", 1, 2)?;
         let behind = behind.trim();
-        let choices = [self.option1, self.option2].map(|option| (format!("{before}{option}"), behind.to_owned()));
+        let choices =
+            [self.option1, self.option2].map(|option| (format!("{before}{option}"), behind.to_owned()));
         Ok(Question {
             choices: choices.into(),
             right,
@@ -399,7 +403,8 @@ struct Openbookqa {
 }
 
 impl Layout for Openbookqa {
-    const COLUMNS: &'static str = "OpenBookQA's columns question_stem, choices with text and label, answerKey";
+    const COLUMNS: &'static str =
+        "OpenBookQA's columns question_stem, choices with text and label, answerKey";
 
     fn question(self) -> Result<Question, Wrong> {
         let right = self.choices.place(&self.key)?;
@@ -454,7 +459,11 @@ mod tests {
                 Format::Hellaswag,
                 r#"{"ind": 4, "activity_label": "Ringing", "ctx_a": "A man [header] How [title] Hold it.", "ctx_b": "he RINGS", "ctx": "..",
                 "endings": ["a bell. [substeps] twice.", "b", "c", "d"], "source_id": "s", "split": "val", "split_type": "x", "label": "1"}"#,
-                same("Ringing: A man How. Hold it. He rings", &["a bell. twice.", "b", "c", "d"], 1),
+                same(
+                    "Ringing: A man How. Hold it. He rings",
+                    &["a bell. twice.", "b", "c", "d"],
+                    1,
+                ),
             ),
             (
                 Format::ArcEasy,
@@ -493,7 +502,10 @@ mod tests {
     #[test]
     fn marks_of_wikihow_go() {
         for (text, wanted) in [
-            (" How to ring [title] Hold it. [step] Ring.", "How to ring. Hold it. Ring."),
+            (
+                " How to ring [title] Hold it. [step] Ring.",
+                "How to ring. Hold it. Ring.",
+            ),
             ("a [b [c] d] e", "a d] e"),
             ("no [end", "no [end"),
             ("no [end\n] here", "no [end\n] here"),
@@ -509,31 +521,93 @@ mod tests {
     #[test]
     fn rows_that_are_none_are_told_in_one_line() {
         for (format, row, words) in [
-            (Format::Piqa, r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 2}"#, "found label 2, expected 0 to 1"),
-            (Format::Piqa, r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": -1}"#, "found label -1, expected 0 to 1"),
-            (Format::Piqa, r#"{"goal": "g", "sol1": "a", "sol2": "b"}"#, "missing field `label`"),
-            (Format::Piqa, r#"{"goal": "g", "sol1": "a", "sol2": "", "label": 1}"#, "found choice 1 empty"),
-            (Format::Piqa, r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 0, "url": 1}"#, "unknown field `url`"),
-            (Format::Siqa, r#"{"context": "c", "question": "q", "answerA": "x", "answerB": "y", "answerC": "z", "label": ""}"#,
-             "found label \"\", expected 1 to 3"),
-            (Format::Boolq, r#"{"passage": "p", "question": "q"}"#, "found no answer, expected answer, true or false"),
-            (Format::Boolq, r#"{"passage": "p", "question": 3, "answer": true}"#, "expected a string"),
-            (Format::Hellaswag, r#"{"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": [], "label": 0}"#, "found label 0"),
-            (Format::Hellaswag, r#"{"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": ["x"], "label": 0}"#,
-             "found 1 choices, expected 2 to 64"),
-            (Format::Winogrande, r#"{"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}"#, "expected a blank, _, in it"),
-            (Format::Winogrande, r#"{"sentence": "ends in _", "option1": "a", "option2": "b", "answer": "1"}"#, "found choice 0 empty"),
-            (Format::Winogrande, r#"{"sentence": "a _ b", "option1": "a", "option2": "b", "answer": ""}"#, "found answer \"\", expected 1 to 2"),
-            (Format::ArcEasy, r#"{"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}"#,
-             "found 2 texts and 1 labels"),
-            (Format::ArcEasy, r#"{"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}"#,
-             "found answerKey \"E\""),
-            (Format::Openbookqa, r#"{"question_stem": " ", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}"#,
-             "found an empty prompt, expected text"),
+            (
+                Format::Piqa,
+                r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 2}"#,
+                "found label 2, expected 0 to 1",
+            ),
+            (
+                Format::Piqa,
+                r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": -1}"#,
+                "found label -1, expected 0 to 1",
+            ),
+            (
+                Format::Piqa,
+                r#"{"goal": "g", "sol1": "a", "sol2": "b"}"#,
+                "missing field `label`",
+            ),
+            (
+                Format::Piqa,
+                r#"{"goal": "g", "sol1": "a", "sol2": "", "label": 1}"#,
+                "found choice 1 empty",
+            ),
+            (
+                Format::Piqa,
+                r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 0, "url": 1}"#,
+                "unknown field `url`",
+            ),
+            (
+                Format::Siqa,
+                r#"{"context": "c", "question": "q", "answerA": "x", "answerB": "y", "answerC": "z", "label": ""}"#,
+                "found label \"\", expected 1 to 3",
+            ),
+            (
+                Format::Boolq,
+                r#"{"passage": "p", "question": "q"}"#,
+                "found no answer, expected answer, true or false",
+            ),
+            (
+                Format::Boolq,
+                r#"{"passage": "p", "question": 3, "answer": true}"#,
+                "expected a string",
+            ),
+            (
+                Format::Hellaswag,
+                r#"{"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": [], "label": 0}"#,
+                "found label 0",
+            ),
+            (
+                Format::Hellaswag,
+                r#"{"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": ["x"], "label": 0}"#,
+                "found 1 choices, expected 2 to 64",
+            ),
+            (
+                Format::Winogrande,
+                r#"{"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}"#,
+                "expected a blank, _, in it",
+            ),
+            (
+                Format::Winogrande,
+                r#"{"sentence": "ends in _", "option1": "a", "option2": "b", "answer": "1"}"#,
+                "found choice 0 empty",
+            ),
+            (
+                Format::Winogrande,
+                r#"{"sentence": "a _ b", "option1": "a", "option2": "b", "answer": ""}"#,
+                "found answer \"\", expected 1 to 2",
+            ),
+            (
+                Format::ArcEasy,
+                r#"{"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}"#,
+                "found 2 texts and 1 labels",
+            ),
+            (
+                Format::ArcEasy,
+                r#"{"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}"#,
+                "found answerKey \"E\"",
+            ),
+            (
+                Format::Openbookqa,
+                r#"{"question_stem": " ", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}"#,
+                "found an empty prompt, expected text",
+            ),
             (Format::Openbookqa, "words", "expected value"),
         ] {
             let line = read(format, row).unwrap_err();
-            assert!(line.contains("q.jsonl: line 2: ") && line.contains(words), "{line}");
+            assert!(
+                line.contains("q.jsonl: line 2: ") && line.contains(words),
+                "{line}"
+            );
             assert_eq!(line.lines().count(), 1, "{line}");
         }
     }

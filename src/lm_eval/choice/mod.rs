@@ -86,7 +86,11 @@ pub fn score(
             .with_context(|| format!("{}: line {line}", path.display()))?;
         let right = |values: &[f64]| f64::from(u8::from(first_largest(values) == question.right));
         let bytes = question.choices.iter().map(|(_, choice)| choice.len() as f64);
-        let by_bytes: Vec<f64> = likelihoods.iter().zip(bytes).map(|(sum, bytes)| sum / bytes).collect();
+        let by_bytes: Vec<f64> = likelihoods
+            .iter()
+            .zip(bytes)
+            .map(|(sum, bytes)| sum / bytes)
+            .collect();
         acc.add(right(&likelihoods), 1.0);
         norm.add(right(&by_bytes), 1.0);
         chance.add(1.0 / question.choices.len() as f64, 1.0);
@@ -132,7 +136,10 @@ fn likelihoods(subject: &Subject, question: &Question, options: &Options) -> any
     let model = &subject.model;
     let sums = log_likelihoods(model, &model.start(), &asked, subject.chunk)?;
     if let Some(at) = sums.iter().position(|sum| !sum.is_finite()) {
-        bail!("choice {at} has a log-likelihood of {}, expected a finite number", sums[at]);
+        bail!(
+            "choice {at} has a log-likelihood of {}, expected a finite number",
+            sums[at]
+        );
     }
     Ok(sums)
 }
@@ -170,15 +177,22 @@ mod tests {
             assert!((sum - (3.0 * likes - norm * bytes)).abs() < 1e-3, "{sums:?}");
         }
         // By sums the shortest, by bytes the one with the largest share of x.
-        let row = |label: usize| format!(r#"{{"goal": "g", "sol1": "xxxxxx", "sol2": "x", "label": {label}}}"#);
+        let row =
+            |label: usize| format!(r#"{{"goal": "g", "sol1": "xxxxxx", "sol2": "x", "label": {label}}}"#);
         let rows = [row(0), row(1), row(1), row(1)];
         let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
         let found = ask(&subject, Format::Piqa, &rows, &Options::default()).unwrap();
-        assert_eq!((found.n, found.acc, found.acc_norm, found.chance), (4, 0.75, 0.25, 0.5));
+        assert_eq!(
+            (found.n, found.acc, found.acc_norm, found.chance),
+            (4, 0.75, 0.25, 0.5)
+        );
         let stderr = (0.75f64 * 0.25 / 3.0).sqrt();
         assert!((found.acc_stderr.unwrap() - stderr).abs() < 1e-12);
         assert_eq!((found.counts, found.score().mean), ("acc", 0.75));
-        let limited = Options { limit: Some(1), ..Options::default() };
+        let limited = Options {
+            limit: Some(1),
+            ..Options::default()
+        };
         let found = ask(&subject, Format::Piqa, &rows, &limited).unwrap();
         assert_eq!((found.n, found.acc, found.acc_stderr), (1, 0.0, None));
     }
@@ -197,14 +211,28 @@ mod tests {
     #[test]
     fn what_cannot_be_asked_is_told() {
         let subject = liking(b'x', 1.0);
-        let line = ask(&subject, Format::Piqa, &[], &Options::default()).unwrap_err().to_string();
+        let line = ask(&subject, Format::Piqa, &[], &Options::default())
+            .unwrap_err()
+            .to_string();
         assert!(line.contains("q.jsonl: found no question"), "{line}");
         let broken = liking(b'x', f32::NAN);
         let row = r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}"#;
-        let line = format!("{:#}", ask(&broken, Format::Piqa, &[row], &Options::default()).unwrap_err());
-        assert!(line.contains("q.jsonl: line 1: choice 0 has a log-likelihood of NaN"), "{line}");
-        let none = Subject { tokenizer: None, ..liking(b'x', 1.0) };
-        let line = format!("{:#}", ask(&none, Format::Piqa, &[row], &Options::default()).unwrap_err());
+        let line = format!(
+            "{:#}",
+            ask(&broken, Format::Piqa, &[row], &Options::default()).unwrap_err()
+        );
+        assert!(
+            line.contains("q.jsonl: line 1: choice 0 has a log-likelihood of NaN"),
+            "{line}"
+        );
+        let none = Subject {
+            tokenizer: None,
+            ..liking(b'x', 1.0)
+        };
+        let line = format!(
+            "{:#}",
+            ask(&none, Format::Piqa, &[row], &Options::default()).unwrap_err()
+        );
         assert!(line.contains("found no tokenizer.json"), "{line}");
     }
 }

@@ -51,7 +51,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
     if !(1..=MOST_TOKENS).contains(&arguments.max_tokens) {
-        bail!("max-tokens is {}, expected 1 to {MOST_TOKENS}", arguments.max_tokens);
+        bail!(
+            "max-tokens is {}, expected 1 to {MOST_TOKENS}",
+            arguments.max_tokens
+        );
     }
     if arguments.stop.iter().any(String::is_empty) {
         bail!("stop is empty, expected a string to stop at");

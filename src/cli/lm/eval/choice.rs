@@ -93,7 +93,10 @@ fn with_format(file: &Path, other: Option<Format>) -> anyhow::Result<(Format, Pa
     if let Some(format) = other {
         return Ok((format, file.to_owned()));
     }
-    let names: Vec<_> = Format::value_variants().iter().map(|format| format.name()).collect();
+    let names: Vec<_> = Format::value_variants()
+        .iter()
+        .map(|format| format.name())
+        .collect();
     bail!(
         "{}: found no format, expected --format, or one of {} and = in front of it",
         file.display(),
@@ -160,7 +163,11 @@ mod tests {
         let piqa = Some(Format::Piqa);
         assert_eq!(of("x=y.jsonl", piqa).unwrap(), (Format::Piqa, "x=y.jsonl".into()));
         assert_eq!(of("boolq=y", piqa).unwrap(), (Format::Boolq, "y".into()));
-        assert!(of("y", None).unwrap_err().contains("y: found no format, expected --format"));
+        assert!(
+            of("y", None)
+                .unwrap_err()
+                .contains("y: found no format, expected --format")
+        );
         for format in Format::value_variants() {
             assert_eq!(Format::from_str(format.name(), false).as_ref(), Ok(format));
         }

@@ -53,7 +53,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
     if !(1..=MOST_EXAMPLES).contains(&arguments.examples) {
-        bail!("examples is {}, expected 1 to {MOST_EXAMPLES}", arguments.examples);
+        bail!(
+            "examples is {}, expected 1 to {MOST_EXAMPLES}",
+            arguments.examples
+        );
     }
     let subject = arguments.model.open(context)?;
     let rows = subject.vocabulary();
@@ -66,12 +69,22 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     let mut progress = context.progress("recall", Unit::Items("examples"));
     let (mut settings, mut before, mut finished) = (Vec::with_capacity(shapes.len()), 0, true);
     for shape in shapes {
-        let noise = &mut Philox::named(arguments.seed, &format!("recall/{}/{}", shape.context, shape.pairs));
+        let noise = &mut Philox::named(
+            arguments.seed,
+            &format!("recall/{}/{}", shape.context, shape.pairs),
+        );
         let together = (subject.chunk / shape.context).clamp(1, TOGETHER);
-        let measured = measure(&subject.model, &shape, arguments.examples, together, noise, |done| {
-            progress.set(before + done as u64, Some(total));
-            !context.interrupt.requested()
-        })?;
+        let measured = measure(
+            &subject.model,
+            &shape,
+            arguments.examples,
+            together,
+            noise,
+            |done| {
+                progress.set(before + done as u64, Some(total));
+                !context.interrupt.requested()
+            },
+        )?;
         let Some(measured) = measured else {
             bail!("found no query, expected some");
         };
@@ -135,7 +148,10 @@ struct Setting {
 impl Setting {
     fn of(shape: &Recall, measured: &Measured) -> anyhow::Result<Self> {
         if !measured.loss.mean.is_finite() {
-            bail!("a loss of {} nats a query, expected a finite number", measured.loss.mean);
+            bail!(
+                "a loss of {} nats a query, expected a finite number",
+                measured.loss.mean
+            );
         }
         Ok(Self {
             context: shape.context,
@@ -171,7 +187,11 @@ impl Report for Judged {
 
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:>8} {:>6} {:>8}  {:<18} nats", "context", "pairs", "queries", "accuracy")?;
+        writeln!(
+            f,
+            "{:>8} {:>6} {:>8}  {:<18} nats",
+            "context", "pairs", "queries", "accuracy"
+        )?;
         for setting in &self.settings {
             writeln!(
                 f,
