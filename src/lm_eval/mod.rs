@@ -244,7 +244,7 @@ mod tests {
     fn of_equal_ones_the_first_is_the_largest() {
         assert_eq!(first_largest(&[1.0, 3.0, 3.0, 2.0]), 1);
         assert_eq!(first_largest::<f64>(&[]), 0);
-        let logits = Tensor::new(&[[0f32, 2.0, 5.0], [1.0, 1.0, 5.0]], &candle_core::Device::Cpu).unwrap();
+        let logits = Tensor::new(&[[0f32, 2.0, 5.0], [1.0, 1.0, 5.0]], &Device::Cpu).unwrap();
         assert_eq!(likeliest(&logits, 2).unwrap(), [1, 0]);
         assert_eq!(likeliest(&logits, 9).unwrap(), [2, 2]);
         let broken = (logits * f64::NAN).unwrap();

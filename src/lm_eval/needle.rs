@@ -525,7 +525,9 @@ mod tests {
                 let wanted = (plan.depth * room as f64).round() as usize;
                 assert!(plan.position <= wanted && wanted - plan.position < 60);
                 let text = HAY.repeat(9);
-                assert!(plan.position == 0 || text[..plan.position].ends_with(['.', '!', '?']));
+                let behind = text[..plan.position].ends_with(['.', '!', '?']);
+                // The first sentence has 40 bytes.
+                assert!(behind || (plan.position == wanted && wanted < 40));
                 for needle in &plan.needles {
                     let text = |ids: &[u32]| LmTokenizer::bytes().decode(ids).unwrap();
                     let (sentence, question) = (text(&needle.sentence), text(&needle.question));

@@ -211,7 +211,11 @@ impl LmTokenizer {
         }
         for (id, added) in inner.get_added_tokens_decoder() {
             if let Some(count) = counts.get_mut(id as usize) {
-                *count = if added.special { 0 } else { added.content.len() as u32 };
+                *count = if added.special {
+                    0
+                } else {
+                    added.content.len() as u32
+                };
             }
         }
         Some(counts)

@@ -164,7 +164,10 @@ impl Task for RecallTask {
         let Some(Measured { loss, accuracy, .. }) = measured else {
             return Ok(Vec::new());
         };
-        Ok(vec![("loss".into(), loss.mean), ("accuracy".into(), accuracy.mean)])
+        Ok(vec![
+            ("loss".into(), loss.mean),
+            ("accuracy".into(), accuracy.mean),
+        ])
     }
 
     fn export(&self, folder: &Path) -> TaskResult<()> {

@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     // A model without tokenizer and files that are not there should be heard of before the first answer.
     subject.tokenizer()?;
     for (format, path) in &files {
-        format.questions(path)?;
+        drop(format.questions(path)?);
     }
     let options = Options {
         limit: arguments.limit,
