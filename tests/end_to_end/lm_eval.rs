@@ -283,7 +283,7 @@ fn a_model_that_learnt_to_recall_does() {
             "vocabulary is 16, expected more than twice the pairs",
         ),
         (["--pairs", "50"], "pairs is 50, expected 1 to a quarter"),
-        (["--power", "NaN"], "power is NaN"),
+        (["--power=NaN", "--pairs=2"], "power is NaN"),
         (["--examples", "0"], "examples is 0"),
     ] {
         let ran = ask(&more);
