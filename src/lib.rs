@@ -28,6 +28,7 @@ pub mod eos;
 pub mod estimate;
 pub mod eval;
 pub mod forward;
+pub mod lm_eval;
 pub mod models;
 pub mod report;
 pub mod scaling;

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod curve;
+pub mod heat;
 pub mod metrics;
 mod page;
 pub mod picture;

@@ -41,7 +41,10 @@ pub fn picture(plots: &[Framed<'_>]) -> String {
     for plot in plots {
         let (width, height, elements) = plot.elements();
         // Writing to a string cannot fail.
-        let _ = writeln!(inner, "<svg x=\"{wide}\" width=\"{width}\" height=\"{height}\">{elements}</svg>");
+        let _ = writeln!(
+            inner,
+            "<svg x=\"{wide}\" width=\"{width}\" height=\"{height}\">{elements}</svg>"
+        );
         wide += width;
         high = high.max(height);
     }
@@ -58,7 +61,12 @@ pub fn picture(plots: &[Framed<'_>]) -> String {
 impl Framed<'_> {
     /// Width, height and elements.
     fn elements(&self) -> (f64, f64, String) {
-        let named: Vec<&Line> = self.plot.lines.iter().filter(|line| !line.name.is_empty()).collect();
+        let named: Vec<&Line> = self
+            .plot
+            .lines
+            .iter()
+            .filter(|line| !line.name.is_empty())
+            .collect();
         let columns = if named.iter().any(|line| line.name.len() > 24) {
             2
         } else {
@@ -135,7 +143,10 @@ mod tests {
             steps: Scale::Doubling,
             ..Plot::default()
         };
-        let (time, bytes) = (plot("time & more", &["a <b>", ""]), plot("bytes", &["c", "d", "e", "f"]));
+        let (time, bytes) = (
+            plot("time & more", &["a <b>", ""]),
+            plot("bytes", &["c", "d", "e", "f"]),
+        );
         let frame = |plot| Framed {
             plot,
             steps: "context",
@@ -144,11 +155,26 @@ mod tests {
         let svg = picture(&[frame(&time), frame(&bytes)]);
         assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
         // The file, two frames, and the plots in them.
-        assert_eq!((svg.matches("<svg").count(), svg.matches("</svg>").count()), (5, 5));
+        assert_eq!(
+            (svg.matches("<svg").count(), svg.matches("</svg>").count()),
+            (5, 5)
+        );
         assert_eq!(svg.matches("time &amp; more").count(), 3);
         assert!(svg.contains(">a &lt;b&gt;</text>") && svg.contains(">f</text>"));
         // A legend of two lines makes the file higher.
-        let height = |svg: &str| svg.split("viewBox=\"0 0 ").nth(1).unwrap().split('"').next().unwrap().split(' ').nth(1).unwrap().parse::<f64>().unwrap();
+        let height = |svg: &str| {
+            svg.split("viewBox=\"0 0 ")
+                .nth(1)
+                .unwrap()
+                .split('"')
+                .next()
+                .unwrap()
+                .split(' ')
+                .nth(1)
+                .unwrap()
+                .parse::<f64>()
+                .unwrap()
+        };
         assert!(height(&svg) > height(&picture(&[frame(&time)])));
     }
 }

@@ -240,7 +240,11 @@ impl Plot {
             };
             (floor, high + room)
         };
-        let scale = if logarithmic { Scale::Logarithmic } else { Scale::Linear };
+        let scale = if logarithmic {
+            Scale::Logarithmic
+        } else {
+            Scale::Linear
+        };
         Axis {
             low,
             high,
@@ -500,10 +504,16 @@ mod tests {
         }
         .draw();
         let place = |label: &str| -> f64 {
-            let before = svg.split(&format!("\" y=\"223\" text-anchor=\"middle\">{label}<")).next().unwrap();
+            let before = svg
+                .split(&format!("\" y=\"223\" text-anchor=\"middle\">{label}<"))
+                .next()
+                .unwrap();
             before.rsplit('"').next().unwrap().parse().unwrap()
         };
-        assert!((place("4K") - place("1K") - (place("16K") - place("4K"))).abs() < 0.3, "{svg}");
+        assert!(
+            (place("4K") - place("1K") - (place("16K") - place("4K"))).abs() < 0.3,
+            "{svg}"
+        );
         assert!(svg.contains(&format!("cx=\"{:.1}\"", place("4K"))), "{svg}");
         assert_eq!(
             [length(1536.0), length(1048576.0), length(7.0)],

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::support::{Ran, fulgur, names, run};
 
 /// A folder with a model of random weights, whose logits differ enough to write something.
-fn model(dir: &Path, architecture: Architecture, change: impl FnOnce(&mut Config)) -> PathBuf {
+pub(crate) fn model(dir: &Path, architecture: Architecture, change: impl FnOnce(&mut Config)) -> PathBuf {
     fs::create_dir_all(dir).unwrap();
     let mut config = Config {
         hidden_size: 24,

@@ -18,6 +18,7 @@ mod inspect;
 mod language;
 mod language_models;
 mod lm;
+mod lm_eval;
 mod models;
 mod pack;
 mod program;

@@ -1,13 +1,15 @@
-//! Documents out of files, one at a time.
+//! Documents and rows out of files, one at a time.
 //!
 //! A file whose name ends in `.jsonl` has a document a line, `{"text": "..."}` and nothing else; any other file is one document
 //! of UTF-8. A document has at most [`MOST`] bytes, so that memory is bounded whatever a file holds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 /// Most bytes of a document, and of a line of JSONL.
@@ -40,15 +42,16 @@ pub enum TextError {
 
 /// The documents of a file.
 #[derive(Debug)]
-pub struct Documents {
-    path: PathBuf,
-    file: BufReader<File>,
-    lines: bool,
-    line: usize,
-    done: bool,
+pub struct Documents(Source);
+
+#[derive(Debug)]
+enum Source {
+    Rows(Rows<Row>),
+    /// A text, until it has been read.
+    Text(Option<Bounded>),
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     text: String,
@@ -60,6 +63,115 @@ impl Documents {
     /// # Errors
     /// It cannot be read.
     pub fn open(path: &Path) -> Result<Self, TextError> {
+        let lines = path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"));
+        Ok(Self(match lines {
+            true => Source::Rows(Rows::open(path, "{\"text\": \"...\"} and no other column")?),
+            false => Source::Text(Some(Bounded::open(path, false)?)),
+        }))
+    }
+}
+
+impl Iterator for Documents {
+    type Item = Result<String, TextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Source::Rows(rows) => Some(rows.next()?.map(|(_, row)| row.text)),
+            Source::Text(text) => text.take()?.read().transpose(),
+        }
+    }
+}
+
+/// The rows of a file of JSONL, an object a line, with the numbers of their lines, from 1. Lines of nothing but space are passed
+/// over.
+///
+/// ```
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Row {
+///     word: String,
+/// }
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("words.jsonl");
+/// std::fs::write(&path, "{\"word\": \"bell\"}\n\n{\"name\": 3}\n")?;
+/// let mut rows = fulgur_datasets::text::Rows::<Row>::open(&path, "{\"word\": ..}")?;
+/// let (line, row) = rows.next().unwrap()?;
+/// assert_eq!((line, row.word.as_str()), (1, "bell"));
+/// let error = rows.next().unwrap().err().unwrap().to_string();
+/// assert!(error.contains("line 3: found unknown field `name`"), "{error}");
+/// assert!(rows.next().is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Rows<T> {
+    file: Bounded,
+    /// What a row should be, for the errors.
+    expected: String,
+    done: bool,
+    row: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Rows<T> {
+    /// Opens a file whose rows are what `expected` says, in words.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn open(path: &Path, expected: &str) -> Result<Self, TextError> {
+        Ok(Self {
+            file: Bounded::open(path, true)?,
+            expected: expected.to_owned(),
+            done: false,
+            row: PhantomData,
+        })
+    }
+
+    /// About the row that came last: what is in it, and what should be.
+    pub fn wrong(&self, found: impl Into<String>, expected: &str) -> TextError {
+        self.file.wrong(found, expected)
+    }
+
+    fn read(&mut self) -> Result<Option<(usize, T)>, TextError> {
+        loop {
+            let Some(text) = self.file.read()? else {
+                return Ok(None);
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            return match serde_json::from_str(&text) {
+                Ok(row) => Ok(Some((self.file.line, row))),
+                Err(error) => Err(self.wrong(error.to_string(), &self.expected)),
+            };
+        }
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for Rows<T> {
+    type Item = Result<(usize, T), TextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let next = self.read().transpose();
+        self.done |= !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// A file of UTF-8 whose lines, or all of it, have at most [`MOST`] bytes.
+#[derive(Debug)]
+struct Bounded {
+    path: PathBuf,
+    file: BufReader<File>,
+    lines: bool,
+    line: usize,
+}
+
+impl Bounded {
+    fn open(path: &Path, lines: bool) -> Result<Self, TextError> {
         let wrong = |source| TextError::Read {
             path: path.to_owned(),
             source,
@@ -71,11 +183,8 @@ impl Documents {
         Ok(Self {
             path: path.to_owned(),
             file: BufReader::with_capacity(1 << 20, file),
-            lines: path
-                .extension()
-                .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")),
+            lines,
             line: 0,
-            done: false,
         })
     }
 
@@ -91,59 +200,33 @@ impl Documents {
         }
     }
 
+    /// The next line without its end, or everything; none at the end of the file.
     fn read(&mut self) -> Result<Option<String>, TextError> {
-        loop {
-            let mut bytes = Vec::new();
-            let limit = MOST as u64 + 2;
-            let mut limited = self.file.by_ref().take(limit);
-            let read = match self.lines {
-                true => limited.read_until(b'\n', &mut bytes),
-                false => limited.read_to_end(&mut bytes),
-            };
-            let count = read.map_err(|source| TextError::Read {
-                path: self.path.clone(),
-                source,
-            })?;
-            self.line += 1;
-            if count == 0 {
-                return Ok(None);
-            }
-            if bytes.last() == Some(&b'\n') && self.lines {
-                bytes.pop();
-            }
-            if bytes.len() > MOST {
-                return Err(self.wrong("more", &format!("at most {MOST} bytes a document")));
-            }
-            let text = String::from_utf8(bytes).map_err(|error| {
-                let at = error.utf8_error().valid_up_to();
-                self.wrong(format!("no UTF-8 at byte {at}"), "UTF-8")
-            })?;
-            if !self.lines {
-                self.done = true;
-                return Ok(Some(text));
-            }
-            if text.trim().is_empty() {
-                continue;
-            }
-            let row: Result<Row, _> = serde_json::from_str(&text);
-            return match row {
-                Ok(row) => Ok(Some(row.text)),
-                Err(error) => Err(self.wrong(error.to_string(), "{\"text\": \"...\"} and no other column")),
-            };
+        let mut bytes = Vec::new();
+        let limit = MOST as u64 + 2;
+        let mut limited = self.file.by_ref().take(limit);
+        let read = match self.lines {
+            true => limited.read_until(b'\n', &mut bytes),
+            false => limited.read_to_end(&mut bytes),
+        };
+        let count = read.map_err(|source| TextError::Read {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.line += 1;
+        if count == 0 {
+            return Ok(None);
         }
-    }
-}
-
-impl Iterator for Documents {
-    type Item = Result<String, TextError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
+        if bytes.last() == Some(&b'\n') && self.lines {
+            bytes.pop();
         }
-        let next = self.read().transpose();
-        self.done |= !matches!(next, Some(Ok(_)));
-        next
+        if bytes.len() > MOST {
+            return Err(self.wrong("more", &format!("at most {MOST} bytes a document")));
+        }
+        String::from_utf8(bytes).map(Some).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            self.wrong(format!("no UTF-8 at byte {at}"), "UTF-8")
+        })
     }
 }
 

@@ -45,6 +45,7 @@ pub mod generate;
 mod glu;
 mod kept;
 mod layer;
+pub mod likelihood;
 mod load;
 mod model;
 mod rope;

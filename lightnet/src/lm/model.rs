@@ -329,6 +329,26 @@ impl LanguageModel {
         cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
     }
 
+    /// The loss of every token `[B N]`, as [`Self::losses`], of `ids` `[B, N]` that go on behind `state`.
+    ///
+    /// # Errors
+    /// As [`Self::extend`] and [`Self::loss`]; then the state is as before.
+    pub fn extend_losses(
+        &self,
+        ids: &Ids,
+        targets: &Tensor,
+        state: &mut State,
+        options: &Options<'_>,
+    ) -> Result<Tensor> {
+        let mut next = state.clone();
+        let hidden = self
+            .extended(ids, &mut next)?
+            .reshape(((), self.config.hidden_size))?;
+        let losses = cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)?;
+        *state = next;
+        Ok(losses)
+    }
+
     /// The normalised end of the residual stream, `[B, N, d]`.
     fn hidden(&self, ids: &Ids, mask: Option<&Tensor>, state: Option<&mut State>) -> Result<Tensor> {
         self.run(ids, mask, state, None)

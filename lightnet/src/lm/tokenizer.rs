@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -192,6 +193,32 @@ impl LmTokenizer {
                 ids.map_or(0, |id| id as usize + 1)
             }
         }
+    }
+
+    /// Bytes of text that each token stands for, by id; special ones stand for none. Only where tokens are pieces of bytes.
+    pub fn byte_counts(&self) -> Option<Vec<u32>> {
+        let inner = match &self.kind {
+            Kind::Bytes => return Some(vec![1; self.rows()]),
+            Kind::Pieces(inner) => inner,
+        };
+        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+            return None;
+        }
+        let mut counts = vec![0; self.rows()];
+        for (token, id) in inner.get_vocab(false) {
+            // Every byte of such a token is written as one character.
+            counts[id as usize] = token.chars().count() as u32;
+        }
+        for (id, added) in inner.get_added_tokens_decoder() {
+            if let Some(count) = counts.get_mut(id as usize) {
+                *count = if added.special {
+                    0
+                } else {
+                    added.content.len() as u32
+                };
+            }
+        }
+        Some(counts)
     }
 
     /// Whether a model with this vocabulary is one for this tokenizer.
@@ -412,6 +439,19 @@ mod tests {
         assert!(trained.encode(TEXT, true).unwrap().len() < TEXT.len() * 3 / 4);
         assert_eq!(trained.encode(END_OF_TEXT, true).unwrap(), [0]);
         assert!(trained.clone().literal().encode(END_OF_TEXT, true).unwrap().len() > 1);
+    }
+
+    #[test]
+    fn bytes_of_tokens_are_those_of_the_text() {
+        let trained = trained();
+        for tokenizer in [&trained, &LmTokenizer::bytes()] {
+            let counts = tokenizer.byte_counts().unwrap();
+            assert_eq!(counts.len(), tokenizer.rows());
+            let ids = tokenizer.encode(TEXT, true).unwrap();
+            let bytes: u32 = ids.iter().map(|&id| counts[id as usize]).sum();
+            assert_eq!(bytes as usize, TEXT.len());
+        }
+        assert_eq!(trained.byte_counts().unwrap()[0], 0);
     }
 
     /// Whatever a model draws, text comes out soon, and what is no character is marked.

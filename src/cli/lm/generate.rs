@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::bail;
 use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate, generate_each};
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
-use fulgur_lightnet::lm::{Config, LanguageModel, MOST_TOGETHER, Session};
+use fulgur_lightnet::lm::{LanguageModel, MOST_TOGETHER, Session};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::{Weights, read_text};
+use super::{Weights, causal, read_text, tokenizer_of};
 use crate::decode::compute;
 use crate::doctor::available_memory;
 
@@ -109,23 +109,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     if let Some(path) = &arguments.save_state {
         check_output(path)?;
     }
-    let config = Config::read(&arguments.model.join("config.json"), None)?;
-    if config.bidirectional {
-        bail!(
-            "{}: a model in both directions, expected a causal one",
-            arguments.model.display()
-        );
-    }
+    let config = causal(&arguments.model)?;
     let vocabulary = config.vocab_size;
-    let tokenizer = match &arguments.tokenizer {
-        Some(path) => {
-            let tokenizer = LmTokenizer::read(path)?;
-            tokenizer.fits(vocabulary)?;
-            Some(tokenizer)
-        }
-        None => LmTokenizer::of_model(&arguments.model, vocabulary)?,
-    };
-    request.end = end_tokens(arguments, tokenizer.as_ref(), vocabulary)?;
+    let tokenizer = tokenizer_of(&arguments.model, arguments.tokenizer.as_deref(), vocabulary)?;
+    request.end = end_tokens(&arguments.model, tokenizer.as_ref(), vocabulary)?;
     let prompts = arguments.prompts(tokenizer.as_ref(), vocabulary)?;
     if prompts.len() > 1
         && (request.samples > 1 || arguments.state.is_some() || arguments.save_state.is_some())
@@ -296,13 +283,13 @@ impl Arguments {
 }
 
 /// Tokens that end a text: what the model says, else the tokenizer's own.
-fn end_tokens(
-    arguments: &Arguments,
+pub(super) fn end_tokens(
+    model: &Path,
     tokenizer: Option<&LmTokenizer>,
     vocabulary: usize,
 ) -> anyhow::Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
-        let path = arguments.model.join(name);
+        let path = model.join(name);
         if !path.is_file() {
             continue;
         }

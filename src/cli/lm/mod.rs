@@ -1,6 +1,7 @@
 //! `fulgur lm`: language models that write, and their tokenizers.
 
 mod bench;
+mod eval;
 mod generate;
 mod tokenizer;
 
@@ -11,12 +12,14 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use candle_core::DType;
 use clap::ValueEnum;
+use fulgur_lightnet::lm::Config;
+use fulgur_lightnet::lm::tokenizer::LmTokenizer;
 use serde::Serialize;
 
 use super::answer::Answer;
 use super::context::Context;
 
-/// Write text with a language model, measure how fast it does, train tokenizers
+/// Write text with a language model, judge it, measure how fast it is, train tokenizers
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -31,6 +34,7 @@ pub(super) struct Arguments {
 enum Action {
     Generate(generate::Arguments),
     Bench(bench::Arguments),
+    Eval(eval::Arguments),
     Tokenizer(tokenizer::Arguments),
 }
 
@@ -38,6 +42,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     match arguments.action {
         Action::Generate(arguments) => generate::run(context, &arguments),
         Action::Bench(arguments) => bench::run(context, &arguments),
+        Action::Eval(arguments) => eval::run(context, arguments),
         Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
     }
 }
@@ -66,6 +71,32 @@ impl Weights {
             Self::Bf16 => "bf16",
         }
     }
+}
+
+/// The configuration of a causal model.
+fn causal(model: &Path) -> anyhow::Result<Config> {
+    let config = Config::read(&model.join("config.json"), None)?;
+    if config.bidirectional {
+        bail!(
+            "{}: a model in both directions, expected a causal one",
+            model.display()
+        );
+    }
+    Ok(config)
+}
+
+/// The tokenizer that was chosen, else that of the model's folder.
+fn tokenizer_of(
+    model: &Path,
+    chosen: Option<&Path>,
+    vocabulary: usize,
+) -> anyhow::Result<Option<LmTokenizer>> {
+    let Some(path) = chosen else {
+        return Ok(LmTokenizer::of_model(model, vocabulary)?);
+    };
+    let tokenizer = LmTokenizer::read(path)?;
+    tokenizer.fits(vocabulary)?;
+    Ok(Some(tokenizer))
 }
 
 /// Largest text that is read.

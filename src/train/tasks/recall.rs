@@ -1,19 +1,12 @@
-//! Task `recall`: multi-query associative recall (MQAR, arXiv 2312.04927), which asks a language model for what it has read.
+//! Task `recall`: multi-query associative recall, which asks a language model for what it has read; [`Recall`] says how examples are
+//! made.
 //!
-//! ```text
-//! key value  key value  ..  key value    filler ..  key filler ..  key filler ..
-//! ^ D pairs                              ^ every key once more, one place in two; its target is its value
-//! ```
-//!
-//! Of V tokens 0 is the filler, those below V / 2 are keys, the others values; the keys of an example differ, and so do its
-//! values. Queries stand on even places behind the pairs, at gaps from their beginning that are drawn without replacement with
-//! weights `x^(power - 1)`: most are near for small powers. Only queries count in the loss. Every batch is new, drawn from
-//! Philox; those of the validation are always the same.
+//! Only queries count in the loss. Every batch is new, drawn from Philox; those of the validation are always the same.
 
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::log_softmax;
+use candle_core::Device;
+use fulgur_datasets::text::Recall;
 use fulgur_kernels::cross_entropy;
 use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
@@ -24,11 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::export::{compute_dtype, write_part};
 use super::lm::flops;
 use super::lm::shape::ModelOptions;
+use crate::lm_eval::recall::{IGNORED, Measured, examples, measure};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
-/// Target of tokens that do not count.
-const IGNORED: u32 = u32::MAX;
-/// Largest vocabulary, context and batch: beyond all reason.
+/// Largest batch: beyond all reason.
 const MOST: usize = 1 << 20;
 
 /// Recipe of the task.
@@ -71,35 +63,13 @@ impl Options {
     /// # Errors
     /// Settings that do not fit together.
     pub(super) fn config(&self) -> TaskResult<Config> {
-        let Self {
-            batch,
-            context,
-            pairs,
-            vocabulary,
-            power,
-            ..
-        } = *self;
-        for (name, value) in [("batch", batch), ("context", context), ("vocabulary", vocabulary)] {
-            if value == 0 || value > MOST {
-                return Err(format!("[recall]: {name} is {value}, expected 1 to {MOST}").into());
-            }
+        let (batch, vocabulary) = (self.batch, self.vocabulary);
+        if batch == 0 || batch > MOST {
+            return Err(format!("[recall]: batch is {batch}, expected 1 to {MOST}").into());
         }
-        if pairs == 0 || pairs > context / 4 {
-            return Err(format!(
-                "[recall]: pairs is {pairs}, expected 1 to a quarter of context, {}",
-                context / 4
-            )
-            .into());
-        }
-        if vocabulary / 2 <= pairs {
-            return Err(format!(
-                "[recall]: vocabulary is {vocabulary}, expected more than twice the pairs, {pairs}, and 2"
-            )
-            .into());
-        }
-        if !(power.is_finite() && power > 0.0) {
-            return Err(format!("[recall]: power is {power}, expected a positive number").into());
-        }
+        self.shape()
+            .check()
+            .map_err(|error| format!("[recall]: {error}"))?;
         self.model.check()?;
         let config = self.model.config();
         if config.bidirectional || ![0, vocabulary].contains(&self.model.vocabulary) {
@@ -115,63 +85,15 @@ impl Options {
         })
     }
 
-    /// Ids and targets of an example.
-    fn example(&self, noise: &mut Philox) -> [Vec<u32>; 2] {
-        let Self {
-            context,
-            pairs,
-            vocabulary,
-            power,
-            ..
-        } = *self;
-        let (mut ids, mut targets) = (vec![0; context], vec![IGNORED; context]);
-        let half = vocabulary / 2;
-        let keys = distinct(noise, half - 1, pairs);
-        let values = distinct(noise, vocabulary - half, pairs);
-        let pair = |at: usize| ((1 + keys[at]) as u32, (half + values[at]) as u32);
-        for at in 0..pairs {
-            (ids[2 * at], ids[2 * at + 1]) = pair(at);
+    /// The shape of examples.
+    fn shape(&self) -> Recall {
+        Recall {
+            context: self.context,
+            pairs: self.pairs,
+            vocabulary: self.vocabulary,
+            power: self.power,
         }
-        // The largest of u^(1 / w) are a draw without replacement by weights w; -log(u) / w is the same order, the smallest first.
-        let places = (context - 2 * pairs) / 2;
-        let mut drawn: Vec<(f64, usize)> = (0..places)
-            .map(|place| {
-                let weight = (1.0 + place as f64).powf(power - 1.0);
-                let u = 1.0 - f64::from(noise.uniform());
-                (-u.max(f64::MIN_POSITIVE).ln() / weight, place)
-            })
-            .collect();
-        drawn.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        for (at, &(_, place)) in drawn.iter().take(pairs).enumerate() {
-            let (key, value) = pair(at);
-            let position = 2 * pairs + 2 * place;
-            (ids[position], targets[position]) = (key, value);
-        }
-        [ids, targets]
     }
-
-    fn examples(&self, count: usize, noise: &mut Philox) -> TaskResult<[Tensor; 2]> {
-        let (mut ids, mut targets) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let [new, asked] = self.example(noise);
-            ids.extend(new);
-            targets.extend(asked);
-        }
-        let tensor = |values| Tensor::from_vec(values, (count, self.context), &Device::Cpu);
-        Ok([tensor(ids)?, tensor(targets)?])
-    }
-}
-
-/// `count` of `all` numbers, each at most once, in any order.
-fn distinct(noise: &mut Philox, all: usize, count: usize) -> Vec<usize> {
-    let mut chosen: Vec<usize> = Vec::with_capacity(count);
-    // Floyd's draw: each step adds a number that is not there yet.
-    for most in all - count..all {
-        let other = noise.below(most + 1);
-        chosen.push(if chosen.contains(&other) { most } else { other });
-    }
-    let order = noise.permutation(count);
-    order.into_iter().map(|at| chosen[at]).collect()
 }
 
 /// The task.
@@ -196,10 +118,6 @@ impl RecallTask {
             model,
         })
     }
-
-    fn ids(&self, ids: &Tensor) -> TaskResult<Ids> {
-        Ok(Ids::of(ids, self.options.vocabulary)?)
-    }
 }
 
 impl Task for RecallTask {
@@ -219,9 +137,8 @@ impl Task for RecallTask {
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
-        let [ids, targets] = self
-            .options
-            .examples(self.options.batch, &mut cursor.noise("recall"))?;
+        let noise = &mut cursor.noise("recall");
+        let [ids, targets] = examples(&self.options.shape(), self.options.batch, noise)?;
         Ok(Batch::new(ids.elem_count())
             .on_host("ids", ids)
             .with("targets", targets))
@@ -232,7 +149,7 @@ impl Task for RecallTask {
             ignore: Some(IGNORED),
             ..Default::default()
         };
-        let ids = self.ids(batch.get("ids")?)?;
+        let ids = Ids::of(batch.get("ids")?, self.options.vocabulary)?;
         Ok(self.model.loss(&ids, batch.get("targets")?, &options)?.into())
     }
 
@@ -241,33 +158,15 @@ impl Task for RecallTask {
         let Options {
             batch, validation, ..
         } = self.options;
-        let mut noise = Philox::named(0, "recall/validation");
-        let (mut loss, mut right, mut count) = (0.0, 0.0, 0usize);
-        for first in (0..validation).step_by(batch) {
-            let [ids, targets] = self.options.examples(batch.min(validation - first), &mut noise)?;
-            let asked = targets.flatten_all()?.to_vec1::<u32>()?;
-            let (at, values): (Vec<u32>, Vec<u32>) = (0u32..)
-                .zip(asked)
-                .filter(|&(_, target)| target != IGNORED)
-                .unzip();
-            let device = self.params.device();
-            let at = Tensor::new(at, device)?;
-            let values = Tensor::new(values, device)?;
-            let logits = self.model.logits(&self.ids(&ids)?)?.flatten_to(1)?;
-            let logits = logits.index_select(&at, 0)?.to_dtype(DType::F32)?;
-            let likelihood = log_softmax(&logits, D::Minus1)?.gather(&values.unsqueeze(1)?, 1)?;
-            loss -= f64::from(likelihood.sum_all()?.to_scalar::<f32>()?);
-            let hits = logits.argmax(D::Minus1)?.eq(&values)?;
-            right += f64::from(hits.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?);
-            count += values.elem_count();
-        }
-        if count == 0 {
+        let noise = &mut Philox::named(0, "recall/validation");
+        let shape = self.options.shape();
+        let measured = measure(&self.model, &shape, validation, batch, noise, |_| true)?;
+        let Some(Measured { loss, accuracy, .. }) = measured else {
             return Ok(Vec::new());
-        }
-        let mean = |sum: f64| sum / count as f64;
+        };
         Ok(vec![
-            ("loss".into(), mean(loss)),
-            ("accuracy".into(), mean(right)),
+            ("loss".into(), loss.mean),
+            ("accuracy".into(), accuracy.mean),
         ])
     }
 
@@ -278,70 +177,8 @@ impl Task for RecallTask {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
     use crate::train::{Options as RunOptions, Recipe, run};
-
-    #[test]
-    fn every_key_is_asked_for_once_behind_the_pairs() {
-        let options = Options {
-            context: 67,
-            pairs: 9,
-            vocabulary: 41,
-            ..Options::default()
-        };
-        for seed in 0..50 {
-            let [ids, targets] = options.example(&mut Philox::named(seed, "test"));
-            let pairs: HashMap<u32, u32> = ids[..18].chunks(2).map(|pair| (pair[0], pair[1])).collect();
-            assert_eq!(pairs.len(), 9);
-            assert!(pairs.keys().all(|key| (1..20).contains(key)));
-            let mut values: Vec<_> = pairs.values().collect();
-            values.sort_unstable();
-            values.dedup();
-            assert!(values.len() == 9 && values.iter().all(|value| (20..41).contains(*value)));
-            let mut asked = Vec::new();
-            for (at, (id, target)) in ids.iter().zip(&targets).enumerate() {
-                if *target == IGNORED {
-                    assert!(at < 18 || *id == 0);
-                    continue;
-                }
-                assert!(at >= 18 && at % 2 == 0);
-                assert_eq!(pairs[id], *target);
-                asked.push(*id);
-            }
-            asked.sort_unstable();
-            asked.dedup();
-            assert_eq!(asked.len(), 9);
-            assert_eq!([ids, targets], options.example(&mut Philox::named(seed, "test")));
-        }
-    }
-
-    /// Small powers put queries near, power 1 anywhere.
-    #[test]
-    fn gaps_follow_the_power() {
-        let mean = |power: f64| {
-            let options = Options {
-                context: 256,
-                pairs: 4,
-                power,
-                ..Options::default()
-            };
-            let mut noise = Philox::named(1, "test");
-            let mut sum = 0.0;
-            for _ in 0..200 {
-                let [_, targets] = options.example(&mut noise);
-                let places = targets
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, target)| **target != IGNORED);
-                sum += places.map(|(at, _)| (at - 8) as f64 / 248.0).sum::<f64>() / 800.0;
-            }
-            sum
-        };
-        assert!((mean(1.0) - 0.5).abs() < 0.03, "{}", mean(1.0));
-        assert!(mean(0.01) < 0.25, "{}", mean(0.01));
-    }
 
     fn recipe(own: &str, folder: &Path) -> Recipe {
         let text = format!(

@@ -1,0 +1,3 @@
+//! Figures of what models make, beside what they should have made.
+
+pub mod text;
