@@ -399,7 +399,10 @@ mod tests {
         let axis = Axis {
             low,
             high,
-            logarithmic,
+            scale: match logarithmic {
+                true => Scale::Logarithmic,
+                false => Scale::Linear,
+            },
             from: 0.0,
             to: 1.0,
         };
