@@ -6,13 +6,13 @@ use super::page::escape;
 use super::svg::{COLOURS, HEIGHT, LEFT, Line, Plot, RIGHT, Stroke, WIDTH};
 
 /// Style of a plot outside of a page.
-const STYLE: &str = "svg{--ink:#1c1d1f;--soft:#6a6d72;--grid:#e6e6e2;--c0:#2563c9;--c1:#d2691e;--c2:#2e8b57;--c3:#a0408f;\
---c4:#b8860b;--c5:#008b9a;--c6:#c23b4b;--c7:#6b6f76}\
-rect{fill:#fff}text{fill:var(--soft);font:11.5px system-ui,sans-serif}.t{fill:var(--ink);font-weight:600;font-size:13px}\
-path{fill:none;stroke-linejoin:round;stroke-linecap:round}.g{stroke:var(--grid)}.a{stroke:var(--soft)}\
-.l{stroke:var(--c);stroke-width:1.5}.f{stroke:var(--c);opacity:.32}.h{stroke-dasharray:5 4}.d{fill:var(--c)}\
-.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}\
-.c6{--c:var(--c6)}.c7{--c:var(--c7)}";
+const STYLE: &str = "rect{fill:#fff}text{fill:#6a6d72;font:11.5px system-ui,sans-serif}\
+.t{fill:#1c1d1f;font-weight:600;font-size:13px}path{fill:none;stroke-linejoin:round;stroke-linecap:round}\
+.g{stroke:#e6e6e2}.a{stroke:#6a6d72}.l{stroke-width:1.5}.f{opacity:.32}.h{stroke-dasharray:5 4}\
+.l.c0,.f.c0{stroke:#2563c9}.d.c0{fill:#2563c9}.l.c1,.f.c1{stroke:#d2691e}.d.c1{fill:#d2691e}\
+.l.c2,.f.c2{stroke:#2e8b57}.d.c2{fill:#2e8b57}.l.c3,.f.c3{stroke:#a0408f}.d.c3{fill:#a0408f}\
+.l.c4,.f.c4{stroke:#b8860b}.d.c4{fill:#b8860b}.l.c5,.f.c5{stroke:#008b9a}.d.c5{fill:#008b9a}\
+.l.c6,.f.c6{stroke:#c23b4b}.d.c6{fill:#c23b4b}.l.c7,.f.c7{stroke:#6b6f76}.d.c7{fill:#6b6f76}";
 /// Room above the plot of a picture, for its title and the name of the values' axis.
 const HEAD: f64 = 40.0;
 /// Room below it for the name of the steps' axis.

@@ -225,7 +225,7 @@ fn bad_studies_get_one_line() {
     refused(
         &with("colour = 3"),
         &[],
-        "study.toml: line 13: unknown field `colour`",
+        "study.toml: line 11: unknown field `colour`",
     );
     refused(&swap("warmup = 2", "warmup = -2"), &[], "study.toml: line 6: ");
     refused(
