@@ -37,6 +37,7 @@ mod inspect;
 mod interrupt;
 mod lm;
 mod log;
+mod lra;
 mod pack;
 mod progress;
 mod report;
@@ -93,6 +94,7 @@ enum Command {
     Train(train::Arguments),
     Report(report::Arguments),
     Eos(eos::Arguments),
+    Lra(lra::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -116,6 +118,7 @@ impl Command {
             Self::Train(arguments) => train::run(context, arguments),
             Self::Report(arguments) => report::run(context, arguments),
             Self::Eos(arguments) => eos::run(context, arguments),
+            Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),

@@ -18,6 +18,7 @@ mod inspect;
 mod language;
 mod language_models;
 mod lm;
+mod long_range;
 mod models;
 mod pack;
 mod program;
