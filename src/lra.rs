@@ -18,7 +18,7 @@ use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::long_range::ListOps;
 use fulgur_lightnet::lm::Architecture;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Value;
 
 pub use crate::sweep::Told;
 use crate::sweep::{self, Budget, integer, sizes, write_json};
