@@ -130,9 +130,9 @@ impl Plan {
         if !matches!(architecture, Architecture::Tnl | Architecture::Lightnet) {
             return self.hidden;
         }
-        // 2 d D of the gate are as much as 2 D / 3 of 3 d for each hidden channel.
+        // 2 d D of the gate are as much as 2 D / 3 of 3 d for each hidden channel; the nearest multiple.
         let rank = self.width / self.heads.max(1);
-        let less = (2 * rank).div_ceil(3).next_multiple_of(GRAIN);
+        let less = (2 * rank + 3 * GRAIN / 2) / (3 * GRAIN) * GRAIN;
         self.hidden.saturating_sub(less).max(1)
     }
 
