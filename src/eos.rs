@@ -19,11 +19,10 @@ use fulgur_datasets::atomic::write_atomic;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use crate::sweep::Told;
+use crate::sweep::{self, Budget, integer, sizes, write_json};
 use crate::train::{self, Options, Recipe, Report, tasks};
 pub use settings::{SETTINGS, Setting};
-
-/// What of a result is read at most.
-const LARGEST_RESULT: u64 = 1 << 20;
 
 /// The budget that all settings share.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -91,14 +90,6 @@ pub struct Sweep {
     pub finished: bool,
 }
 
-/// What a sweep tells its caller.
-pub enum Told {
-    /// A line.
-    Note(String),
-    /// So many of all steps of all settings are done.
-    Progress(u64, u64, String),
-}
-
 impl Plan {
     /// The recipes of a setting: of text and of recall.
     ///
@@ -125,29 +116,12 @@ impl Plan {
             Ok(model)
         };
         let recipe = |task: &str, own: Table| -> anyhow::Result<Recipe> {
-            let warmup = (self.steps / 20).max(1);
-            let shared = [
-                (
-                    "train",
-                    vec![
-                        ("max_steps", integer(self.steps)?),
-                        ("ema", Value::Float(0.0)),
-                        ("keep", Value::Integer(1)),
-                    ],
-                ),
-                ("optimiser", vec![("lr", Value::Float(self.lr))]),
-                ("schedule", vec![("warmup", integer(warmup)?)]),
-            ];
-            let mut table = Table::new();
-            table.insert("task".into(), task.into());
-            table.insert("seed".into(), integer(self.seed)?);
-            for (name, values) in shared {
-                let values = values.into_iter().map(|(key, value)| (key.to_owned(), value));
-                table.insert(name.into(), Value::Table(values.collect()));
-            }
-            table.insert(task.into(), Value::Table(own));
-            let origin = format!("setting {}", setting.name);
-            Ok(Recipe::check(table, origin, &dir.join(task))?)
+            let budget = Budget {
+                steps: self.steps,
+                lr: self.lr,
+                seed: self.seed,
+            };
+            budget.recipe(task, own, format!("setting {}", setting.name), &dir.join(task))
         };
         let Some(data) = self.data.to_str() else {
             bail!("--data: {} is not UTF-8", self.data.display())
@@ -176,18 +150,6 @@ impl Plan {
 const BASE_ROWS: i64 = 16;
 /// Share of the text that is held out.
 const HELD_OUT: f64 = 0.05;
-
-fn integer(value: u64) -> anyhow::Result<Value> {
-    let value = i64::try_from(value).with_context(|| format!("{value} is beyond all numbers of a recipe"))?;
-    Ok(Value::Integer(value))
-}
-
-fn sizes(values: &[(&str, usize)]) -> anyhow::Result<Table> {
-    let values = values.iter();
-    values
-        .map(|(key, value)| Ok(((*key).to_owned(), integer(*value as u64)?)))
-        .collect()
-}
 
 /// Trains `settings` in order, and writes `table.md` and `table.json` into `out` after each. Those whose results are there
 /// already are passed over; a run that was interrupted goes on.
@@ -279,18 +241,11 @@ fn result_path(out: &Path, setting: &Setting) -> PathBuf {
 
 /// The result that lies there, if any.
 fn kept(path: &Path, plan: &Plan) -> anyhow::Result<Option<Row>> {
-    if !path.exists() {
-        return Ok(None);
+    let kept: Option<Kept> = sweep::read_json(path)?;
+    match kept {
+        Some(kept) if kept.plan != *plan => Err(sweep::other_plan(path)),
+        kept => Ok(kept.map(|kept| kept.row)),
     }
-    let bytes = fulgur_lightnet::params::file::read_bounded(path, LARGEST_RESULT)?;
-    let kept: Kept = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
-    if kept.plan != *plan {
-        bail!(
-            "{}: made by other options than these; give those, or another --out",
-            path.display()
-        );
-    }
-    Ok(Some(kept.row))
 }
 
 fn write(sweep: &Sweep, out: &Path) -> anyhow::Result<()> {
@@ -298,13 +253,6 @@ fn write(sweep: &Sweep, out: &Path) -> anyhow::Result<()> {
     write_json(&out.join("table.json"), sweep)?;
     let table = sweep.table();
     write_atomic(&out.join("table.md"), |file| file.write_all(table.as_bytes()))?;
-    Ok(())
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    write_atomic(path, |file| file.write_all(text.as_bytes()))?;
     Ok(())
 }
 

@@ -30,6 +30,7 @@ pub mod log_sum;
 pub mod lrpe;
 mod named;
 pub mod norm;
+pub mod order;
 mod pass;
 pub mod philox;
 #[cfg(feature = "cuda")]

@@ -37,6 +37,7 @@ mod inspect;
 mod interrupt;
 mod lm;
 mod log;
+mod lra;
 mod pack;
 mod progress;
 mod report;
@@ -95,6 +96,7 @@ enum Command {
     Report(report::Arguments),
     Eos(eos::Arguments),
     Scaling(scaling::Arguments),
+    Lra(lra::Arguments),
     Pack(pack::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
@@ -119,6 +121,7 @@ impl Command {
             Self::Report(arguments) => report::run(context, arguments),
             Self::Eos(arguments) => eos::run(context, arguments),
             Self::Scaling(arguments) => scaling::run(context, arguments),
+            Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),

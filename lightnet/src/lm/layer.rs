@@ -1,7 +1,7 @@
 //! One layer of a language model: its mixer, its gated linear unit, and what checkpoints call them.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_nn::{VarBuilder, ops::softmax};
 
 use super::config::{Architecture, Config};
 use super::glu::Glu;
@@ -111,6 +111,27 @@ impl Layer {
     pub(super) fn expand(&self, normed: &Tensor) -> Result<Tensor> {
         self.glu.forward(normed)
     }
+}
+
+/// HGRN's lower bounds of gates, one vector a layer, from their `table` `[L, d]`: sums of the softmax over layers, from the second on
+/// (section 3.2), or from the first on without the layer's own. Empty without a table.
+pub(super) fn lower_bounds(config: &Config, table: Option<&Tensor>) -> Result<Vec<Tensor>> {
+    let Some(table) = table else {
+        return Ok(Vec::new());
+    };
+    let shares = softmax(table, 0)?;
+    let mut sum = shares.get(0)?.zeros_like()?;
+    let mut all = vec![sum.clone()];
+    for layer in 1..config.num_hidden_layers {
+        let added = if config.exclusive_lower_bound {
+            layer - 1
+        } else {
+            layer
+        };
+        sum = (sum + shares.get(added)?)?;
+        all.push(sum.clone());
+    }
+    Ok(all)
 }
 
 /// What checkpoints call the parts of a model that all of them have.

@@ -25,6 +25,8 @@
 //! Tokens go through all at once, for training, or piece by piece with a [`State`]: a prompt by [`LanguageModel::prefill`] in
 //! the form for training, then single tokens by [`LanguageModel::step`], whose cost does not grow with what came before.
 //!
+//! [`classifier`] puts the same layers under a head that classifies whole sequences.
+//!
 //! ```
 //! # fn main() -> candle_core::Result<()> {
 //! use candle_core::{DType, Device};
@@ -40,6 +42,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod classifier;
 mod config;
 pub mod generate;
 mod glu;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::{Init, VarBuilder, ops::softmax};
+use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::cross_entropy::{self, Options};
 use fulgur_kernels::embedding::{Ids, lookup};
 use fulgur_kernels::linear::linear;
@@ -12,7 +12,7 @@ use fulgur_kernels::norm::{add_norm, rms_norm_to};
 use fulgur_kernels::tape;
 
 use super::config::Config;
-use super::layer::{Layer, Names};
+use super::layer::{Layer, Names, lower_bounds};
 use super::rope::Rotary;
 use super::state::State;
 use crate::linear::{Linear, Start};
@@ -152,7 +152,10 @@ impl LanguageModel {
             Arc::make_mut(layer).round(weights)?;
         }
         self.head = self.head.detach().to_dtype(weights)?;
-        let bounds = self.bounds()?.iter().map(Tensor::detach).collect();
+        let bounds = lower_bounds(&self.config, self.lower_bounds.as_ref())?
+            .iter()
+            .map(Tensor::detach)
+            .collect();
         let frequencies = self
             .layers
             .iter()
@@ -372,7 +375,7 @@ impl LanguageModel {
         let eps = self.config.rms_norm_eps;
         let bounds = match &self.fixed {
             Some(fixed) => fixed.bounds.clone(),
-            None => self.bounds()?,
+            None => lower_bounds(&self.config, self.lower_bounds.as_ref())?,
         };
         let mut x = self.embed(ids, state.as_deref_mut())?;
         let mut normed = rms_norm_to(&x, self.gains[0].as_ref(), 1, eps, self.compute)?;
@@ -442,27 +445,6 @@ impl LanguageModel {
     /// Type of the residual stream.
     fn stream(&self) -> DType {
         self.embedding.dtype()
-    }
-
-    /// HGRN's lower bounds of gates, one vector a layer: sums of the softmax over layers, from the second on (section 3.2), or
-    /// from the first on without the layer's own.
-    fn bounds(&self) -> Result<Vec<Tensor>> {
-        let Some(bounds) = &self.lower_bounds else {
-            return Ok(Vec::new());
-        };
-        let shares = softmax(bounds, 0)?;
-        let mut sum = shares.get(0)?.zeros_like()?;
-        let mut all = vec![sum.clone()];
-        for layer in 1..self.config.num_hidden_layers {
-            let added = if self.config.exclusive_lower_bound {
-                layer - 1
-            } else {
-                layer
-            };
-            sum = (sum + shares.get(added)?)?;
-            all.push(sum.clone());
-        }
-        Ok(all)
     }
 }
 

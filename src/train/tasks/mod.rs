@@ -5,6 +5,7 @@ mod encoder;
 mod export;
 mod judge;
 mod lm;
+pub(crate) mod lra;
 mod mean;
 mod mel_codec;
 pub mod outline;
@@ -49,6 +50,9 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("recall", |r, d, _| {
         Ok(Box::new(recall::RecallTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("lra", |r, d, _| {
+        Ok(Box::new(lra::LraTask::open(r.own()?, r.seed, d)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

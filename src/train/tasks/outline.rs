@@ -11,6 +11,7 @@ use fulgur_datasets::scenes::{ClipSpec, Motion};
 use fulgur_datasets::things::Things;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::config;
+use fulgur_lightnet::lm::classifier::SequenceClassifier;
 use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
 use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
@@ -19,7 +20,7 @@ use fulgur_tavdiffusion::text::TextEncoder;
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{encoder, judge, lm, mel_codec, recall, tav, text, video_codec, vocoder};
+use super::{encoder, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
 use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
@@ -69,6 +70,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("judge", judge),
     ("lm", lm),
     ("recall", recall),
+    ("lra", lra),
     ("tav", tav),
 ];
 
@@ -145,6 +147,23 @@ fn recall(recipe: &Recipe) -> TaskResult<Needs> {
     let config = options.config()?;
     LanguageModel::new(&config, DType::F32, &params.builder())?;
     Ok(windows(&config, params, [options.batch, options.context], false))
+}
+
+fn lra(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: lra::Options = recipe.own()?;
+    let params = Outline::new();
+    let config = options.config()?;
+    SequenceClassifier::new(&config, DType::F32, &params.builder())?;
+    // Pixels and targets; ids stay on the host.
+    let pixels = config.grid.map_or(0, |[rows, columns]| values(&[rows, columns]));
+    let batch = WIDE.saturating_mul(values(&[options.batch]).saturating_mul(pixels.saturating_add(1)));
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        batch: Some(batch),
+        ..Needs::default()
+    })
 }
 
 /// Of a language model that trains on a batch of windows.
@@ -331,7 +350,7 @@ mod tests {
     use crate::train::{Batch, Cursor};
 
     /// The smallest networks that the tasks allow.
-    const TINY: [(&str, &str); 5] = [
+    const TINY: [(&str, &str); 7] = [
         (
             "video-codec",
             "batch = 2\n[video-codec.model]\nlatent_channels = 4\nencoder = [24, 1]\ndecoder = [24, 1]\nfine = [24, 1]",
@@ -346,6 +365,15 @@ mod tests {
             "batch = 3\n[encoder.model]\ndim = 32\ndepth = 1\nheads = 1\nembedding = 8",
         ),
         ("judge", "batch = 2\ndim = 64\ndepth = 1"),
+        (
+            "lra",
+            "batch = 2\n[lra.model]\narchitecture = 'hgrn2'\nlayers = 2\nwidth = 16\nhidden = 16\nheads = 2",
+        ),
+        (
+            "lra",
+            "batch = 3\ntask = 'pathfinder'\nform = 'whole'\n[lra.model]\narchitecture = 'lightnet'\nlayers = 1\nwidth = 16\n\
+             hidden = 16\nheads = 2",
+        ),
     ];
 
     fn recipe(task: &str, own: &str) -> Recipe {
@@ -378,7 +406,8 @@ mod tests {
     fn outlines_and_batches_are_those_of_the_tasks() {
         let (_folder, clips) = data();
         for (name, own) in TINY {
-            let recipe = recipe(name, &(clips.clone() + own));
+            let clips = if name == "lra" { "" } else { clips.as_str() };
+            let recipe = recipe(name, &(clips.to_owned() + own));
             let needs = needs(&recipe).unwrap();
             let task = build(TASKS, &recipe, &Device::Cpu, &AtomicBool::new(false)).unwrap();
             assert_eq!(needs.params.shapes(), shapes(task.params()), "{name}");

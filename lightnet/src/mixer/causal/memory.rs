@@ -11,6 +11,8 @@ use fulgur_kernels::decay::{self, Fused, LogDecay};
 use fulgur_kernels::eos;
 use fulgur_kernels::log_sum::NOTHING;
 
+use super::Paths;
+
 /// The memory of one layer. Clones share tensors, and none sees what another one adds.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -26,6 +28,8 @@ pub struct Memory {
     angle: Option<Tensor>,
     /// Borders of packed sequences, which begin with nothing and leave nothing.
     packed: Option<Arc<[usize]>>,
+    /// Several ways through the tokens, which begin with nothing and leave nothing.
+    paths: Option<Arc<Paths>>,
 }
 
 impl Memory {
@@ -35,6 +39,30 @@ impl Memory {
             packed: Some(borders),
             ..Self::default()
         }
+    }
+
+    /// That of tokens which are gone through in several ways, or all at once; nothing is kept.
+    pub(crate) fn along(paths: Arc<Paths>) -> Self {
+        Self {
+            paths: Some(paths),
+            ..Self::default()
+        }
+    }
+
+    /// The ways through the tokens, where there are several.
+    fn paths(memory: Option<&Self>) -> Option<Arc<Paths>> {
+        memory.and_then(|memory| memory.paths.clone())
+    }
+
+    /// Refuses what goes through tokens in their order alone: `what` is not for packed sequences or for several ways.
+    fn refuse(memory: Option<&Self>, what: &str) -> Result<()> {
+        if Self::borders(memory).is_some() {
+            bail!("packed sequences are not for {what}");
+        }
+        if Self::paths(memory).is_some() {
+            bail!("several ways through the tokens are not for {what}");
+        }
+        Ok(())
     }
 
     /// The borders, where sequences are packed.
@@ -87,6 +115,7 @@ impl Memory {
             columns: one("columns", &self.columns)?,
             angle: one("angle", &self.angle)?,
             packed: self.packed.clone(),
+            paths: self.paths.clone(),
             cache: match &self.cache {
                 Some(Cache {
                     own: [keys, values], ..
@@ -119,9 +148,10 @@ impl Memory {
 
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
-        if Self::borders(memory.as_deref()).is_some() {
-            bail!("packed sequences are not for short convolutions, which see across their borders");
-        }
+        Self::refuse(
+            memory.as_deref(),
+            "short convolutions, which see across their borders",
+        )?;
         let (batch, tokens, channels) = x.dims3()?;
         let before = match memory.as_ref().and_then(|memory| memory.columns.clone()) {
             Some(before) => before,
@@ -205,6 +235,25 @@ pub(super) fn decayed(
     log_decay: LogDecay<'_>,
     memory: Option<&mut Memory>,
 ) -> Result<Tensor> {
+    if let Some(paths) = Memory::paths(memory.as_deref()) {
+        let mut tensors = vec![q, k, v];
+        if let LogDecay::Token(log) | LogDecay::Channel(log) = log_decay {
+            tensors.push(log);
+        }
+        return paths.sum(&tensors, |parts, borders| {
+            let decay = match (log_decay, parts.get(3)) {
+                (LogDecay::Token(_), Some(log)) => LogDecay::Token(log),
+                (LogDecay::Channel(_), Some(log)) => LogDecay::Channel(log),
+                (constant, _) => constant,
+            };
+            let options = decay::Causal {
+                decay,
+                sequences: borders,
+                ..Default::default()
+            };
+            Ok(decay::causal(&parts[0], &parts[1], &parts[2], &options)?.0)
+        });
+    }
     let mut options = decay::Causal {
         decay: log_decay,
         ..Default::default()
@@ -271,10 +320,19 @@ pub(super) fn additive(
     seeded: bool,
     memory: Option<&mut Memory>,
 ) -> Result<Tensor> {
-    let borders = Memory::borders(memory.as_deref());
-    if borders.is_some() && seeded {
-        bail!("packed sequences are not for a LightNet that is seeded");
+    if seeded {
+        Memory::refuse(memory.as_deref(), "a LightNet that is seeded")?;
     }
+    if let Some(paths) = Memory::paths(memory.as_deref()) {
+        return paths.sum(&[q, logits, v], |parts, borders| {
+            let options = additive::Causal {
+                sequences: borders,
+                ..Default::default()
+            };
+            Ok(additive::causal(&parts[0], &parts[1], &parts[2], &options)?.0)
+        });
+    }
+    let borders = Memory::borders(memory.as_deref());
     if (memory.is_none() || borders.is_some()) && !seeded {
         let options = additive::Causal {
             sequences: borders.as_deref(),
@@ -334,9 +392,10 @@ fn first_log_sum(x: &Tensor, seeded: bool) -> Result<Tensor> {
 ///
 /// The first decay without a seed is 0, for its state is.
 pub(super) fn log_sums(logits: &Tensor, seeded: bool, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
-    if Memory::borders(memory.as_deref()).is_some() {
-        bail!("packed sequences are not for LightNet with scalar or tied decays or with LRPE");
-    }
+    Memory::refuse(
+        memory.as_deref(),
+        "LightNet with scalar or tied decays or with LRPE",
+    )?;
     let known = memory.as_ref().and_then(|memory| memory.log_sum.clone());
     let before = match known {
         None if seeded => Some(first_log_sum(logits, seeded)?),
@@ -384,6 +443,20 @@ pub(super) fn scanned(
     shrink: &Tensor,
     memory: Option<&mut Memory>,
 ) -> Result<Tensor> {
+    if let Some(paths) = Memory::paths(memory.as_deref()) {
+        // Gates that are the same for all tokens have no order.
+        let (batch, tokens, ..) = input.dims4()?;
+        let mut shape = log.dims().to_vec();
+        shape[..2].copy_from_slice(&[batch, tokens]);
+        let log = &log.broadcast_as(shape)?;
+        return paths.sum(&[expand, input, log, shrink], |parts, borders| {
+            let options = eos::Options {
+                sequences: borders,
+                ..Default::default()
+            };
+            Ok(eos::scan(&parts[0], &parts[1], &parts[2], &parts[3], &options)?.0)
+        });
+    }
     let borders = Memory::borders(memory.as_deref());
     let memory = match memory {
         Some(memory) if borders.is_none() => memory,
@@ -413,9 +486,10 @@ pub(super) fn scanned(
 
 /// Sums of `angles` `[B, N, H, K]` over tokens, behind what `memory` holds.
 pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
-    if Memory::borders(memory.as_deref()).is_some() {
-        bail!("packed sequences are not for angles that data say, which sum up across their borders");
-    }
+    Memory::refuse(
+        memory.as_deref(),
+        "angles that data say, which sum up across their borders",
+    )?;
     let by_token = angles.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
     let sums = by_token.cumsum(2)?.transpose(1, 2)?;
     let mut sums = sums.reshape(angles.shape())?;
@@ -429,8 +503,25 @@ pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Res
     Ok(sums)
 }
 
-/// Causal softmax attention over what `memory` holds and `k`, `v`.
+/// Causal softmax attention over what `memory` holds and `k`, `v`; over all tokens where its paths say so.
 pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
+    if let Some(paths) = Memory::paths(memory.as_deref()) {
+        if paths.is_whole() {
+            let options = Options {
+                sequences: paths.borders(),
+                ..Default::default()
+            };
+            return softmax(q, k, v, &options);
+        }
+        return paths.sum(&[q, k, v], |parts, borders| {
+            let options = Options {
+                causal: true,
+                sequences: borders,
+                ..Default::default()
+            };
+            softmax(&parts[0], &parts[1], &parts[2], &options)
+        });
+    }
     let borders = Memory::borders(memory.as_deref());
     let options = Options {
         causal: true,

@@ -13,6 +13,7 @@ mod hgrn2;
 mod lightnet;
 mod memory;
 mod parts;
+mod paths;
 mod tnl;
 mod transnormer;
 
@@ -24,6 +25,7 @@ pub use hgrn1::Hgrn1;
 pub use hgrn2::Hgrn2;
 pub use lightnet::CausalLightNet;
 pub use memory::Memory;
+pub use paths::{Paths, Way};
 pub use tnl::Tnl;
 pub use transnormer::TransNormer;
 
