@@ -206,7 +206,7 @@ mod tests {
             assert_eq!(old.weight.to_vec2::<f32>()?, new.weight.to_vec2::<f32>()?);
         }
         let outlined = Linear {
-            weight: Tensor::zeros((), candle_core::DType::F32, cpu)?.broadcast_as((1 << 30, 1 << 30))?,
+            weight: Tensor::zeros((), DType::F32, cpu)?.broadcast_as((1 << 30, 1 << 30))?,
             bias: None,
         };
         assert!(Joined::new(vec![outlined])?.frozen.is_none());

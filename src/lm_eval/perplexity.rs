@@ -574,7 +574,7 @@ mod tests {
                 context: Some(context),
                 before: None,
             };
-            let found = perplexity(&subject, &[path.clone()], &options, |_| true).unwrap();
+            let found = perplexity(&subject, std::slice::from_ref(&path), &options, |_| true).unwrap();
             assert_eq!(found.tokens as usize, ids.len() - 1);
             close(found.nats_per_token, nats / (ids.len() - 1) as f64);
         }
@@ -593,7 +593,7 @@ mod tests {
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| (id as u16).to_le_bytes()).collect();
         std::fs::write(&path, &bytes).unwrap();
         let with = subject(Architecture::Tnl, rows, Some(tokenizer.clone()));
-        let found = perplexity(&with, &[path.clone()], &Options::default(), |_| true).unwrap();
+        let found = perplexity(&with, std::slice::from_ref(&path), &Options::default(), |_| true).unwrap();
         let wanted = losses(&with, &ids);
         assert_eq!(found.tokens as usize, ids.len() - 1);
         close(
@@ -603,7 +603,10 @@ mod tests {
         let first = tokenizer.byte_counts().unwrap()[ids[0] as usize] as usize;
         assert_eq!(found.bytes.unwrap() as usize, text.len() + "An owl".len() - first);
         let without = subject(Architecture::Tnl, rows, None);
-        let found = perplexity(&without, &[path.clone()], &Options::default(), |_| true).unwrap();
+        let found = perplexity(&without, std::slice::from_ref(&path), &Options::default(), |_| {
+            true
+        })
+        .unwrap();
         assert_eq!((found.bytes, found.bits_per_byte), (None, None));
         // The tokenizer's own token stands in front of text.
         let file = folder.path().join("a.txt");

@@ -355,13 +355,13 @@ fn what_cannot_be_judged_is_one_line() {
     };
     let dir = model(&root.join("model"), Architecture::Tnl, |_| ());
     let wide = model(&root.join("wide"), Architecture::Tnl, |config| {
-        config.vocab_size = 300
+        config.vocab_size = 300;
     });
     let both = model(&root.join("both"), Architecture::Lightnet, |config| {
-        config.bidirectional = true
+        config.bidirectional = true;
     });
     let other = model(&root.join("other"), Architecture::Tnl, |config| {
-        config.vocab_size = 5000
+        config.vocab_size = 5000;
     });
     let text = at("text.txt", "The rain falls on the town. ".repeat(20).as_bytes());
     let tokenizer = root.join("other/tokenizer.json");

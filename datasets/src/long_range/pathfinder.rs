@@ -398,18 +398,6 @@ mod tests {
                 .collect();
             let best = best_threshold(&figures);
             assert!(best < most, "{name}: {best}");
-            let mean = |label: bool| {
-                let of = figures
-                    .iter()
-                    .filter(|(_, l)| *l == label)
-                    .map(|(figure, _)| figure);
-                of.sum::<f64>() / (COUNT / 2) as f64
-            };
-            println!(
-                "{name}: {best:.3}, means {:.3} and {:.3}",
-                mean(true),
-                mean(false)
-            );
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         bail!("context is {window}, expected 1 to {MOST_CONTEXT}");
     }
     let subject = arguments.model.open(context)?;
-    let sizes = arguments.files.iter().map(|path| std::fs::metadata(path));
+    let sizes = arguments.files.iter().map(std::fs::metadata);
     let total: Option<u64> = sizes.map(|size| Some(size.ok()?.len())).sum();
     let options = Options {
         context: arguments.context,
