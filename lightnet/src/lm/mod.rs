@@ -47,6 +47,7 @@ mod kept;
 mod layer;
 mod load;
 mod model;
+mod replay;
 mod rope;
 pub mod sampling;
 mod session;
