@@ -14,7 +14,7 @@ use {candle_core::bail, recorded::Replay, std::sync::Arc};
 
 /// Single tokens after which a step is recorded: fewer would not make up for it.
 #[cfg(feature = "cuda")]
-const BEFORE: usize = 1;
+const BEFORE: usize = 2;
 /// `0` where no step is to be recorded.
 #[cfg(feature = "cuda")]
 const CHOICE: &str = "FULGUR_GRAPHS";
@@ -57,13 +57,13 @@ impl Stepping {
 #[cfg(not(feature = "cuda"))]
 impl Stepping {
     /// As [`LanguageModel::step`].
-    #[expect(clippy::unused_self, reason = "only GPUs record steps")]
+    #[allow(clippy::unused_self, reason = "only GPUs record steps")]
     pub(super) fn step(&mut self, model: &LanguageModel, ids: &[u32], state: &mut State) -> Result<Tensor> {
         model.step(ids, state)
     }
 
     /// Whether tensors of the state and logits are places that the next token is written to.
-    #[expect(clippy::unused_self, reason = "only GPUs record steps")]
+    #[allow(clippy::unused_self, reason = "only GPUs record steps")]
     pub(super) fn is_recorded(&self) -> bool {
         false
     }

@@ -80,7 +80,7 @@ impl Session {
         Ok(self)
     }
 
-    /// Whether single tokens go through the model by a step that was recorded, as they do on a GPU from the second one on where
+    /// Whether single tokens go through the model by a step that was recorded, as they do on a GPU after some of them where
     /// all that the model keeps has a constant size.
     pub fn is_recorded(&self) -> bool {
         self.stepping.is_recorded()

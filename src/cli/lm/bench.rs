@@ -408,6 +408,9 @@ impl fmt::Display for Benched {
                     "batch {batch}: a step takes at most {ratio:.3} times as long at one context as at another"
                 )?;
             }
+            if model.measures.measures.iter().any(|measure| measure.recorded) {
+                writeln!(f, "steps were recorded once and launched as a whole")?;
+            }
             for line in &model.measures.left_out {
                 writeln!(f, "left out: {line}")?;
             }
