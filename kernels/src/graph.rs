@@ -61,14 +61,16 @@ impl Graph {
         stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
             .w()?;
-        let made = work();
+        let made = work().and_then(|()| stream.context().check_err().w());
+        if made.is_err() {
+            // What was dropped since the driver gave up has left errors of its own, which would be told instead of ending this.
+            while stream.context().check_err().is_err() {}
+        }
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let ended = stream.end_capture(flags);
         let graph = match (made, ended) {
             (Ok(()), Ok(Some(graph))) => graph,
             (made, ended) => {
-                // What was dropped since the driver gave up has left errors of its own.
-                while stream.context().check_err().is_err() {}
                 made?;
                 ended.w()?;
                 bail!("{OP}: nothing was recorded")

@@ -102,7 +102,11 @@ impl Stepping {
             }
         }
         if self.refused.is_none() && self.tokens >= BEFORE {
-            match Replay::new(model, state) {
+            let replay = match is_allowed()? {
+                true => Replay::new(model, state),
+                false => Err(candle_core::Error::Msg(format!("{CHOICE} is 0"))),
+            };
+            match replay {
                 Ok(mut replay) => {
                     tracing::debug!(batch = ids.len(), "decoding by a recorded step");
                     *state = replay.state();
@@ -164,7 +168,6 @@ mod recorded {
 
     use super::super::model::LanguageModel;
     use super::super::state::State;
-    use super::{CHOICE, is_allowed};
 
     /// A step that was recorded, with all that it reads and writes.
     #[derive(Debug)]
@@ -188,9 +191,6 @@ mod recorded {
         /// Why there is none for such a model, or what the driver says.
         pub(super) fn new(model: &LanguageModel, state: &State) -> Result<Self> {
             let device = model.device();
-            if !is_allowed()? {
-                bail!("{CHOICE} is 0");
-            }
             if !device.is_cuda() {
                 bail!("the model is not on a GPU");
             }
