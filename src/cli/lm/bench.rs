@@ -176,7 +176,7 @@ fn verified(
     }
     let all = || models.iter().flat_map(|model| &model.checks);
     Answer::new(&Verified {
-        device: self::name(device),
+        device: name(device),
         dtype: arguments.dtype,
         equal: all().all(Check::is_equal),
         recorded: all().filter(|check| check.recorded).count(),
