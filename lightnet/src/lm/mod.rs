@@ -51,7 +51,6 @@ mod layer;
 pub mod likelihood;
 mod load;
 mod model;
-mod replay;
 mod rope;
 pub mod sampling;
 mod session;
