@@ -402,7 +402,7 @@ mod tests {
     fn the_study_of_scaling_has_the_sizes_it_names() {
         let folder = tempfile::tempdir().unwrap();
         let runs = committed("scaling.toml", folder.path()).runs().unwrap();
-        assert_eq!(runs.len(), 7 * 4);
+        assert_eq!(runs.len(), 6 * 4);
         let llama: Vec<f64> = runs
             .iter()
             .filter(|run| run.architecture == "llama")
@@ -411,10 +411,10 @@ mod tests {
         assert!(llama.is_sorted() && (0.3..0.4).contains(&llama[1]) && (9.5..10.5).contains(&llama[5]));
         for run in &runs {
             let tokens = match run.length {
-                Length::Steps(steps) => steps * 32 * 512,
+                Length::Steps(steps) => steps * 16 * 512,
                 Length::Seconds(_) => panic!("{run:?}"),
             };
-            assert!(tokens <= 4 * run.corpus && tokens > 4 * run.corpus - 32 * 512);
+            assert!(tokens <= 2 * run.corpus && tokens > 2 * run.corpus - 16 * 512);
             assert_eq!(run.validate_at.len(), 35);
             assert!(run.validate_at.is_sorted() && run.size.width.is_multiple_of(16 * run.size.heads));
             // The table's 12 L d^2 with widths of units to a multiple of 8.

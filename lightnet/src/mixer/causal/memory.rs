@@ -296,7 +296,7 @@ pub(super) fn decayed_token(
 ) -> Result<Option<Tensor>> {
     let (batch, tokens, _) = wide.dims3()?;
     let memory = match memory {
-        Some(memory) if memory.packed.is_none() && tokens == 1 => memory,
+        Some(memory) if memory.packed.is_none() && memory.paths.is_none() && tokens == 1 => memory,
         _ => return Ok(None),
     };
     let before = match &memory.state {

@@ -41,7 +41,9 @@ pub(in crate::train::tasks) fn per_token(
     context: usize,
 ) -> Operations {
     let table = config.vocab_size as f64 * config.hidden_size as f64;
-    let products = shapes.iter().filter(|(name, _)| name.contains("_proj."));
+    // TransNormerLLM calls the maps of its gated linear units `channel_mixer.l1` to `l3`.
+    let is_map = |name: &str| name.contains("_proj.") || name.contains("channel_mixer.l");
+    let products = shapes.iter().filter(|(name, _)| is_map(name));
     let layers: f64 = products
         .filter(|(_, shape)| shape.len() == 2)
         .map(|(_, shape)| values_of(shape) as f64)
@@ -126,6 +128,9 @@ mod tests {
             let llama = 6.0 * (3.0 * (maps + glu) + head) + 3.0 * scores;
             assert_eq!(operations(Architecture::Llama, tied, 15), llama);
             let state = 3.0 * 2.0 * 2.0 * 4.0 * 6.0 * 6.0;
+            // Keys of the first layer turn, and are twice as many.
+            let transnormer = 6.0 * (3.0 * (5.0 * square + glu) + head) + 4.0 * state;
+            assert_eq!(operations(Architecture::Transnormer, tied, 15), transnormer);
             for (architecture, maps) in [
                 (Architecture::Tnl, 4.0 * square + low_rank),
                 (Architecture::Hgrn2, 4.0 * square),
