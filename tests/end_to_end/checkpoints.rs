@@ -149,20 +149,29 @@ fn soak_many_kills_while_saving() {
 /// In the middle of an epoch (60 lessons, 24 a step) and of a log interval, with gradients of several batches a step.
 #[test]
 fn a_hundred_steps_equal_fifty_a_kill_and_fifty() {
-    let (straight, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    /// On a busy machine a kill may come when all steps are done.
+    const ATTEMPTS: usize = 8;
+    let straight = tempfile::tempdir().unwrap();
     let mut more = ALWAYS.to_vec();
     more.extend(["--set", "train.accumulate=3", "--set", "train.log_every=7"]);
     let ran = train(&training::recipe(straight.path(), 100), &more);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
 
-    let recipe = training::recipe(broken.path(), 100);
+    let killed = || {
+        let broken = tempfile::tempdir().unwrap();
+        let run_dir = broken.path().join("run");
+        let mut running = start(&training::recipe(broken.path(), 100), &more);
+        running.wait_until(|| newest_name(&run_dir) >= 50);
+        running.child.kill().unwrap();
+        running.finish();
+        (step(&run_dir) < 100).then_some(broken)
+    };
+    let broken = (0..ATTEMPTS)
+        .find_map(|_| killed())
+        .expect("a run that was killed in time");
+    let recipe = broken.path().join("recipe.toml");
     let (first, second) = (straight.path().join("run"), broken.path().join("run"));
-    let mut running = start(&recipe, &more);
-    running.wait_until(|| newest_name(&second) >= 50);
-    running.child.kill().unwrap();
-    assert_eq!(running.finish().0, None, "ended by the signal");
-    let kept = step(&second);
-    assert!((50..100).contains(&kept), "{kept}");
+    assert!(step(&second) >= 50);
     more.push("--resume");
     let ran = train(&recipe, &more);
     assert_eq!(ran.code, 0, "{}", ran.stderr);

@@ -21,8 +21,8 @@ const AT_ONCE: usize = 8;
 pub(super) fn product(x: &Tensor, weight: &Tensor, glu: bool) -> Result<Option<Tensor>> {
     let (output, input) = weight.dims2()?;
     let rows = x.elem_count() / input.max(1);
-    if !(x.device().is_cuda() && x.dtype() == DType::BF16 && weight.dtype() == DType::BF16)
-        || !(1..=MOST_ROWS).contains(&rows)
+    let is_bf16 = x.dtype() == DType::BF16 && weight.dtype() == DType::BF16;
+    if !(x.device().is_cuda() && is_bf16 && (1..=MOST_ROWS).contains(&rows))
         || input % AT_ONCE != 0
         || output * input == 0
     {
