@@ -287,7 +287,7 @@ pub(super) fn decayed(
 }
 
 /// One token of the recurrence with constant decays behind what `memory` holds, of the first columns of `wide` `[B, 1, W]`, to
-/// `[B, 1, H E]`; none where there are several tokens or nothing is kept.
+/// `[B, 1, H E]`; none where there are several tokens or several ways through them, or nothing is kept.
 pub(super) fn decayed_token(
     wide: &Tensor,
     fused: Fused,
