@@ -303,6 +303,7 @@ impl SequenceClassifier {
                 phase: layer.rotary().and(phases.as_ref()).map(|(_, phase)| phase),
                 lower_bound: bounds.get(index),
                 position: 0,
+                clock: None,
             };
             let stages = ways.stages.len();
             for (stage, paths) in ways.stages.iter().enumerate() {
