@@ -5,6 +5,8 @@
 //! `fulgur lm generate`. The text goes on behind the length afterwards as if nothing had been written, so that a million tokens
 //! are read once.
 
+pub mod verify;
+
 use std::fs;
 use std::time::Instant;
 
@@ -18,8 +20,8 @@ use serde::Serialize;
 use crate::report::picture::{Framed, picture};
 use crate::report::svg::{Line, Plot, Scale};
 
-/// Tokens that are decoded before any is timed.
-const WARM: usize = 3;
+/// Tokens that are decoded before any is timed: on a GPU a step is recorded meanwhile.
+const WARM: usize = 5;
 /// Stream of the tokens that are read.
 const STREAM: u64 = 0x1e57;
 
@@ -74,6 +76,8 @@ pub struct Measure {
     pub context: usize,
     /// Sequences.
     pub batch: usize,
+    /// Whether steps were recorded once and launched as a whole.
+    pub recorded: bool,
     /// Tokens a second with which the last part of the context was read, one sequence at a time.
     pub prefill_tokens_per_s: f64,
     /// Milliseconds of a step of the model, without a choice.
@@ -214,13 +218,11 @@ fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize)
         }
     }
     let token_ms = Spread::of(times);
-    let mut state = group.state().clone();
-    drop(group);
     let mut times = Vec::with_capacity(tokens);
     for token in 0..WARM + tokens {
         device.synchronize()?;
         let began = Instant::now();
-        model.step(&chosen, &mut state)?;
+        group.append(model, &chosen)?;
         device.synchronize()?;
         if token >= WARM {
             times.push(1e3 * began.elapsed().as_secs_f64());
@@ -230,11 +232,12 @@ fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize)
     Ok(Measure {
         context: session.tokens(),
         batch,
+        recorded: group.is_recorded(),
         prefill_tokens_per_s: 0.0,
         step_ms: Spread::of(times),
         token_ms,
         tokens_per_s: 1e3 * batch as f64 / token_ms.mean,
-        state_bytes: state.bytes(),
+        state_bytes: group.state_bytes(),
         device_bytes,
         resident_bytes,
     })
@@ -243,7 +246,7 @@ fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize)
 /// What a step of `batch` forks of `session` launches, those that take longest first.
 #[cfg(feature = "cuda")]
 fn kernels(model: &LanguageModel, session: &Session, batch: usize) -> anyhow::Result<Vec<Kernel>> {
-    let mut state = session.state().select(&vec![0; batch])?;
+    let mut state = session.state()?.select(&vec![0; batch])?;
     let ids = vec![0; batch];
     model.step(&ids, &mut state)?;
     let (_, launches) = fulgur_kernels::probe::time_launches(|| model.step(&ids, &mut state))?;

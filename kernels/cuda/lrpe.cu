@@ -164,10 +164,12 @@ __device__ void turn_back(const T *__restrict__ x, const float *__restrict__ pha
 }
 
 // Phases [tokens, count] of tokens from number `start` on.
+// The first token is number `start`, or where there is a clock what that says.
 extern "C" __global__ void __launch_bounds__(256)
-    phases(const float *theta, float *phase, uint32_t tokens, uint32_t count, uint64_t start) {
+    phases(const float *theta, float *phase, uint32_t tokens, uint32_t count, uint64_t start, const uint32_t *clock) {
     const size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (size_t)tokens * count) return;
+    if (clock) start = *clock;
     constexpr double TURN = 6.283185307179586476925;
     const double angle = (double)(start + at / count) * theta[at % count];
     phase[at] = (float)(angle - rint(angle / TURN) * TURN);

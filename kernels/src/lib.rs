@@ -24,6 +24,8 @@ pub mod exchange;
 pub mod glu;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+pub mod graph;
 pub mod likeliest;
 pub mod linear;
 pub mod log_sum;

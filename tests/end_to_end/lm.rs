@@ -448,6 +448,35 @@ fn speed_is_measured_by_length_and_batch() {
     assert!(ran.stdout.contains("weights in f32, on CPU") && ran.stdout.contains("tokens/s"));
 }
 
+/// On a CPU no step is recorded: forks, clones and states are compared all the same.
+#[test]
+fn both_ways_of_decoding_are_compared() {
+    let which = [
+        "--architecture",
+        "hgrn2,cosformer2",
+        "--lengths",
+        "16,8",
+        "--batch",
+        "3,1",
+    ];
+    let ran = bench(&[&SHAPE[..], &which, &["-n", "6", "--verify", "--json"]].concat());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let json = ran.json();
+    assert_eq!((&json["equal"], &json["recorded"]), (&json!(true), &json!(0)));
+    let models = json["models"].as_array().unwrap();
+    let checks: Vec<_> = models
+        .iter()
+        .flat_map(|model| model["checks"].as_array().unwrap())
+        .map(|check| {
+            (
+                check["batch"].as_u64().unwrap(),
+                check["context"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(checks, [(1, 8), (3, 8), (1, 8), (3, 8)]);
+}
+
 #[test]
 fn what_cannot_be_measured_is_named() {
     let said = |more: &[&str]| {

@@ -189,6 +189,30 @@ impl Gradient<1> for Gather {
 /// # Errors
 /// As [`decay::step`].
 pub fn step(q: &Tensor, logits: &Tensor, v: &Tensor, before: &CausalState) -> Result<(Tensor, CausalState)> {
+    let [log_sum, decay, k] = weights(q, logits, before)?;
+    let (o, state) = decay::step(q, &k, v, LogDecay::Channel(&decay), &before.state)?;
+    Ok((o, CausalState { state, log_sum }))
+}
+
+/// As [`step`], but the state after it is written over the one before, as by [`decay::step_in_place`]. Its logarithms of sums
+/// are tensors of their own.
+///
+/// # Errors
+/// As [`decay::step_in_place`].
+pub fn step_in_place(
+    q: &Tensor,
+    logits: &Tensor,
+    v: &Tensor,
+    before: &CausalState,
+) -> Result<(Tensor, CausalState)> {
+    let [log_sum, decay, k] = weights(q, logits, before)?;
+    let o = decay::step_in_place(q, &k, v, LogDecay::Channel(&decay), &before.state)?;
+    let state = before.state.clone();
+    Ok((o, CausalState { state, log_sum }))
+}
+
+/// The logarithms of the sums with the token, the log-decays of what came before it, and its keys.
+fn weights(q: &Tensor, logits: &Tensor, before: &CausalState) -> Result<[Tensor; 3]> {
     for (field, tensor) in [("logits", logits), ("log_sum", &before.log_sum)] {
         if tensor.dims() != q.dims() {
             let expected = format!("{:?} like q", q.dims());
@@ -209,8 +233,7 @@ pub fn step(q: &Tensor, logits: &Tensor, v: &Tensor, before: &CausalState) -> Re
         DType::F64 => DType::F64,
         _ => DType::F32,
     })?;
-    let (o, state) = decay::step(q, &k, v, LogDecay::Channel(&decay), &before.state)?;
-    Ok((o, CausalState { state, log_sum }))
+    Ok([log_sum, decay, k])
 }
 
 #[cfg(test)]

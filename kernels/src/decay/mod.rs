@@ -51,7 +51,7 @@ mod triangle;
 mod uniform;
 
 pub use forward::{Gate, forward_op};
-pub use step::{Fused, step, step_fused};
+pub use step::{Fused, step, step_fused, step_fused_in_place, step_in_place};
 
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
 use crate::error::OpError;

@@ -34,7 +34,7 @@ pub fn step(
     check(q, k, v, log_decay, state)?;
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
-        return super::cuda::step(q, k, v, log_decay, state);
+        return super::cuda::step(q, k, v, log_decay, state, false);
     }
     let inputs = [Some(q), Some(k), Some(v), Some(state), log_decay.tensor()];
     let dtype = wide_type(inputs);
@@ -47,6 +47,37 @@ pub fn step(
         _ => typed::<f32>(&dense, log_decay)?,
     };
     Ok((o.to_dtype(v.dtype())?, state))
+}
+
+/// As [`step`], but the state after it is written over the one before: every tensor that shares its memory sees it.
+///
+/// # Errors
+/// As [`step`], and a state that is not contiguous or of another type than the one after it.
+pub fn step_in_place(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    log_decay: LogDecay<'_>,
+    state: &Tensor,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        check(q, k, v, log_decay, state)?;
+        check_place(state)?;
+        return Ok(super::cuda::step(q, k, v, log_decay, state, true)?.0);
+    }
+    let (o, after) = step(q, k, v, log_decay, state)?;
+    state.slice_set(&after, 0, 0)?;
+    Ok(o)
+}
+
+/// A state that kernels write over.
+#[cfg(feature = "cuda")]
+fn check_place(state: &Tensor) -> Result<()> {
+    if state.dtype() != DType::F32 || !state.is_contiguous() {
+        return Err(OpError::shape(NAME, "state", state, "a contiguous one of f32").into());
+    }
+    Ok(())
 }
 
 /// A token's queries, keys and values side by side in one row of a projection, before their activation.
@@ -82,11 +113,43 @@ pub fn step_fused(
     log_decay: LogDecay<'_>,
     state: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    check_fused(wide, fused, log_decay, state)?;
+    #[cfg(feature = "cuda")]
+    if is_fused_on_cuda(wide, state) {
+        return super::cuda::step_fused(wide, fused, log_decay, state, false);
+    }
+    apart(wide, fused, log_decay, state)
+}
+
+/// As [`step_fused`], but the state after it is written over the one before: every tensor that shares its memory sees it.
+///
+/// # Errors
+/// As [`step_in_place`].
+pub fn step_fused_in_place(
+    wide: &Tensor,
+    fused: Fused,
+    log_decay: LogDecay<'_>,
+    state: &Tensor,
+) -> Result<Tensor> {
+    check_fused(wide, fused, log_decay, state)?;
+    #[cfg(feature = "cuda")]
+    if is_fused_on_cuda(wide, state) {
+        check_place(state)?;
+        return Ok(super::cuda::step_fused(wide, fused, log_decay, state, true)?.0);
+    }
+    let (o, after) = apart(wide, fused, log_decay, state)?;
+    state.slice_set(&after, 0, 0)?;
+    Ok(o)
+}
+
+#[cfg(feature = "cuda")]
+fn is_fused_on_cuda(wide: &Tensor, state: &Tensor) -> bool {
+    wide.device().is_cuda() && matches!(wide.dtype(), DType::F32 | DType::BF16) && state.dtype() == DType::F32
+}
+
+fn check_fused(wide: &Tensor, fused: Fused, log_decay: LogDecay<'_>, state: &Tensor) -> Result<()> {
     let Fused {
-        heads,
-        keys,
-        values,
-        silu,
+        heads, keys, values, ..
     } = fused;
     let [all_keys, all_values] = fused.widths();
     let Ok((b, width)) = wide.dims2() else {
@@ -114,14 +177,19 @@ pub fn step_fused(
         ("log_decay", log_decay.tensor()),
     ];
     check_floats(NAME, &named)?;
-    same_device(NAME, &named)?;
-    #[cfg(feature = "cuda")]
-    if wide.device().is_cuda()
-        && matches!(wide.dtype(), DType::F32 | DType::BF16)
-        && state.dtype() == DType::F32
-    {
-        return super::cuda::step_fused(wide, fused, log_decay, state);
-    }
+    same_device(NAME, &named)
+}
+
+/// [`step_fused`] of checked inputs, one operation after the other.
+fn apart(wide: &Tensor, fused: Fused, log_decay: LogDecay<'_>, state: &Tensor) -> Result<(Tensor, Tensor)> {
+    let Fused {
+        heads,
+        keys,
+        values,
+        silu,
+    } = fused;
+    let ([all_keys, all_values], b) = (fused.widths(), wide.dim(0)?);
+    let used = 2 * all_keys + all_values;
     let part = |silu: bool, width: usize| match silu {
         true => Part::Silu(width),
         false => Part::Plain(width),
@@ -269,6 +337,14 @@ mod tests {
             assert_eq!(found.0.dims(), [b, heads * e]);
             assert!(relative_rms(&values(&found.0), &values(&wanted.0)) < 1e-13);
             assert!(relative_rms(&values(&found.1), &values(&wanted.1)) < 1e-13);
+            let (place, other) = (state.copy()?, state.copy()?);
+            let o = step_fused_in_place(&wide, fused, LogDecay::Head(&log), &place)?;
+            assert_eq!([values(&o), values(&place)], [values(&found.0), values(&found.1)]);
+            let o = step_in_place(&q, &k, &v, LogDecay::Head(&log), &other)?;
+            assert_eq!(
+                [values(&o), values(&other)],
+                [values(&wanted.0), values(&wanted.1)]
+            );
             let message = |result: Result<(Tensor, Tensor)>| result.unwrap_err().to_string();
             let token = LogDecay::Token(&log);
             assert!(message(step_fused(&wide, fused, token, &state)).contains("log_decay"));

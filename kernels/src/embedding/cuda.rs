@@ -3,7 +3,7 @@
 use super::ids::Order;
 use super::{Ids, OP};
 use crate::autograd::Value;
-use crate::cuda_module::{Module, THREADS, by_rows, launch, module, room, zeros};
+use crate::cuda_module::{Module, Slice, THREADS, by_rows, launch, module, pointer, room, zeros};
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
@@ -90,21 +90,35 @@ fn vector(width: usize, bytes: usize, address: u64) -> usize {
 
 pub(super) fn forward<X: CudaReal, Y: CudaReal>(table: &Tensor, ids: &Ids, shape: &[usize]) -> Result<Value> {
     let device = table.device().as_cuda_device()?;
+    let rows = device.clone_htod(ids.list())?;
+    let y = gathered::<X, Y>(table, pointer(device, Some(&rows.as_view())), ids.list().len())?;
+    Ok(gpu::value(y, device, &shape.into()))
+}
+
+/// The rows `ids` `[B]`, which lie on the device: `[B, D]`.
+pub(super) fn forward_at<X: CudaReal, Y: CudaReal>(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let device = table.device().as_cuda_device()?;
+    let (count, width) = (ids.elem_count(), table.dim(1)?);
+    let y = gathered::<X, Y>(table, Locked::new(OP, ids).start()?, count)?;
+    Ok(gpu::tensor(y, device, &(count, width).into()))
+}
+
+/// `count` rows, whose numbers lie at the address `rows`.
+fn gathered<X: CudaReal, Y: CudaReal>(table: &Tensor, rows: u64, count: usize) -> Result<Slice<Y>> {
+    let device = table.device().as_cuda_device()?;
     let (_, width) = table.dims2()?;
     let table = Locked::new(OP, table);
     let address = table.start()?;
     let v = vector(width, size_of::<X>().min(size_of::<Y>()), address);
-    let list = ids.list();
-    let rows = device.clone_htod(list)?;
-    let y = room::<Y>(device, list.len() * width)?;
+    let y = room::<Y>(device, count * width)?;
     let suffix = if X::SUFFIX == Y::SUFFIX {
         X::SUFFIX.to_owned()
     } else {
         format!("{}_{}", X::SUFFIX, Y::SUFFIX)
     };
-    launch!(device, EMBEDDING, format!("gather_{suffix}_v{v}"), by_rows(list.len(), width / v);
-        address, rows.as_view(), y.as_view(), list.len() as u32, width as u32);
-    Ok(gpu::value(y, device, &shape.into()))
+    launch!(device, EMBEDDING, format!("gather_{suffix}_v{v}"), by_rows(count, width / v);
+        address, rows, y.as_view(), count as u32, width as u32);
+    Ok(y)
 }
 
 /// The gradient of the table in f32.

@@ -49,6 +49,44 @@ pub fn lookup(table: &Tensor, ids: &Ids, dtype: DType) -> Result<Tensor> {
         let expected = format!("[{}, D], as the ids were checked", ids.rows());
         return Err(OpError::shape(OP, "table", table, expected).into());
     }
+    check_type(table)?;
+    let table = table.contiguous()?;
+    let shape = [ids.shape(), &[width]].concat();
+    let value = forward(&table, ids, &shape, dtype)?;
+    attach1(value, &table, Lookup(ids.clone()))?.to_dtype(dtype)
+}
+
+/// As [`lookup`] of ids `[B]` of type u32 beside the table: on a GPU nothing waits for them, and a graph that was recorded reads
+/// them anew. Not differentiable.
+///
+/// The caller vouches that all of them are below V: on a GPU nobody looks.
+///
+/// # Errors
+/// If a shape or an element type does not fit; on the CPU as [`Ids::new`].
+pub fn lookup_at(table: &Tensor, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+    let (&[rows, width], &[_]) = (table.dims(), ids.dims()) else {
+        return Err(OpError::shape(OP, "ids", ids, "[B] beside a table [V, D]").into());
+    };
+    if table.elem_count() * ids.elem_count() == 0 || ids.dtype() != DType::U32 {
+        return Err(OpError::shape(OP, "ids", ids, "[B] of u32, at least one").into());
+    }
+    check_type(table)?;
+    let table = table.detach().contiguous()?;
+    #[cfg(feature = "cuda")]
+    if table.device().is_cuda() {
+        let ids = ids.contiguous()?;
+        let y = match (table.dtype(), dtype) {
+            (DType::BF16, _) => cuda::forward_at::<half::bf16, half::bf16>(&table, &ids),
+            (_, DType::BF16) => cuda::forward_at::<f32, half::bf16>(&table, &ids),
+            _ => cuda::forward_at::<f32, f32>(&table, &ids),
+        };
+        return y?.to_dtype(dtype);
+    }
+    let y = lookup(&table, &Ids::of(ids, rows)?, dtype)?;
+    y.reshape((ids.elem_count(), width))
+}
+
+fn check_type(table: &Tensor) -> Result<()> {
     let (device, supported, fits) = if table.device().is_cuda() {
         (
             "CUDA",
@@ -73,10 +111,7 @@ pub fn lookup(table: &Tensor, ids: &Ids, dtype: DType) -> Result<Tensor> {
         }
         .into());
     }
-    let table = table.contiguous()?;
-    let shape = [ids.shape(), &[width]].concat();
-    let value = forward(&table, ids, &shape, dtype)?;
-    attach1(value, &table, Lookup(ids.clone()))?.to_dtype(dtype)
+    Ok(())
 }
 
 /// The rows, in `dtype` where that costs nothing.

@@ -15,7 +15,7 @@
 mod tokens;
 mod turn;
 
-pub use tokens::{rotary_frequencies, token_phases};
+pub use tokens::{rotary_frequencies, token_phases, token_phases_at};
 pub use turn::{Pairing, double, rotate};
 
 use crate::error::OpError;

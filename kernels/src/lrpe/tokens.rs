@@ -20,6 +20,32 @@ const OP: &str = "lrpe::token_phases";
 /// # Errors
 /// If a shape or an element type does not fit, or there is no token.
 pub fn token_phases(theta: &Tensor, tokens: usize, start: usize) -> Result<Tensor> {
+    let theta = checked(theta, tokens)?;
+    let shape = [&[tokens], theta.dims()].concat();
+    let value = forward(&theta, &shape, start)?;
+    attach1(value, &theta, Phases { tokens, start })
+}
+
+/// As [`token_phases`] from the number on that `clock` `[1]` of type u32 holds when the phases are made: on a GPU nothing waits
+/// for it, and a graph that was recorded reads it anew. Not differentiable.
+///
+/// # Errors
+/// As [`token_phases`], and if `clock` is not one u32 beside `theta`.
+pub fn token_phases_at(theta: &Tensor, tokens: usize, clock: &Tensor) -> Result<Tensor> {
+    let theta = checked(theta, tokens)?.detach();
+    if clock.dims() != [1] || clock.dtype() != DType::U32 {
+        return Err(OpError::shape(OP, "clock", clock, "[1] of u32").into());
+    }
+    let shape = [&[tokens], theta.dims()].concat();
+    #[cfg(feature = "cuda")]
+    if theta.device().is_cuda() {
+        return cuda::forward_at(&theta, &shape, clock);
+    }
+    let start = clock.to_vec1::<u32>()?[0] as usize;
+    attach1(forward(&theta, &shape, start)?, &theta, Phases { tokens, start })
+}
+
+fn checked(theta: &Tensor, tokens: usize) -> Result<Tensor> {
     if !matches!(theta.rank(), 1 | 2) || theta.elem_count() == 0 {
         return Err(OpError::shape(OP, "theta", theta, "[P] or [H, P]").into());
     }
@@ -34,10 +60,7 @@ pub fn token_phases(theta: &Tensor, tokens: usize, start: usize) -> Result<Tenso
         let found = format!("{:?}", theta.dtype());
         return Err(OpError::value(OP, "theta", found, "f32, or f64 on the CPU").into());
     }
-    let theta = theta.contiguous()?;
-    let shape = [&[tokens], theta.dims()].concat();
-    let value = forward(&theta, &shape, start)?;
-    attach1(value, &theta, Phases { tokens, start })
+    theta.contiguous()
 }
 
 /// Frequencies `[width / 2]` of rotary positions in f64, `base^(-2 j / width)` radians a token.
@@ -106,19 +129,35 @@ mod cuda {
 
     use super::OP;
     use crate::autograd::Value;
-    use crate::cuda_module::{flat, launch, room};
+    use crate::cuda_module::{Slice, flat, launch, room};
     use crate::gpu::{self, Locked};
     use crate::lrpe::turn::cuda::LRPE;
     use candle_core::{Result, Tensor};
 
     pub(super) fn forward(theta: &Tensor, shape: &[usize], start: usize) -> Result<Value> {
+        let phase = phases(theta, shape[0], start, 0)?;
+        Ok(gpu::value(phase, theta.device().as_cuda_device()?, &shape.into()))
+    }
+
+    pub(super) fn forward_at(theta: &Tensor, shape: &[usize], clock: &Tensor) -> Result<Tensor> {
+        let clock = Locked::new(OP, clock);
+        let phase = phases(theta, shape[0], 0, clock.start()?)?;
+        Ok(gpu::tensor(
+            phase,
+            theta.device().as_cuda_device()?,
+            &shape.into(),
+        ))
+    }
+
+    /// From `start` on, or where the address of a clock is not null from what that says.
+    fn phases(theta: &Tensor, tokens: usize, start: usize, clock: u64) -> Result<Slice<f32>> {
         let device = theta.device().as_cuda_device()?;
         let count = theta.elem_count();
         let theta = Locked::new(OP, theta);
-        let phase = room::<f32>(device, shape[0] * count)?;
-        launch!(device, LRPE, "phases", flat(shape[0] * count);
-            theta.view::<f32>()?, phase.as_view(), shape[0] as u32, count as u32, start as u64);
-        Ok(gpu::value(phase, device, &shape.into()))
+        let phase = room::<f32>(device, tokens * count)?;
+        launch!(device, LRPE, "phases", flat(tokens * count);
+            theta.view::<f32>()?, phase.as_view(), tokens as u32, count as u32, start as u64, clock);
+        Ok(phase)
     }
 }
 
@@ -143,6 +182,20 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_clock_says_where_to_start() -> Result<()> {
+        let theta = normal(1, &[3, 4]);
+        for start in [0u32, 7, 1_000_003] {
+            let clock = Tensor::new(&[5u32, start], &Device::Cpu)?.narrow(0, 1, 1)?;
+            let found = token_phases_at(&theta, 2, &clock)?;
+            assert_eq!(values(&found), values(&token_phases(&theta, 2, start as usize)?));
+        }
+        let wide = Tensor::new(&[1u32, 2], &Device::Cpu)?;
+        let message = token_phases_at(&theta, 2, &wide).unwrap_err().to_string();
+        assert!(message.contains("clock"), "{message}");
         Ok(())
     }
 

@@ -51,6 +51,7 @@ mod layer;
 pub mod likelihood;
 mod load;
 mod model;
+mod replay;
 mod rope;
 pub mod sampling;
 mod session;

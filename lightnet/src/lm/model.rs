@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::cross_entropy::{self, Options};
-use fulgur_kernels::embedding::{Ids, lookup};
+use fulgur_kernels::embedding::{Ids, lookup, lookup_at};
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::lrpe::token_phases;
 use fulgur_kernels::norm::{add_norm, rms_norm_to};
@@ -165,6 +165,23 @@ impl LanguageModel {
         Ok(self)
     }
 
+    /// Whether it has been made for decoding, by [`Self::rounded`].
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_rounded(&self) -> bool {
+        self.fixed.is_some()
+    }
+
+    /// Whether both are one model, and not only of the same weights.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let layers = self.layers.iter().zip(&other.layers);
+        self.embedding.id() == other.embedding.id()
+            && self.head.id() == other.head.id()
+            && self.compute == other.compute
+            && self.layers.len() == other.layers.len()
+            && layers.into_iter().all(|(layer, other)| Arc::ptr_eq(layer, other))
+    }
+
     /// Type in which branches compute.
     pub fn compute(&self) -> DType {
         self.compute
@@ -256,6 +273,17 @@ impl LanguageModel {
         self.prefill(&ids, state)
     }
 
+    /// As [`Self::step`] for ids `[B]` and the number of tokens so far `[1]`, both of type u32 beside the weights, where they are
+    /// read when the step is done and not before. The caller vouches for the ids.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn step_at(&self, ids: &Tensor, clock: &Tensor, state: &mut State) -> Result<Tensor> {
+        let mut next = state.clone();
+        let tokens = Tokens::At { ids, clock };
+        let hidden = self.run(&tokens, None, Some(&mut next), None)?.squeeze(1)?;
+        *state = next;
+        linear(&hidden, &self.head, None)
+    }
+
     fn extended(&self, ids: &Ids, state: &mut State) -> Result<Tensor> {
         if self.config.bidirectional {
             bail!("a model in both directions has no state to go on from");
@@ -318,7 +346,7 @@ impl LanguageModel {
         if self.config.bidirectional || self.tpe.is_some() {
             bail!("packed sequences are not for models in both directions or with TPE");
         }
-        self.run(ids, None, None, Some(borders.into()))
+        self.run(&Tokens::Known(ids), None, None, Some(borders.into()))
     }
 
     /// The loss of every token `[B N]`, without a gradient.
@@ -354,20 +382,18 @@ impl LanguageModel {
 
     /// The normalised end of the residual stream, `[B, N, d]`.
     fn hidden(&self, ids: &Ids, mask: Option<&Tensor>, state: Option<&mut State>) -> Result<Tensor> {
-        self.run(ids, mask, state, None)
+        self.run(&Tokens::Known(ids), mask, state, None)
     }
 
     /// As [`Self::hidden`]; without a state, of sequences that may be packed.
     fn run(
         &self,
-        ids: &Ids,
+        ids: &Tokens<'_>,
         mask: Option<&Tensor>,
         mut state: Option<&mut State>,
         packed: Option<Arc<[usize]>>,
     ) -> Result<Tensor> {
-        let &[batch, tokens] = ids.shape() else {
-            bail!("ids have shape {:?}, expected [B, N]", ids.shape());
-        };
+        let [batch, tokens] = ids.shape()?;
         let position = state.as_ref().map_or(0, |state| state.tokens());
         if let Some(state) = state.as_deref_mut() {
             state.advance(batch, tokens)?;
@@ -402,6 +428,7 @@ impl LanguageModel {
                 mask: mask.cloned(),
                 packed: packed.clone(),
                 position,
+                clock: ids.clock().cloned(),
                 gains: [2 * index + 1, 2 * index + 2].map(|gain| self.gains[gain].clone()),
                 eps,
             };
@@ -426,8 +453,11 @@ impl LanguageModel {
     }
 
     /// The stream before the first layer.
-    fn embed(&self, ids: &Ids, state: Option<&mut State>) -> Result<Tensor> {
-        let mut x = lookup(&self.embedding, ids, self.stream())?;
+    fn embed(&self, ids: &Tokens<'_>, state: Option<&mut State>) -> Result<Tensor> {
+        let mut x = match *ids {
+            Tokens::Known(ids) => lookup(&self.embedding, ids, self.stream())?,
+            Tokens::At { ids, .. } => lookup_at(&self.embedding, ids, self.stream())?.unsqueeze(1)?,
+        };
         if self.config.scale_embedding {
             x = (x * (self.config.hidden_size as f64).sqrt())?;
         }
@@ -448,6 +478,37 @@ impl LanguageModel {
     }
 }
 
+/// Tokens that go through the model.
+enum Tokens<'a> {
+    /// Ids `[B, N]` that the host knows.
+    Known(&'a Ids),
+    /// One for each sequence, `[B]`, and how many came before, `[1]`, which the device knows.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        allow(dead_code, reason = "steps are recorded on GPUs")
+    )]
+    At { ids: &'a Tensor, clock: &'a Tensor },
+}
+
+impl Tokens<'_> {
+    fn shape(&self) -> Result<[usize; 2]> {
+        match *self {
+            Self::Known(ids) => match *ids.shape() {
+                [batch, tokens] => Ok([batch, tokens]),
+                _ => bail!("ids have shape {:?}, expected [B, N]", ids.shape()),
+            },
+            Self::At { ids, .. } => Ok([ids.dims1()?, 1]),
+        }
+    }
+
+    fn clock(&self) -> Option<&Tensor> {
+        match *self {
+            Self::Known(_) => None,
+            Self::At { clock, .. } => Some(clock),
+        }
+    }
+}
+
 /// A layer with all that it needs beside the stream.
 struct Block {
     layer: Arc<Layer>,
@@ -457,6 +518,8 @@ struct Block {
     /// Borders of packed sequences.
     packed: Option<Arc<[usize]>>,
     position: usize,
+    /// The same where the device knows it.
+    clock: Option<Tensor>,
     /// Of the norm before the gated linear unit, and of the one after it.
     gains: [Option<Tensor>; 2],
     eps: f64,
@@ -469,6 +532,7 @@ impl Block {
             phase: self.phase.as_ref(),
             lower_bound: self.lower_bound.as_ref(),
             position: self.position,
+            clock: self.clock.as_ref(),
         };
         let mut packed = self.packed.clone().map(Memory::packed);
         let memory = memory.or(packed.as_mut());

@@ -8,6 +8,7 @@ use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::FEW_ROWS;
 
 use super::model::LanguageModel;
+use super::replay::Stepping;
 use super::sampling::{MOST_RECENT, Sampling, SamplingError};
 use super::state::State;
 
@@ -39,6 +40,7 @@ pub struct Session {
     numbers: Vec<u32>,
     /// By how many tokens each sequence is longer than the state says.
     longer: Vec<usize>,
+    stepping: Stepping,
 }
 
 impl Session {
@@ -51,6 +53,7 @@ impl Session {
             recent: vec![VecDeque::new()],
             numbers: vec![0],
             longer: vec![0],
+            stepping: Stepping::default(),
         }
     }
 
@@ -63,12 +66,42 @@ impl Session {
             recent: vec![recent.iter().copied().collect()],
             numbers: vec![0],
             longer: vec![0],
+            stepping: Stepping::default(),
         }
     }
 
+    /// The same sequences, whose steps are not recorded: see [`Self::is_recorded`].
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn unrecorded(mut self) -> Result<Self> {
+        self.stepping.leave(&mut self.state, &mut self.logits)?;
+        self.stepping = Stepping::plain();
+        Ok(self)
+    }
+
+    /// Whether single tokens go through the model by a step that was recorded, as they do on a GPU after some of them where
+    /// all that the model keeps has a constant size.
+    pub fn is_recorded(&self) -> bool {
+        self.stepping.is_recorded()
+    }
+
+    /// Why they do not, once it is known.
+    pub fn why_not_recorded(&self) -> Option<&str> {
+        self.stepping.refused()
+    }
+
     /// What the model keeps.
-    pub fn state(&self) -> &State {
-        &self.state
+    ///
+    /// # Errors
+    /// There is no memory for a copy, where the next token would change it.
+    pub fn state(&self) -> Result<State> {
+        self.stepping.kept(&self.state)
+    }
+
+    /// Bytes of it.
+    pub fn state_bytes(&self) -> usize {
+        self.state.bytes()
     }
 
     /// Tokens of each sequence, chosen ones included.
@@ -86,8 +119,8 @@ impl Session {
         &self.numbers
     }
 
-    /// The logits `[B, V]` after all tokens, once there are some.
-    pub(super) fn logits(&self) -> Option<&Tensor> {
+    /// The logits `[B, V]` after all tokens that the model has seen, once there are some. The next token may change them.
+    pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()
     }
 
@@ -107,6 +140,7 @@ impl Session {
             bail!("{} sequences, expected one to read a prompt", self.numbers.len());
         }
         self.settle(model)?;
+        self.stepping.leave(&mut self.state, &mut self.logits)?;
         let mut read = 0;
         for chunk in ids.chunks(chunk.max(1)) {
             let piece = Ids::new(chunk, &[1, chunk.len()], model.config().vocab_size)?;
@@ -166,15 +200,21 @@ impl Session {
             }
             longer.extend(session.longer.iter().map(|longer| longer + more));
         }
-        let states: Vec<&State> = sessions.iter().map(|session| &session.state).collect();
+        let states: Vec<State> = sessions
+            .iter()
+            .map(|session| session.state())
+            .collect::<Result<_>>()?;
+        let states: Vec<&State> = states.iter().collect();
         let each = || sessions.iter();
         Ok(Self {
             state: State::joined(&states)?.at(shortest),
-            logits: Some(Tensor::cat(&logits, 0)?),
+            // Of one alone this is the same tensor.
+            logits: Some(Tensor::cat(&logits, 0)?.force_contiguous()?),
             pending: None,
             recent: each().flat_map(|session| session.recent.clone()).collect(),
             numbers: each().flat_map(|session| session.numbers.clone()).collect(),
             longer,
+            stepping: Stepping::default(),
         })
     }
 
@@ -191,6 +231,7 @@ impl Session {
             recent: places().map(|row| self.recent[row].clone()).collect(),
             numbers: places().map(|row| self.numbers[row]).collect(),
             longer: places().map(|row| self.longer[row]).collect(),
+            stepping: self.stepping.begun_anew(),
         })
     }
 
@@ -239,9 +280,29 @@ impl Session {
     /// A failing operation.
     pub fn settle(&mut self, model: &LanguageModel) -> Result<()> {
         if let Some(pending) = self.pending.take() {
-            self.logits = Some(model.step(&pending, &mut self.state)?);
+            self.logits = Some(self.stepping.step(model, &pending, &mut self.state)?);
         }
         Ok(())
+    }
+
+    /// Shows the model `ids`, one for each sequence.
+    ///
+    /// # Errors
+    /// Another number of ids, ids beyond the vocabulary, or a failing operation.
+    pub fn append(&mut self, model: &LanguageModel, ids: &[u32]) -> Result<()> {
+        if ids.len() != self.numbers.len() {
+            bail!(
+                "{} ids, expected one for each of {}",
+                ids.len(),
+                self.numbers.len()
+            );
+        }
+        self.settle(model)?;
+        for (recent, &id) in self.recent.iter_mut().zip(ids) {
+            note(recent, id);
+        }
+        self.pending = Some(ids.to_vec());
+        self.settle(model)
     }
 }
 

@@ -121,6 +121,21 @@ impl State {
         })
     }
 
+    /// The same tensors, whose states tokens may be written over: nobody else may read them afterwards.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn in_place(&self) -> Self {
+        Self {
+            layers: self.layers.iter().map(Memory::in_place).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// A copy that shares nothing.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn copied(&self) -> Result<Self> {
+        self.map(|_, tensor| tensor.force_contiguous())
+    }
+
     /// The same tensors after another number of tokens.
     pub(super) fn at(self, tokens: usize) -> Self {
         Self { tokens, ..self }

@@ -53,7 +53,7 @@ impl Session {
         let Some(logits) = self.logits() else {
             return Err(other("a state before the first token, expected a text"));
         };
-        let mut tensors = self.state().tensors();
+        let mut tensors = self.state()?.tensors();
         tensors.insert("logits".to_owned(), logits.clone());
         let recent = self.recent(0);
         tensors.insert("recent".to_owned(), Tensor::new(&recent[..], logits.device())?);

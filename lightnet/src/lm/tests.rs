@@ -268,6 +268,47 @@ fn prefill_and_steps_are_the_whole() -> Result<()> {
     Ok(())
 }
 
+/// A step that finds ids and position in tensors and writes states over those before it is the ordinary one, bit for bit.
+#[test]
+fn steps_that_read_their_tokens_late_are_steps() -> Result<()> {
+    let cpu = &Device::Cpu;
+    let bits = |tensor: &Tensor| -> Result<Vec<u32>> {
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        Ok(values.into_iter().map(f32::to_bits).collect())
+    };
+    let (mut models, mut written_over) = (0, 0);
+    for (name, config) in variants() {
+        // Keys and values grow, so that no step of theirs is recorded.
+        if config.growth(DType::F32) > 0 {
+            continue;
+        }
+        let params = Params::random(3, cpu);
+        let model = LanguageModel::new(&config, DType::F32, &params.builder())?.rounded(DType::F32)?;
+        let mut state = model.start();
+        model.prefill(&Ids::new(&draw(14, 31, "prompt"), &[2, 7], 31)?, &mut state)?;
+        let mut places = state.copied()?;
+        for token in 0..4u32 {
+            let chosen = [3 * token + 1, 30 - token];
+            let wanted = model.step(&chosen, &mut state)?;
+            let input = Tensor::new(&[chosen[0], chosen[1], 7 + token], cpu)?;
+            // What the host counts is wrong, and must not be seen.
+            let mut next = places.clone().at(1000).in_place();
+            let found = model.step_at(&input.narrow(0, 0, 2)?, &input.narrow(0, 2, 1)?, &mut next)?;
+            assert_eq!(bits(&found)?, bits(&wanted)?, "{name}");
+            let (next, before) = (next.copied()?, places.tensors());
+            for (tensor, wanted) in state.tensors() {
+                let found = bits(&next.tensors()[&tensor])?;
+                assert_eq!(found, bits(&wanted)?, "{name}: {tensor}");
+                written_over += usize::from(bits(&before[&tensor])? == found);
+            }
+            places = next;
+        }
+        models += 1;
+    }
+    assert!(models > 15 && written_over > 100, "{models}, {written_over}");
+    Ok(())
+}
+
 /// A model for decoding is the model: with weights of 32 bits, and with 16 one whose weights had been rounded before.
 #[test]
 fn rounded_models_are_the_models_of_rounded_weights() -> Result<()> {

@@ -18,6 +18,7 @@ use super::super::files::check_output;
 use super::super::progress::Unit;
 use super::Weights;
 use super::generate::LONGEST_CHUNK;
+use crate::decode::verify::{Check, verify};
 use crate::decode::{Measure, Measures, Plan, Told, compute, flatness, measure, plots};
 use crate::doctor::available_memory;
 use crate::report::grouped;
@@ -94,6 +95,9 @@ pub(super) struct Arguments {
     /// Plot time a token and bytes of state against the context
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    /// Measure nothing: compare bit for bit what recorded steps and ordinary ones decode behind the shortest length
+    #[arg(long, conflicts_with = "plot")]
+    verify: bool,
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
@@ -103,6 +107,9 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         check_output(path)?;
     }
     let device = context.open_device()?;
+    if arguments.verify {
+        return verified(arguments, &plan, sources, &device);
+    }
     plan.most_bytes = match arguments.most_bytes {
         Some(bytes) => bytes,
         None => free_memory(&device)?.map_or(u64::MAX, |bytes| bytes / 2),
@@ -119,10 +126,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         models: Vec::new(),
     };
     for (name, config) in sources {
-        let parameters = expected_shapes(&config)?
-            .values()
-            .map(|shape| shape.iter().product::<usize>() as u64)
-            .sum();
+        let parameters = parameters(&config)?;
         let model = arguments.open(&config, parameters, &device)?;
         let mut progress = context.progress(&name, Unit::Items("tokens"));
         let measures = measure(&model, &plan, |told| {
@@ -155,6 +159,37 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         write_atomic(path, |file| file.write_all(svg.as_bytes()))?;
     }
     Answer::new(&benched)
+}
+
+/// Compares both ways of decoding.
+fn verified(
+    arguments: &Arguments,
+    plan: &Plan,
+    sources: Vec<(String, Config)>,
+    device: &Device,
+) -> anyhow::Result<Answer> {
+    let mut models = Vec::with_capacity(sources.len());
+    for (name, config) in sources {
+        let model = arguments.open(&config, parameters(&config)?, device)?;
+        let checks = verify(&model, plan)?;
+        models.push(VerifiedModel { name, checks });
+    }
+    let all = || models.iter().flat_map(|model| &model.checks);
+    Answer::new(&Verified {
+        device: name(device),
+        dtype: arguments.dtype,
+        equal: all().all(Check::is_equal),
+        recorded: all().filter(|check| check.recorded).count(),
+        models,
+    })
+}
+
+fn parameters(config: &Config) -> anyhow::Result<u64> {
+    let shapes = expected_shapes(config)?;
+    let sizes = shapes
+        .values()
+        .map(|shape| shape.iter().product::<usize>() as u64);
+    Ok(sizes.sum())
 }
 
 impl Arguments {
@@ -373,6 +408,9 @@ impl fmt::Display for Benched {
                     "batch {batch}: a step takes at most {ratio:.3} times as long at one context as at another"
                 )?;
             }
+            if model.measures.measures.iter().any(|measure| measure.recorded) {
+                writeln!(f, "steps were recorded once and launched as a whole")?;
+            }
             for line in &model.measures.left_out {
                 writeln!(f, "left out: {line}")?;
             }
@@ -388,6 +426,63 @@ impl fmt::Display for Benched {
             Some(path) => writeln!(f, "{}", path.display()),
             None => Ok(()),
         }
+    }
+}
+
+#[derive(Serialize)]
+struct Verified {
+    device: String,
+    dtype: Weights,
+    /// Whether nothing differs.
+    equal: bool,
+    /// Checks whose steps were recorded.
+    recorded: usize,
+    models: Vec<VerifiedModel>,
+}
+
+#[derive(Serialize)]
+struct VerifiedModel {
+    name: String,
+    checks: Vec<Check>,
+}
+
+impl Report for Verified {
+    fn status(&self) -> Status {
+        match self.equal {
+            true => Status::Done,
+            false => Status::Partial,
+        }
+    }
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "weights in {}, on {}", self.dtype.name(), self.device)?;
+        for model in &self.models {
+            for check in &model.checks {
+                let equal = |equal| if equal { "equal" } else { "UNEQUAL" };
+                let way = match (check.recorded, &check.why_not) {
+                    (true, _) => "recorded".to_owned(),
+                    (false, Some(why)) => format!("not recorded: {why}"),
+                    (false, None) => "not recorded".to_owned(),
+                };
+                writeln!(
+                    f,
+                    "{:<12} batch {:>4}, {} tokens behind {}: ids {}, logits {}, states {}, clones {}; {way}",
+                    model.name,
+                    check.batch,
+                    check.tokens,
+                    check.context,
+                    equal(check.equal_ids),
+                    equal(check.equal_logits),
+                    equal(check.equal_states),
+                    equal(check.equal_clones),
+                )?;
+            }
+        }
+        let all: usize = self.models.iter().map(|model| model.checks.len()).sum();
+        let verdict = if self.equal { "equal" } else { "UNEQUAL" };
+        writeln!(f, "{verdict}; {} of {all} recorded", self.recorded)
     }
 }
 

@@ -190,7 +190,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         tokens: sessions.iter().map(Session::tokens).sum(),
         tokens_per_s: rate(written, generate_s),
         prompt_tokens_per_s: rate(prompt_tokens, prefill_s),
-        state_bytes: sessions.iter().map(|session| session.state().bytes()).sum(),
+        state_bytes: sessions.iter().map(|session| session.state_bytes()).sum(),
         state: arguments.save_state.clone(),
         samples,
         timings: Timings {

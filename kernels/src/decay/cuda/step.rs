@@ -1,7 +1,7 @@
 //! One token of the recurrence on a GPU: a launch of `decay_step` in `cuda/decay_plain.cu`.
 
 use super::sweep::{LogDecayArg, PLAIN};
-use crate::cuda_module::{Slice, THREADS, launch, room};
+use crate::cuda_module::{Slice, THREADS, launch, pointer, room};
 use crate::decay::LogDecay;
 use crate::decay::step::{Fused, NAME};
 use crate::gpu::{self, Locked};
@@ -10,13 +10,14 @@ use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 
-/// [`super::super::step`] for checked inputs on a GPU.
+/// [`super::super::step`] for checked inputs on a GPU; `in_place` of a contiguous state of f32.
 pub(in crate::decay) fn step(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     log_decay: LogDecay<'_>,
     state: &Tensor,
+    in_place: bool,
 ) -> Result<(Tensor, Tensor)> {
     let dtype = match [q, k, v].iter().all(|t| t.dtype() == DType::BF16) {
         true => DType::BF16,
@@ -44,19 +45,20 @@ pub(in crate::decay) fn step(
             ..Token::default()
         };
         match dtype {
-            DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state)?,
-            _ => launched::<f32>(starts, token, log.as_ref(), &state)?,
+            DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state, in_place)?,
+            _ => launched::<f32>(starts, token, log.as_ref(), &state, in_place)?,
         }
     };
     Ok((o.reshape((b, h, e))?.to_dtype(v.dtype())?, after))
 }
 
-/// [`super::super::step_fused`] for checked inputs on a GPU, in f32 or bf16.
+/// [`super::super::step_fused`] for checked inputs on a GPU, in f32 or bf16; `in_place` of a contiguous state.
 pub(in crate::decay) fn step_fused(
     wide: &Tensor,
     fused: Fused,
     log_decay: LogDecay<'_>,
     state: &Tensor,
+    in_place: bool,
 ) -> Result<(Tensor, Tensor)> {
     let wide = wide.detach().contiguous()?;
     let state = state.detach().contiguous()?;
@@ -78,8 +80,8 @@ pub(in crate::decay) fn step_fused(
         unused: 0,
     };
     match wide.dtype() {
-        DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state),
-        _ => launched::<f32>(starts, token, log.as_ref(), &state),
+        DType::BF16 => launched::<bf16>(starts, token, log.as_ref(), &state, in_place),
+        _ => launched::<f32>(starts, token, log.as_ref(), &state, in_place),
     }
 }
 
@@ -101,14 +103,23 @@ fn launched<T: CudaReal>(
     [q, k, v]: [u64; 3],
     token: Token,
     log: Option<&Tensor>,
-    state: &Tensor,
+    before: &Tensor,
+    in_place: bool,
 ) -> Result<(Tensor, Tensor)> {
-    let device = state.device().as_cuda_device()?;
-    let (b, h, d, e) = state.dims4()?;
-    let after: Slice<f32> = room(device, b * h * d * e)?;
+    let device = before.device().as_cuda_device()?;
+    let (b, h, d, e) = before.dims4()?;
+    let after: Option<Slice<f32>> = match in_place {
+        true => None,
+        false => Some(room(device, b * h * d * e)?),
+    };
     let o: Slice<T> = room(device, b * h * e)?;
     {
-        let state = Locked::new(NAME, state);
+        let state = Locked::new(NAME, before);
+        // A thread reads each element before it writes it, and nobody else does either.
+        let written = match &after {
+            Some(after) => pointer(device, Some(&after.as_view())),
+            None => state.address()?.0,
+        };
         let log = decays(log, h, d)?;
         let vector = if e % 4 == 0 && state.address()?.1 { 4 } else { 1 };
         let config = LaunchConfig {
@@ -118,12 +129,13 @@ fn launched<T: CudaReal>(
         };
         launch!(device, PLAIN, format!("decay_step_{}_{vector}", T::SUFFIX), config;
             q, k, v, token, log, state.view::<f32>()?,
-            after.as_view(), o.as_view(), h as i32, d as i32, e as i32);
+            written, o.as_view(), h as i32, d as i32, e as i32);
     }
-    Ok((
-        gpu::tensor(o, device, &(b, h * e).into()),
-        gpu::tensor(after, device, &(b, h, d, e).into()),
-    ))
+    let after = match after {
+        Some(after) => gpu::tensor(after, device, &(b, h, d, e).into()),
+        None => before.clone(),
+    };
+    Ok((gpu::tensor(o, device, &(b, h * e).into()), after))
 }
 
 /// Contiguous log-decays `[H]`, `[B, H]` or `[B, H, D]`.

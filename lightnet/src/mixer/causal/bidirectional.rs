@@ -12,7 +12,7 @@ use fulgur_kernels::additive::{NonCausal, noncausal, projected};
 
 use super::cosformer2::shared_theta;
 use super::parts::{LowRankGate, Maps, Output, Theta};
-use super::{heads, map};
+use super::{CausalContext, heads, map};
 use crate::linear::Linear;
 use crate::lm::{Activation, Config};
 
@@ -94,7 +94,7 @@ impl BidirectionalLightNet {
         let Some(theta) = &self.theta else {
             return Ok(None);
         };
-        let phase = theta.phases(tokens, 0)?;
+        let phase = theta.phases(tokens, &CausalContext::default())?;
         let still = self.width - phase.dim(D::Minus1)?;
         phase.pad_with_zeros(D::Minus1, 0, still).map(Some)
     }

@@ -82,7 +82,7 @@ impl CosFormer2 {
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context.position)?;
+            let phase = theta.phases(x.dim(1)?, context)?;
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
         let o = decayed(&q, &k, &v, LogDecay::None, memory)?.flatten_from(2)?;

@@ -213,7 +213,7 @@ impl Eos {
         let Some(input) = parts.input.take() else {
             bail!("eos: the maps gave no input")
         };
-        let phase = self.phases(&parts, x.dim(1)?, context.position, memory.as_deref_mut())?;
+        let phase = self.phases(&parts, x.dim(1)?, context, memory.as_deref_mut())?;
         let y = match (expand, parts.shrink.take()) {
             (Some(e), Some(s)) if self.rows > 1 && !self.eos.has_full_sides() => {
                 self.by_rows([&e, &s], &input, log, phase.as_ref(), memory)?
@@ -325,7 +325,7 @@ impl Eos {
         &self,
         parts: &Parts,
         tokens: usize,
-        position: usize,
+        context: &CausalContext<'_>,
         memory: Option<&mut Memory>,
     ) -> Result<Option<Tensor>> {
         if let Some(angle) = &parts.angle {
@@ -334,7 +334,7 @@ impl Eos {
         let Some(theta) = &self.theta else {
             return Ok(None);
         };
-        let phase = theta.phases(tokens, position)?;
+        let phase = theta.phases(tokens, context)?;
         let phase = phase.broadcast_as((tokens, self.rows))?;
         phase.contiguous()?.reshape((1, tokens, 1, self.rows)).map(Some)
     }

@@ -100,7 +100,7 @@ impl CausalLightNet {
         let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
         let (q, k, v) = (q?, k?, v?);
         let phase = match &self.theta {
-            Some(theta) => Some(theta.phases(x.dim(1)?, context.position)?),
+            Some(theta) => Some(theta.phases(x.dim(1)?, context)?),
             None => None,
         };
         let o = match (self.decay, &phase) {

@@ -30,6 +30,8 @@ pub struct Memory {
     packed: Option<Arc<[usize]>>,
     /// Several ways through the tokens, which begin with nothing and leave nothing.
     paths: Option<Arc<Paths>>,
+    /// Whether a token may write its state over the one before it, which clones of this one see.
+    in_place: bool,
 }
 
 impl Memory {
@@ -63,6 +65,15 @@ impl Memory {
             bail!("several ways through the tokens are not for {what}");
         }
         Ok(())
+    }
+
+    /// The same tensors, whose states tokens may be written over: nobody else may read them afterwards.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn in_place(&self) -> Self {
+        Self {
+            in_place: true,
+            ..self.clone()
+        }
     }
 
     /// The borders, where sequences are packed.
@@ -116,6 +127,7 @@ impl Memory {
             angle: one("angle", &self.angle)?,
             packed: self.packed.clone(),
             paths: self.paths.clone(),
+            in_place: false,
             cache: match &self.cache {
                 Some(Cache {
                     own: [keys, values], ..
@@ -276,7 +288,11 @@ pub(super) fn decayed(
             (LogDecay::Channel(_), Some(log)) => LogDecay::Channel(log),
             (constant, _) => constant,
         };
-        let (o, state) = decay::step(&row(q)?, &row(k)?, &row(v)?, log_decay, &before)?;
+        let (q, k, v) = (row(q)?, row(k)?, row(v)?);
+        let (o, state) = match memory.in_place {
+            true => (decay::step_in_place(&q, &k, &v, log_decay, &before)?, before),
+            false => decay::step(&q, &k, &v, log_decay, &before)?,
+        };
         (o.unsqueeze(1)?, state)
     } else {
         options.initial = memory.state.as_ref();
@@ -306,7 +322,14 @@ pub(super) fn decayed_token(
             Tensor::zeros(shape, self::wide(wide), wide.device())?
         }
     };
-    let (o, state) = decay::step_fused(&wide.squeeze(1)?, fused, log_decay, &before)?;
+    let wide = wide.squeeze(1)?;
+    let (o, state) = match memory.in_place {
+        true => (
+            decay::step_fused_in_place(&wide, fused, log_decay, &before)?,
+            before,
+        ),
+        false => decay::step_fused(&wide, fused, log_decay, &before)?,
+    };
     memory.state = Some(state.detach());
     o.unsqueeze(1).map(Some)
 }
@@ -360,7 +383,11 @@ pub(super) fn additive(
     let (o, after) = if q.dim(1)? == 1 && memory.is_some() {
         let row = |x: &Tensor| x.squeeze(1);
         let before = known.map_or_else(empty, Ok)?;
-        let (o, after) = additive::step(&row(q)?, &row(logits)?, &row(v)?, &before)?;
+        let step = match memory.as_ref().is_some_and(|memory| memory.in_place) {
+            true => additive::step_in_place,
+            false => additive::step,
+        };
+        let (o, after) = step(&row(q)?, &row(logits)?, &row(v)?, &before)?;
         (o.unsqueeze(1)?, after)
     } else {
         // A sum of nothing is so low that its difference to others would lose all of their digits.

@@ -44,6 +44,8 @@ pub struct CausalContext<'a> {
     pub lower_bound: Option<&'a Tensor>,
     /// Tokens before the first.
     pub position: usize,
+    /// `[1]` of type u32 where the device knows them instead, so that a step can be recorded.
+    pub clock: Option<&'a Tensor>,
 }
 
 /// A map without bias, from one of the model's weights on.

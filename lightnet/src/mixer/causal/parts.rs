@@ -3,11 +3,11 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::lrpe::{double, token_phases};
+use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
 use fulgur_kernels::split::Part;
 
-use super::{Memory, map};
+use super::{CausalContext, Memory, map};
 use crate::linear::{Joined, Linear};
 use crate::lm::{Activation, Config, OutputGate, OutputNorm};
 
@@ -267,9 +267,12 @@ impl Theta {
         }
     }
 
-    /// Phases of `tokens` tokens from number `position` on.
-    pub(super) fn phases(&self, tokens: usize, position: usize) -> Result<Tensor> {
-        token_phases(&self.0, tokens, position)
+    /// Phases of `tokens` tokens behind those that `context` tells of.
+    pub(super) fn phases(&self, tokens: usize, context: &CausalContext<'_>) -> Result<Tensor> {
+        match context.clock {
+            Some(clock) => token_phases_at(&self.0, tokens, clock),
+            None => token_phases(&self.0, tokens, context.position),
+        }
     }
 }
 

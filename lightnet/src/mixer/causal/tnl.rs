@@ -112,7 +112,7 @@ impl Tnl {
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context.position)?;
+            let phase = theta.phases(x.dim(1)?, context)?;
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
         let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;

@@ -87,7 +87,7 @@ impl TransNormer {
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context.position)?;
+            let phase = theta.phases(x.dim(1)?, context)?;
             (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
         }
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
