@@ -6,6 +6,7 @@
 //              writes the row of the gradient, or a row of `parts` where an id has several pieces; other rows are zero
 //              before.
 // sum_parts    adds the parts of such an id, in order.
+// Tables of pieces and of ids in parts have as many entries as any ids of that number may need; those left are NONE.
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 
@@ -21,6 +22,8 @@ __device__ void gather(const X *table, const uint32_t *ids, Y *y, uint32_t count
     }
 }
 
+static constexpr uint32_t NONE = 0xffffffff;
+
 // Positions order[first..last] of one id. `target` is a row of the gradient, or one of the parts.
 struct Piece {
     uint32_t first, last, target, is_part;
@@ -32,6 +35,7 @@ __device__ void sum_pieces(const Y *dy, const uint32_t *order, const Piece *piec
     const size_t at = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (at >= count) return;
     const Piece piece = pieces[at];
+    if (piece.target == NONE) return;
     float *to = (piece.is_part ? parts : gradient) + (size_t)piece.target * width;
     for (uint32_t c = threadIdx.x * V; c < width; c += blockDim.x * V) {
         float sum[V] = {};
@@ -56,6 +60,7 @@ extern "C" __global__ void __launch_bounds__(256)
     sum_parts(const float *parts, const Parted *parted, float *gradient, uint32_t width) {
     __shared__ float shared[8][32];
     const Parted id = parted[blockIdx.y];
+    if (id.row == NONE) return;
     const uint32_t c = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.0f;
     if (c < width) {

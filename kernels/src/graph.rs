@@ -15,11 +15,26 @@ use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 use crate::gpu::Locked;
 
 const OP: &str = "graph";
+/// The variable of the environment that decides: `0` where nothing is to be recorded.
+pub const CHOICE: &str = "FULGUR_GRAPHS";
 /// Times that work runs before it is recorded: the first loads kernels, the second finds all of them.
 const WARM: usize = 2;
 /// Bytes of memory for cuBLAS to work in, as many as it takes itself on the largest GPUs. Its own it may take anew while work is
 /// recorded, which that forbids.
 const WORKSPACE: usize = 32 << 20;
+
+/// Whether the user lets work be recorded: so it is without [`CHOICE`].
+///
+/// # Errors
+/// It is neither 0 nor 1.
+pub fn is_allowed() -> Result<bool> {
+    match std::env::var_os(CHOICE) {
+        None => Ok(true),
+        Some(choice) if choice == "1" => Ok(true),
+        Some(choice) if choice == "0" => Ok(false),
+        Some(choice) => bail!("{CHOICE}: found {choice:?}, expected 0 or 1"),
+    }
+}
 
 /// Recorded work.
 #[derive(Debug)]

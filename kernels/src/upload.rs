@@ -24,6 +24,11 @@ impl Uploader {
         }
     }
 
+    /// The device to which it uploads.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// `tensor`, which lies on the host, on the device; the same one where the device is the CPU.
     ///
     /// # Errors

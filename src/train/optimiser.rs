@@ -97,6 +97,7 @@ enum Rule {
 }
 
 /// The gradients of one step, one per parameter in the order of their names; none where the loss does not depend on it.
+#[derive(Clone)]
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Optimiser {

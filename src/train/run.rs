@@ -5,6 +5,7 @@
 //! is done with the weights.
 
 mod finish;
+mod recorded;
 mod window;
 
 use std::fs;
@@ -30,6 +31,7 @@ use super::peak;
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
+use recorded::{Found, Steps};
 use window::{Means, Window};
 
 const LOSS: &str = "loss";
@@ -128,6 +130,7 @@ struct Session<'a> {
     recipe: &'a Recipe,
     options: &'a Options,
     optimiser: Optimiser,
+    steps: Steps,
     ema: Option<Ema>,
     log: Log,
     state: State,
@@ -194,6 +197,7 @@ impl<'a> Session<'a> {
             recipe,
             options,
             optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
+            steps: Steps::default(),
             ema: (recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,
@@ -307,7 +311,6 @@ impl<'a> Session<'a> {
         let number = self.state.step;
         let progress = self.progress();
         let accumulate = self.recipe.train.accumulate;
-        let doing = |what: &str| format!("step {number}: {what}");
         let mut gradients: Option<Gradients> = None;
         let mut samples = 0;
         let mut scalars: Vec<(String, Tensor)> = Vec::new();
@@ -316,26 +319,24 @@ impl<'a> Session<'a> {
                 seed: self.recipe.seed,
                 index: number * accumulate + part,
             };
-            let batch = batches.receive().map_err(TrainError::task(doing("batch")))?;
+            let batch = batches
+                .receive()
+                .map_err(TrainError::task(format!("step {number}: batch")))?;
             let batch = batch.upload(&mut self.uploader)?;
             let step = Step {
                 number,
                 progress,
                 cursor,
             };
-            let (losses, tape) = tape::record(|| self.task.loss(&batch, &step));
-            let losses = losses.map_err(TrainError::task(doing("loss")))?;
-            let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate as f64)?;
-            let found = self.optimiser.gradients(tape.backward(&total)?);
+            let mut steps = std::mem::take(&mut self.steps);
+            let found = steps.take(self, &batch, &step);
+            self.steps = steps;
+            let found = found?;
             match &mut gradients {
-                None => gradients = Some(found),
-                Some(sum) => sum.add(found)?,
+                None => gradients = Some(found.gradients),
+                Some(sum) => sum.add(found.gradients)?,
             }
-            scalars.push((LOSS.to_string(), total.detach()));
-            for (name, value) in losses.parts {
-                let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
-                scalars.push((name.to_string(), (value / accumulate as f64)?));
-            }
+            scalars.extend(found.scalars);
             samples += batch.samples as u64;
         }
         self.state.step += 1;
@@ -352,6 +353,21 @@ impl<'a> Session<'a> {
         self.window.lr = lr;
         self.intact = true;
         Ok(())
+    }
+
+    /// Loss and gradients of a batch that lies on the device, as the task launches them.
+    fn found(&self, batch: &Batch, step: &Step) -> Result<Found, TrainError> {
+        let accumulate = self.recipe.train.accumulate as f64;
+        let (losses, tape) = tape::record(|| self.task.loss(batch, step));
+        let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
+        let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let gradients = self.optimiser.gradients(tape.backward(&total)?);
+        let mut scalars = vec![(LOSS.to_string(), total.detach())];
+        for (name, value) in losses.parts {
+            let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
+            scalars.push((name.to_string(), (value / accumulate)?));
+        }
+        Ok(Found { gradients, scalars })
     }
 
     /// Waits for the device, and learns how many steps were skipped because gradients were not finite. Weights, moments

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::upload::Uploader;
 use fulgur_lightnet::params::Params;
@@ -28,6 +29,13 @@ pub trait Task: Send + Sync {
     /// logged. None where nobody has counted them.
     fn flops_per_sample(&self) -> Option<f64> {
         None
+    }
+
+    /// Whether [`Task::loss`] has the device do the same at every step, but for what the tensors and the ids of the batch hold. It
+    /// takes nothing from the step or from tensors on the host then, batches have the same shapes, and a GPU may record the work
+    /// once and repeat it.
+    fn repeats(&self) -> bool {
+        false
     }
 
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
@@ -121,6 +129,8 @@ pub struct Step {
 pub struct Batch {
     /// The tensors.
     pub tensors: BTreeMap<&'static str, Tensor>,
+    /// Ids, which are checked and ordered on the host.
+    pub ids: BTreeMap<&'static str, Ids>,
     /// Tensors that stay on the host.
     pub host: BTreeMap<&'static str, Tensor>,
     /// How many samples they hold, for the throughput that is logged.
@@ -132,6 +142,7 @@ impl Batch {
     pub fn new(samples: usize) -> Self {
         Self {
             tensors: BTreeMap::new(),
+            ids: BTreeMap::new(),
             host: BTreeMap::new(),
             samples,
         }
@@ -144,7 +155,14 @@ impl Batch {
         self
     }
 
-    /// Adds a tensor that stays on the host: ids, which are looked at there.
+    /// Adds ids, and finds their order here: this thread need not hurry.
+    #[must_use]
+    pub fn with_ids(mut self, name: &'static str, ids: Ids) -> Self {
+        self.ids.insert(name, ids.ordered());
+        self
+    }
+
+    /// Adds a tensor that stays on the host, to be looked at there.
     #[must_use]
     pub fn on_host(mut self, name: &'static str, tensor: Tensor) -> Self {
         self.host.insert(name, tensor);
@@ -165,6 +183,17 @@ impl Batch {
         }
     }
 
+    /// The ids called `name`.
+    ///
+    /// # Errors
+    /// The batch has none of this name.
+    pub fn ids(&self, name: &str) -> candle_core::Result<&Ids> {
+        match self.ids.get(name) {
+            Some(ids) => Ok(ids),
+            None => candle_core::bail!("the batch has no ids `{name}`, it has {:?}", self.ids.keys()),
+        }
+    }
+
     /// The same batch on `device`.
     ///
     /// # Errors
@@ -182,11 +211,54 @@ impl Batch {
             .tensors
             .iter()
             .map(|(name, tensor)| Ok((*name, uploader.upload(tensor)?)));
+        let tensors = moved.collect::<candle_core::Result<_>>()?;
+        let ids = self.ids.iter();
         Ok(Self {
-            tensors: moved.collect::<candle_core::Result<_>>()?,
+            tensors,
+            ids: ids
+                .map(|(name, ids)| Ok((*name, ids.upload(uploader)?)))
+                .collect::<candle_core::Result<_>>()?,
             host: self.host.clone(),
             samples: self.samples,
         })
+    }
+
+    /// The same batch in memory of its own on the device where it lies: places for [`Self::copy_to`].
+    ///
+    /// # Errors
+    /// It was not uploaded, or the device is out of memory.
+    #[cfg(feature = "cuda")]
+    pub fn own(&self) -> candle_core::Result<Self> {
+        let (tensors, ids) = (self.tensors.iter(), self.ids.iter());
+        Ok(Self {
+            tensors: tensors
+                .map(|(name, tensor)| Ok((*name, tensor.copy()?)))
+                .collect::<candle_core::Result<_>>()?,
+            ids: ids
+                .map(|(name, ids)| Ok((*name, ids.own()?)))
+                .collect::<candle_core::Result<_>>()?,
+            host: self.host.clone(),
+            samples: self.samples,
+        })
+    }
+
+    /// Writes tensors and ids over those of `to`, which lie on the same device.
+    ///
+    /// # Errors
+    /// They have other names or shapes, or the driver refuses.
+    #[cfg(feature = "cuda")]
+    pub fn copy_to(&self, to: &Self) -> candle_core::Result<()> {
+        let places = to.tensors.len() + to.ids.len();
+        if self.tensors.len() + self.ids.len() != places || self.samples != to.samples {
+            candle_core::bail!("batches differ in their tensors, though the task says that steps repeat");
+        }
+        for (name, tensor) in &self.tensors {
+            fulgur_kernels::graph::copy(&tensor.contiguous()?, to.get(name)?)?;
+        }
+        for (name, ids) in &self.ids {
+            ids.copy_to(to.ids(name)?)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,14 @@
 //! Rows by number on a GPU: launches of `cuda/embedding.cu`.
 
-use super::ids::Order;
 use super::{Ids, OP};
 use crate::autograd::Value;
 use crate::cuda_module::{Module, Slice, THREADS, by_rows, launch, module, pointer, room, zeros};
 use crate::gpu::{self, Locked};
+use crate::graph;
 use crate::pass::CudaReal;
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
-use candle_core::{Result, Tensor};
+use crate::upload::Uploader;
+use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::{Device, Result, Tensor};
 
 const EMBEDDING: Module = module!("embedding");
 /// Most positions of a piece.
@@ -16,66 +17,92 @@ const PIECE: usize = 32;
 const LANES: usize = 32;
 const MOST_BLOCKS: usize = 65_535;
 
-/// `Piece` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Piece {
-    first: u32,
-    last: u32,
-    target: u32,
-    is_part: u32,
+/// Of a piece or an id in parts that is none: tables have a length that depends on the number of ids only.
+const NONE: u32 = u32::MAX;
+/// Numbers of a `Piece` of the kernels: first, last, target, whether that is a part.
+const PIECE_NUMBERS: usize = 4;
+/// Numbers of a `Parted` of the kernels: row, first, last.
+const PARTED_NUMBERS: usize = 3;
+
+/// Ids and their order in memory of a GPU, of type u32. Lengths follow from the number of ids and of rows.
+#[derive(Debug)]
+pub(super) struct Placed {
+    /// Rows in the order of the ids.
+    rows: Tensor,
+    /// Positions by id.
+    positions: Tensor,
+    /// Who adds what: pieces of bounded length.
+    pieces: Tensor,
+    /// Ids of more than one piece.
+    parted: Tensor,
 }
 
-/// `Parted` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Parted {
-    row: u32,
-    first: u32,
-    last: u32,
+/// Most pieces, ids in parts, and parts of them, of `count` ids of a table of `rows` rows.
+fn most(count: usize, rows: usize) -> [usize; 3] {
+    let parted = count / (PIECE + 1);
+    [count / PIECE + count.min(rows), parted, count / PIECE + parted]
 }
 
-// SAFETY: plain numbers in the layout of C, as the kernels declare them.
-unsafe impl DeviceRepr for Piece {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for Parted {}
+impl Placed {
+    pub(super) fn upload(ids: &Ids, uploader: &mut Uploader) -> Result<Self> {
+        let (pieces, parted) = plan(ids);
+        let mut upload = |numbers: Vec<u32>| {
+            let count = numbers.len();
+            uploader.upload(&Tensor::from_vec(numbers, count, &Device::Cpu)?)
+        };
+        Ok(Self {
+            rows: upload(ids.list().to_vec())?,
+            positions: upload(ids.order().positions.clone())?,
+            pieces: upload(pieces)?,
+            parted: upload(parted)?,
+        })
+    }
 
-/// Who adds what: pieces of bounded length, and ids of more than one of them.
-struct Plan {
-    pieces: Vec<Piece>,
-    parted: Vec<Parted>,
-    parts: usize,
-}
+    fn all(&self) -> [&Tensor; 4] {
+        [&self.rows, &self.positions, &self.pieces, &self.parted]
+    }
 
-impl Plan {
-    fn new(order: &Order) -> Self {
-        let (mut pieces, mut parted, mut parts) = (Vec::with_capacity(order.segments.len()), vec![], 0u32);
-        for segment in &order.segments {
-            let whole = segment.last - segment.first <= PIECE as u32;
-            let before = parts;
-            for first in (segment.first..segment.last).step_by(PIECE) {
-                pieces.push(Piece {
-                    first,
-                    last: (first + PIECE as u32).min(segment.last),
-                    target: if whole { segment.row } else { parts },
-                    is_part: u32::from(!whole),
-                });
-                parts += u32::from(!whole);
-            }
-            if !whole {
-                parted.push(Parted {
-                    row: segment.row,
-                    first: before,
-                    last: parts,
-                });
-            }
+    /// The same in memory of its own.
+    pub(super) fn copied(&self) -> Result<Self> {
+        Ok(Self {
+            rows: self.rows.copy()?,
+            positions: self.positions.copy()?,
+            pieces: self.pieces.copy()?,
+            parted: self.parted.copy()?,
+        })
+    }
+
+    /// Writes it over `to`.
+    pub(super) fn copy_to(&self, to: &Self) -> Result<()> {
+        for (from, to) in self.all().into_iter().zip(to.all()) {
+            graph::copy(from, to)?;
         }
-        Self {
-            pieces,
-            parted,
-            parts: parts as usize,
+        Ok(())
+    }
+}
+
+/// Pieces, and ids of more than one of them, as the kernels read them.
+fn plan(ids: &Ids) -> (Vec<u32>, Vec<u32>) {
+    let [most_pieces, most_parted, _] = most(ids.list().len(), ids.rows());
+    let mut pieces = Vec::with_capacity(most_pieces * PIECE_NUMBERS);
+    let mut parted = Vec::with_capacity(most_parted.max(1) * PARTED_NUMBERS);
+    let mut parts = 0;
+    for segment in &ids.order().segments {
+        let whole = segment.last - segment.first <= PIECE as u32;
+        let before = parts;
+        for first in (segment.first..segment.last).step_by(PIECE) {
+            let last = (first + PIECE as u32).min(segment.last);
+            let target = if whole { segment.row } else { parts };
+            pieces.extend([first, last, target, u32::from(!whole)]);
+            parts += u32::from(!whole);
+        }
+        if !whole {
+            parted.extend([segment.row, before, parts]);
         }
     }
+    pieces.resize(most_pieces * PIECE_NUMBERS, NONE);
+    parted.resize(most_parted.max(1) * PARTED_NUMBERS, NONE);
+    (pieces, parted)
 }
 
 /// Elements that move at once.
@@ -90,8 +117,12 @@ fn vector(width: usize, bytes: usize, address: u64) -> usize {
 
 pub(super) fn forward<X: CudaReal, Y: CudaReal>(table: &Tensor, ids: &Ids, shape: &[usize]) -> Result<Value> {
     let device = table.device().as_cuda_device()?;
-    let rows = device.clone_htod(ids.list())?;
-    let y = gathered::<X, Y>(table, pointer(device, Some(&rows.as_view())), ids.list().len())?;
+    let y = if let Some(placed) = ids.placed() {
+        gathered::<X, Y>(table, Locked::new(OP, &placed.rows).start()?, ids.list().len())?
+    } else {
+        let rows = device.clone_htod(ids.list())?;
+        gathered::<X, Y>(table, pointer(device, Some(&rows.as_view())), ids.list().len())?
+    };
     Ok(gpu::value(y, device, &shape.into()))
 }
 
@@ -125,28 +156,38 @@ fn gathered<X: CudaReal, Y: CudaReal>(table: &Tensor, rows: u64, count: usize) -
 pub(super) fn backward<Y: CudaReal>(table: &Tensor, ids: &Ids, grad: &Tensor) -> Result<Tensor> {
     let device = table.device().as_cuda_device()?;
     let (rows, width) = table.dims2()?;
-    let order = ids.order();
-    let plan = Plan::new(order);
+    let here;
+    let placed = if let Some(placed) = ids.placed() {
+        placed
+    } else {
+        here = Placed::upload(ids, &mut Uploader::new(table.device()))?;
+        &here
+    };
+    let [most_pieces, most_parted, most_parts] = most(ids.list().len(), rows);
     let grad = Locked::new(OP, grad);
     let address = grad.start()?;
     let v = vector(width, size_of::<Y>(), address);
-    let positions = device.clone_htod(&order.positions)?;
-    let pieces = device.clone_htod(&plan.pieces)?;
     let gradient = zeros::<f32>(device, rows * width)?;
-    let parts = room::<f32>(device, plan.parts.max(1) * width)?;
-    let count = plan.pieces.len();
-    launch!(device, EMBEDDING, format!("sum_pieces_{}_v{v}", Y::SUFFIX), by_rows(count, width / v);
-        address, positions.as_view(), pieces.as_view(), gradient.as_view(), parts.as_view(),
-        count as u32, width as u32);
-    for parted in plan.parted.chunks(MOST_BLOCKS) {
+    let parts = room::<f32>(device, most_parts.max(1) * width)?;
+    let (positions, pieces) = (
+        Locked::new(OP, &placed.positions).start()?,
+        Locked::new(OP, &placed.pieces).start()?,
+    );
+    launch!(device, EMBEDDING, format!("sum_pieces_{}_v{v}", Y::SUFFIX), by_rows(most_pieces, width / v);
+        address, positions, pieces, gradient.as_view(), parts.as_view(), most_pieces as u32, width as u32);
+    for first in (0..most_parted).step_by(MOST_BLOCKS) {
         let config = LaunchConfig {
-            grid_dim: (width.div_ceil(LANES) as u32, parted.len() as u32, 1),
+            grid_dim: (
+                width.div_ceil(LANES) as u32,
+                (most_parted - first).min(MOST_BLOCKS) as u32,
+                1,
+            ),
             block_dim: (LANES as u32, THREADS / LANES as u32, 1),
             shared_mem_bytes: 0,
         };
-        let parted = device.clone_htod(parted)?;
+        let parted = placed.parted.narrow(0, first * PARTED_NUMBERS, PARTED_NUMBERS)?;
         launch!(device, EMBEDDING, "sum_parts", config;
-            parts.as_view(), parted.as_view(), gradient.as_view(), width as u32);
+            parts.as_view(), Locked::new(OP, &parted).start()?, gradient.as_view(), width as u32);
     }
     Ok(gpu::tensor(gradient, device, table.shape()))
 }

@@ -1,7 +1,10 @@
 //! Numbers of rows, checked on the host, and their order by value.
 
 use super::OP;
+#[cfg(feature = "cuda")]
+use super::cuda::Placed;
 use crate::error::OpError;
+use crate::upload::Uploader;
 use candle_core::{DType, Result, Tensor};
 use std::sync::{Arc, OnceLock};
 
@@ -15,6 +18,9 @@ struct Inner {
     shape: Vec<usize>,
     rows: usize,
     order: OnceLock<Order>,
+    /// Where they lie on a GPU.
+    #[cfg(feature = "cuda")]
+    placed: Option<Placed>,
 }
 
 /// Positions of ids, those of one id side by side, in their order.
@@ -56,6 +62,8 @@ impl Ids {
             shape: shape.to_vec(),
             rows,
             order: OnceLock::new(),
+            #[cfg(feature = "cuda")]
+            placed: None,
         })))
     }
 
@@ -83,6 +91,75 @@ impl Ids {
     /// All of them in a row.
     pub fn list(&self) -> &[u32] {
         &self.0.ids
+    }
+
+    /// The same ids, which also lie on the device of `uploader` with their order, without waiting for it. On the CPU they are
+    /// what they were.
+    ///
+    /// # Errors
+    /// The device or the page-locked memory of the host is used up.
+    pub fn upload(&self, uploader: &mut Uploader) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if uploader.device().is_cuda() {
+            return Ok(Self(Arc::new(Inner {
+                ids: self.0.ids.clone(),
+                shape: self.0.shape.clone(),
+                rows: self.0.rows,
+                order: OnceLock::new(),
+                placed: Some(Placed::upload(self, uploader)?),
+            })));
+        }
+        let _ = uploader;
+        Ok(self.clone())
+    }
+
+    /// The same ids in memory of their own on the device where they lie: places for [`Self::copy_to`].
+    ///
+    /// # Errors
+    /// They were not uploaded, or the device has no memory left.
+    #[cfg(feature = "cuda")]
+    pub fn own(&self) -> Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            ids: self.0.ids.clone(),
+            shape: self.0.shape.clone(),
+            rows: self.0.rows,
+            order: OnceLock::new(),
+            placed: Some(self.uploaded()?.copied()?),
+        })))
+    }
+
+    /// Writes these ids over those of `to` on the device, behind all that was queued before: whatever was recorded with `to` reads
+    /// these from then on. The host's list of `to` stays what it was.
+    ///
+    /// # Errors
+    /// One of them was not uploaded, they are for different tables or have different shapes, or the driver refuses.
+    #[cfg(feature = "cuda")]
+    pub fn copy_to(&self, to: &Self) -> Result<()> {
+        if (self.shape(), self.rows()) != (to.shape(), to.rows()) {
+            let found = format!("{:?} below {}", self.shape(), self.rows());
+            let expected = format!("{:?} below {}", to.shape(), to.rows());
+            return Err(OpError::value(OP, "ids", found, expected).into());
+        }
+        self.uploaded()?.copy_to(to.uploaded()?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn uploaded(&self) -> Result<&Placed> {
+        self.placed()
+            .ok_or_else(|| OpError::value(OP, "ids", "on the host", "uploaded before").into())
+    }
+
+    /// Where they lie on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn placed(&self) -> Option<&Placed> {
+        self.0.placed.as_ref()
+    }
+
+    /// The same ids with their order found, in whatever thread this is called.
+    #[must_use]
+    pub fn ordered(self) -> Self {
+        self.order();
+        self
     }
 
     /// Their order, found when it is first asked for.

@@ -10,14 +10,11 @@ use super::model::LanguageModel;
 use super::state::State;
 
 #[cfg(feature = "cuda")]
-use {candle_core::bail, recorded::Replay, std::sync::Arc};
+use {fulgur_kernels::graph, recorded::Replay, std::sync::Arc};
 
 /// Single tokens after which a step is recorded: fewer would not make up for it.
 #[cfg(feature = "cuda")]
 const BEFORE: usize = 2;
-/// `0` where no step is to be recorded.
-#[cfg(feature = "cuda")]
-const CHOICE: &str = "FULGUR_GRAPHS";
 
 /// The way of the single tokens of some sequences. Clones share what was recorded until one of them goes on.
 #[derive(Clone, Debug, Default)]
@@ -34,17 +31,21 @@ pub(super) struct Stepping {
 impl Stepping {
     /// Without records.
     pub(super) fn plain() -> Self {
-        Self {
-            refused: Some("it was asked not to".to_owned()),
-            ..Self::default()
-        }
+        Self::refusing(Some("it was asked not to".to_owned()))
     }
 
     /// Of other rows of the same sequences.
     pub(super) fn begun_anew(&self) -> Self {
+        Self::refusing(self.refused.clone())
+    }
+
+    fn refusing(refused: Option<String>) -> Self {
         Self {
-            refused: self.refused.clone(),
-            ..Self::default()
+            refused,
+            #[cfg(feature = "cuda")]
+            tokens: 0,
+            #[cfg(feature = "cuda")]
+            replay: None,
         }
     }
 
@@ -102,9 +103,9 @@ impl Stepping {
             }
         }
         if self.refused.is_none() && self.tokens >= BEFORE {
-            let replay = match is_allowed()? {
+            let replay = match graph::is_allowed()? {
                 true => Replay::new(model, state),
-                false => Err(candle_core::Error::Msg(format!("{CHOICE} is 0"))),
+                false => Err(candle_core::Error::Msg(format!("{} is 0", graph::CHOICE))),
             };
             match replay {
                 Ok(mut replay) => {
@@ -146,17 +147,6 @@ impl Stepping {
             self.tokens = 0;
         }
         Ok(())
-    }
-}
-
-/// Whether the user lets steps be recorded.
-#[cfg(feature = "cuda")]
-fn is_allowed() -> Result<bool> {
-    match std::env::var_os(CHOICE) {
-        None => Ok(true),
-        Some(choice) if choice == "1" => Ok(true),
-        Some(choice) if choice == "0" => Ok(false),
-        Some(choice) => bail!("{CHOICE}: found {choice:?}, expected 0 or 1"),
     }
 }
 

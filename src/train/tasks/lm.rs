@@ -261,10 +261,14 @@ impl Task for LmTask {
         Some(operations.all())
     }
 
+    fn repeats(&self) -> bool {
+        // Documents end elsewhere in every batch.
+        self.end.is_none()
+    }
+
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let [ids, targets] = self.examples(&self.starts(cursor), || cursor.noise("mask"))?;
         let tokens = ids.elem_count();
-        // The order of ids is found on the host, so that is where they stay.
         if let Some(end) = self.end {
             let Packed {
                 ids,
@@ -273,24 +277,26 @@ impl Task for LmTask {
             } = Packed::of(&ids, &targets, end)?;
             let borders: Vec<u32> = borders.into_iter().map(|border| border as u32).collect();
             let borders = Tensor::new(borders, &Device::Cpu)?;
-            let batch = Batch::new(tokens).on_host("ids", ids).with("targets", targets);
-            return Ok(batch.on_host("borders", borders));
+            let batch = Batch::new(tokens).with_ids("ids", self.ids(&ids)?);
+            return Ok(batch.with("targets", targets).on_host("borders", borders));
         }
-        Ok(Batch::new(tokens).on_host("ids", ids).with("targets", targets))
+        Ok(Batch::new(tokens)
+            .with_ids("ids", self.ids(&ids)?)
+            .with("targets", targets))
     }
 
     fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
-        let ids = self.ids(batch.get("ids")?)?;
+        let ids = batch.ids("ids")?;
         let targets = batch.get("targets")?;
         if self.end.is_some() {
             let borders = batch.get("borders")?.to_vec1::<u32>()?;
             let borders: Vec<usize> = borders.into_iter().map(|border| border as usize).collect();
             return Ok(self
                 .model
-                .packed_loss(&ids, targets, &borders, &self.head())?
+                .packed_loss(ids, targets, &borders, &self.head())?
                 .into());
         }
-        Ok(self.model.loss(&ids, targets, &self.head())?.into())
+        Ok(self.model.loss(ids, targets, &self.head())?.into())
     }
 
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {

@@ -136,11 +136,15 @@ impl Task for RecallTask {
         Some(operations.all())
     }
 
+    fn repeats(&self) -> bool {
+        true
+    }
+
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let noise = &mut cursor.noise("recall");
         let [ids, targets] = examples(&self.options.shape(), self.options.batch, noise)?;
         Ok(Batch::new(ids.elem_count())
-            .on_host("ids", ids)
+            .with_ids("ids", Ids::of(&ids, self.options.vocabulary)?)
             .with("targets", targets))
     }
 
@@ -149,8 +153,8 @@ impl Task for RecallTask {
             ignore: Some(IGNORED),
             ..Default::default()
         };
-        let ids = Ids::of(batch.get("ids")?, self.options.vocabulary)?;
-        Ok(self.model.loss(&ids, batch.get("targets")?, &options)?.into())
+        let (ids, targets) = (batch.ids("ids")?, batch.get("targets")?);
+        Ok(self.model.loss(ids, targets, &options)?.into())
     }
 
     /// The loss of queries, and the share of them whose value is the likeliest of all tokens.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use fulgur_datasets::long_range::{ListOps, listops, pathfinder};
+use fulgur_kernels::embedding::Ids;
 use fulgur_lightnet::lm::classifier::Input;
 use rayon::prelude::*;
 
@@ -187,7 +188,7 @@ impl Source {
                 let targets = examples.iter().map(|example| example.value);
                 let count = ids.len();
                 Ok(batch
-                    .on_host("ids", Tensor::from_vec(ids, (1, count), &Device::Cpu)?)
+                    .with_ids("ids", Ids::new(&ids, &[1, count], listops::VOCABULARY)?)
                     .on_host("borders", Tensor::new(borders, &Device::Cpu)?)
                     .with("targets", labels(targets)?))
             }
@@ -294,13 +295,7 @@ mod tests {
         };
         let source = Source::open(Arena::ListOps, options, 7, Path::new("")).unwrap();
         let batch = source.examples(&[3, 9, 4], false).unwrap();
-        let ids = batch
-            .get("ids")
-            .unwrap()
-            .squeeze(0)
-            .unwrap()
-            .to_vec1::<u32>()
-            .unwrap();
+        let ids = batch.ids("ids").unwrap().list();
         let borders = batch.get("borders").unwrap().to_vec1::<u32>().unwrap();
         let targets = batch.get("targets").unwrap().to_vec1::<u32>().unwrap();
         for (at, number) in [3, 9, 4].into_iter().enumerate() {
@@ -312,16 +307,7 @@ mod tests {
             assert_eq!((own, targets[at]), (example.tokens, u32::from(example.value)));
         }
         let held_out = source.examples(&[3, 9, 4], true).unwrap();
-        assert_ne!(
-            held_out
-                .get("ids")
-                .unwrap()
-                .flatten_all()
-                .unwrap()
-                .to_vec1::<u32>()
-                .unwrap(),
-            ids
-        );
+        assert_ne!(held_out.ids("ids").unwrap().list(), ids);
 
         let source = Source::open(Arena::Pathfinder, options, 7, Path::new("")).unwrap();
         let batch = source.examples(&[0, 5], false).unwrap();

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::log_softmax;
 use fulgur_datasets::long_range::{ListOps, listops};
-use fulgur_kernels::embedding::Ids;
 use fulgur_lightnet::lm::Architecture;
 use fulgur_lightnet::lm::classifier::{
     ClassifierConfig, Content, Form, Input, Layout, Positions, SequenceClassifier,
@@ -174,10 +173,9 @@ impl LraTask {
     ) -> TaskResult<T> {
         Ok(match self.model.config().input {
             Input::Tokens => {
-                let ids = Ids::of(batch.get("ids")?, listops::VOCABULARY)?;
                 let borders = batch.get("borders")?.to_vec1::<u32>()?;
                 let borders: Vec<usize> = borders.into_iter().map(|border| border as usize).collect();
-                of(&Content::Tokens(&ids), &Layout::packed(&borders)?)?
+                of(&Content::Tokens(batch.ids("ids")?), &Layout::packed(&borders)?)?
             }
             Input::Pixels => {
                 let pixels = batch.get("pixels")?;
@@ -210,6 +208,11 @@ impl LraTask {
 impl Task for LraTask {
     fn params(&self) -> &Params {
         &self.params
+    }
+
+    fn repeats(&self) -> bool {
+        // Lists end elsewhere in every batch.
+        self.model.config().input == Input::Pixels
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
