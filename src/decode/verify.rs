@@ -1,7 +1,9 @@
-//! Whether decoding by a step that was recorded is decoding by ordinary steps, bit for bit.
+//! Whether decoding by a step that was recorded is decoding by ordinary steps, bit for bit, and both are what a pass over the whole
+//! text says, as far as its type goes.
 
 use anyhow::bail;
 use candle_core::{DType, Tensor};
+use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::{LanguageModel, Session};
@@ -30,12 +32,15 @@ pub struct Check {
     pub equal_states: bool,
     /// Whether a clone half way, which shares what was recorded, went on to the same tokens.
     pub equal_clones: bool,
+    /// Relative RMS difference between the logits of the first sequence and those of one pass over its whole text.
+    pub whole: f64,
 }
 
 impl Check {
-    /// Whether nothing differs.
-    pub fn is_equal(&self) -> bool {
-        self.equal_ids && self.equal_logits && self.equal_states && self.equal_clones
+    /// Whether both ways are the same, and the whole pass is within `bound` of them.
+    pub fn is_equal(&self, bound: f64) -> bool {
+        let same = self.equal_ids && self.equal_logits && self.equal_states && self.equal_clones;
+        same && self.whole <= bound
     }
 }
 
@@ -48,11 +53,7 @@ pub fn verify(model: &LanguageModel, plan: &Plan) -> anyhow::Result<Vec<Check>> 
     if config.bidirectional {
         bail!("a model in both directions, expected a causal one");
     }
-    let mut noise = Philox::new(plan.seed, STREAM);
-    let context = plan.lengths.first().copied().unwrap_or(1);
-    let ids: Vec<u32> = (0..context)
-        .map(|_| noise.below(config.vocab_size) as u32)
-        .collect();
+    let (ids, mut noise) = context(model, plan);
     let mut session = Session::new(model);
     session.read(model, &ids, plan.chunk, |_| true)?;
     let one = |&batch: &usize| {
@@ -60,12 +61,52 @@ pub fn verify(model: &LanguageModel, plan: &Plan) -> anyhow::Result<Vec<Check>> 
         let first: Vec<u32> = (0..batch)
             .map(|_| noise.below(config.vocab_size) as u32)
             .collect();
-        check(model, &session, &first, plan.tokens)
+        check(model, &session, &ids, &first, plan.tokens)
     };
     plan.batches.iter().map(one).collect()
 }
 
-fn check(model: &LanguageModel, session: &Session, first: &[u32], tokens: usize) -> anyhow::Result<Check> {
+/// Relative RMS difference between the logits of `model` and of `other`, which has the same weights, behind the tokens of the
+/// shortest of the lengths of `plan`.
+///
+/// # Errors
+/// A failing operation.
+pub fn difference(model: &LanguageModel, other: &LanguageModel, plan: &Plan) -> anyhow::Result<f64> {
+    let (ids, _) = context(model, plan);
+    Ok(relative(&whole(model, &ids)?, &whole(other, &ids)?))
+}
+
+/// Random tokens of the shortest length, and the noise that goes on behind them.
+fn context(model: &LanguageModel, plan: &Plan) -> (Vec<u32>, Philox) {
+    let mut noise = Philox::new(plan.seed, STREAM);
+    let length = plan.lengths.first().copied().unwrap_or(1);
+    let ids = (0..length).map(|_| noise.below(model.config().vocab_size) as u32);
+    (ids.collect(), noise)
+}
+
+/// Logits of all tokens after `ids`, in a row.
+fn whole(model: &LanguageModel, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
+    let ids = Ids::new(ids, &[1, ids.len()], model.config().vocab_size)?;
+    let logits = model.logits(&ids)?.to_dtype(DType::F32)?;
+    Ok(logits.flatten_all()?.to_vec1()?)
+}
+
+/// RMS of the difference over that of `wanted`.
+fn relative(found: &[f32], wanted: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let pairs = found.iter().zip(wanted);
+    let error: f64 = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let size: f64 = wanted.iter().map(|&b| square(f64::from(b))).sum();
+    (error / size).sqrt()
+}
+
+fn check(
+    model: &LanguageModel,
+    session: &Session,
+    context: &[u32],
+    first: &[u32],
+    tokens: usize,
+) -> anyhow::Result<Check> {
     let numbers: Vec<u32> = (0..first.len() as u32).collect();
     let mut recorded = session.fork(&numbers)?;
     let mut plain = session.fork(&numbers)?.unrecorded()?;
@@ -90,7 +131,15 @@ fn check(model: &LanguageModel, session: &Session, first: &[u32], tokens: usize)
         }
         Ok(same)
     };
+    let own = found.ids.iter().map(|row| row[0]);
+    let text: Vec<u32> = context.iter().copied().chain([first[0]]).chain(own).collect();
+    let vocabulary = model.config().vocab_size;
+    let decoded = found.logits.iter().flat_map(|step| &step[..vocabulary]);
+    let decoded: Vec<f32> = decoded.map(|&bits| f32::from_bits(bits)).collect();
+    let whole = whole(model, &text)?;
+    let whole = relative(&decoded, &whole[whole.len() - decoded.len()..]);
     Ok(Check {
+        whole,
         batch: first.len(),
         context: session.tokens(),
         tokens,

@@ -18,7 +18,7 @@ use super::super::files::check_output;
 use super::super::progress::Unit;
 use super::Weights;
 use super::generate::LONGEST_CHUNK;
-use crate::decode::verify::{Check, verify};
+use crate::decode::verify::{Check, difference, verify};
 use crate::decode::{Measure, Measures, Plan, Told, compute, flatness, measure, plots};
 use crate::doctor::available_memory;
 use crate::report::grouped;
@@ -30,6 +30,10 @@ const LONGEST: usize = 1 << 26;
 const MOST_TOGETHER: usize = 1 << 12;
 /// Most tokens of a measure.
 const MOST_TOKENS: usize = 1 << 16;
+/// How far two orders of the same sums may be apart in f32, relative RMS.
+const F32_BOUND: f64 = 1e-5;
+/// The same with weights and activations of 8 bits of precision.
+const BF16_BOUND: f64 = 2e-2;
 
 /// Measure how fast a language model reads and writes, and what it keeps
 ///
@@ -95,7 +99,8 @@ pub(super) struct Arguments {
     /// Plot time a token and bytes of state against the context
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Measure nothing: compare bit for bit what recorded steps and ordinary ones decode behind the shortest length
+    /// Measure nothing: compare bit for bit what recorded steps and ordinary ones decode behind the shortest length, and both with a
+    /// pass over the whole text, on a GPU also with the CPU
     #[arg(long, conflicts_with = "plot")]
     verify: bool,
 }
@@ -172,13 +177,30 @@ fn verified(
     for (name, config) in sources {
         let model = arguments.open(&config, parameters(&config)?, device)?;
         let checks = verify(&model, plan)?;
-        models.push(VerifiedModel { name, checks });
+        let processor = match device.is_cpu() {
+            true => None,
+            false => {
+                let other = arguments.open(&config, parameters(&config)?, &Device::Cpu)?;
+                Some(difference(&model, &other, plan)?)
+            }
+        };
+        models.push(VerifiedModel {
+            name,
+            checks,
+            processor,
+        });
     }
     let all = || models.iter().flat_map(|model| &model.checks);
+    let bound = match arguments.dtype {
+        Weights::F32 => F32_BOUND,
+        Weights::Bf16 => BF16_BOUND,
+    };
+    let near = |model: &VerifiedModel| model.processor.is_none_or(|difference| difference <= bound);
     Answer::new(&Verified {
         device: name(device),
         dtype: arguments.dtype,
-        equal: all().all(Check::is_equal),
+        bound,
+        equal: all().all(|check| check.is_equal(bound)) && models.iter().all(near),
         recorded: all().filter(|check| check.recorded).count(),
         models,
     })
@@ -433,6 +455,8 @@ impl fmt::Display for Benched {
 struct Verified {
     device: String,
     dtype: Weights,
+    /// How far logits of two orders of the same sums may be apart.
+    bound: f64,
     /// Whether nothing differs.
     equal: bool,
     /// Checks whose steps were recorded.
@@ -444,6 +468,8 @@ struct Verified {
 struct VerifiedModel {
     name: String,
     checks: Vec<Check>,
+    /// Relative RMS difference between logits of a GPU and of the CPU.
+    processor: Option<f64>,
 }
 
 impl Report for Verified {
@@ -468,7 +494,8 @@ impl fmt::Display for Verified {
                 };
                 writeln!(
                     f,
-                    "{:<12} batch {:>4}, {} tokens behind {}: ids {}, logits {}, states {}, clones {}; {way}",
+                    "{:<12} batch {:>4}, {} tokens behind {}: ids {}, logits {}, states {}, clones {}, whole pass {:.1e}; \
+                     {way}",
                     model.name,
                     check.batch,
                     check.tokens,
@@ -477,12 +504,20 @@ impl fmt::Display for Verified {
                     equal(check.equal_logits),
                     equal(check.equal_states),
                     equal(check.equal_clones),
+                    check.whole,
                 )?;
+            }
+            if let Some(difference) = model.processor {
+                writeln!(f, "{:<12} beside the CPU {difference:.1e}", model.name)?;
             }
         }
         let all: usize = self.models.iter().map(|model| model.checks.len()).sum();
         let verdict = if self.equal { "equal" } else { "UNEQUAL" };
-        writeln!(f, "{verdict}; {} of {all} recorded", self.recorded)
+        writeln!(
+            f,
+            "{verdict} within {:.0e}; {} of {all} recorded",
+            self.bound, self.recorded
+        )
     }
 }
 
