@@ -48,7 +48,7 @@ impl Uploader {
 mod locked {
     use std::collections::{BTreeMap, VecDeque};
 
-    use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PinnedHostSlice};
+    use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DeviceRepr, PinnedHostSlice};
     use candle_core::cuda_backend::{CudaDType, WrapErr};
     use candle_core::{CpuStorage, CudaDevice, Result, Shape, Storage, Tensor};
 
@@ -57,13 +57,39 @@ mod locked {
     /// Copies of this many bytes the driver takes at once.
     const SMALL: usize = 64 << 10;
     /// Copies of one size that may be under way.
-    const IN_TURN: usize = 4;
+    const IN_TURN: usize = 12;
     /// Sizes that are kept memory for.
     const SIZES: usize = 16;
 
     /// Page-locked memory by its size in bytes, that which was used longest ago first.
     #[derive(Debug, Default)]
-    pub(super) struct Buffers(BTreeMap<usize, VecDeque<PinnedHostSlice<u8>>>);
+    pub(super) struct Buffers(BTreeMap<usize, VecDeque<Buffer>>);
+
+    /// Page-locked memory, and when the last copy out of it is over. The event that the memory has itself is recorded only where
+    /// streams track each other, which ours need not.
+    #[derive(Debug)]
+    struct Buffer {
+        memory: PinnedHostSlice<u8>,
+        copied: CudaEvent,
+    }
+
+    impl Buffer {
+        fn new(bytes: usize, device: &CudaDevice) -> Result<Self> {
+            let stream = device.cuda_stream();
+            let context = stream.context();
+            // SAFETY: it is filled before it is read.
+            let memory = unsafe { context.alloc_pinned::<u8>(bytes) }.w()?;
+            let copied = context.new_event(None).w()?;
+            Ok(Self { memory, copied })
+        }
+    }
+
+    impl Drop for Buffer {
+        fn drop(&mut self) {
+            // Its memory is given back next, which must not be while it is read. A device that fails reads no more.
+            let _ = self.copied.synchronize();
+        }
+    }
 
     impl Buffers {
         /// None for what is small, or of a type that batches do not have.
@@ -100,22 +126,25 @@ mod locked {
         ) -> Result<Tensor> {
             let bytes = size_of_val(data);
             let mut buffer = self.take(bytes, device)?;
+            // Of the copy out of this buffer that was begun some turns ago.
+            buffer.copied.synchronize().w()?;
             // SAFETY: numbers without padding, seen as the bytes that they are.
             let source = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), bytes) };
-            // Waits for the copy out of this buffer that was begun some turns ago.
-            buffer.as_mut_slice().w()?.copy_from_slice(source);
+            buffer.memory.as_mut_slice().w()?.copy_from_slice(source);
             // SAFETY: the copy fills it.
             let mut target = unsafe { device.alloc::<T>(data.len())? };
             // SAFETY: the same memory, as bytes.
             let Some(mut view) = (unsafe { target.transmute_mut::<u8>(bytes) }) else {
                 candle_core::bail!("upload: {bytes} bytes do not fit what was made for them")
             };
-            device.memcpy_htod(&buffer, &mut view)?;
+            let copy = device.memcpy_htod(&buffer.memory, &mut view);
+            let recorded = buffer.copied.record(&device.cuda_stream()).w();
+            copy.and(recorded)?;
             self.0.entry(bytes).or_default().push_back(buffer);
             Ok(gpu::tensor(target, device, shape))
         }
 
-        fn take(&mut self, bytes: usize, device: &CudaDevice) -> Result<PinnedHostSlice<u8>> {
+        fn take(&mut self, bytes: usize, device: &CudaDevice) -> Result<Buffer> {
             if self.0.len() >= SIZES && !self.0.contains_key(&bytes) {
                 // Waits for the copies under way.
                 self.0.clear();
@@ -127,9 +156,7 @@ mod locked {
                     if let Some(first) = first {
                         queue.push_front(first);
                     }
-                    let stream = device.cuda_stream();
-                    // SAFETY: it is filled before it is read.
-                    unsafe { stream.context().alloc_pinned::<u8>(bytes) }.w()
+                    Buffer::new(bytes, device)
                 }
             }
         }
