@@ -5,25 +5,18 @@
 
 mod settings;
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::Context as _;
-use candle_core::Device;
-use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::long_range::ListOps;
 use fulgur_lightnet::lm::Architecture;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-pub use crate::sweep::Told;
-use crate::sweep::{self, Budget, integer, sizes, write_json};
+use crate::sweep::{self, Run, Work, cell, integer, sizes};
+pub use crate::sweep::{Budget, Place, Results, Told};
+use crate::train::Recipe;
 use crate::train::tasks::lra::data::Arena;
-use crate::train::{self, Options, Recipe, Report, tasks};
 pub use settings::{SETTINGS, Setting};
 
 /// Hidden widths are multiples of this: products of other widths are slow on a GPU.
@@ -32,16 +25,9 @@ const GRAIN: usize = 8;
 /// The budget that all settings share.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Plan {
-    /// Steps of each run.
-    pub steps: u64,
-    /// Seed of weights and of the order of data.
-    pub seed: u64,
-    /// Peak of the learning rate.
-    pub lr: f64,
-    /// Layers.
-    pub layers: usize,
-    /// Model width.
-    pub width: usize,
+    /// Steps, seed, learning rate and size.
+    #[serde(flatten)]
+    pub budget: Budget,
     /// Hidden width of the gated linear units of models without a gate; models with one have less, to be as large.
     pub hidden: usize,
     /// Heads of keys and values.
@@ -79,23 +65,36 @@ pub struct Row {
     pub samples_per_s: f64,
 }
 
-/// A row with the plan that it was made by, as it is kept.
-#[derive(Deserialize, Serialize)]
-struct Kept {
-    plan: Plan,
-    row: Row,
+impl sweep::Row for Row {
+    const KEY: &'static str = "rows";
+    const COLUMNS: &'static [&'static str] = &[
+        "task",
+        "setting",
+        "parameters",
+        "accuracy %",
+        "loss",
+        "n",
+        "samples/s",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let accuracy = self.accuracy.zip(self.standard_error);
+        vec![
+            self.task.clone(),
+            self.setting.clone(),
+            self.parameters.to_string(),
+            cell(accuracy, |(share, error)| {
+                format!("{:.2} ± {:.2}", 100.0 * share, 100.0 * error)
+            }),
+            cell(self.loss, |loss| format!("{loss:.4}")),
+            self.n.to_string(),
+            format!("{:.0}", self.samples_per_s),
+        ]
+    }
 }
 
 /// The whole table.
-#[derive(Clone, Debug, Serialize)]
-pub struct Sweep {
-    /// The budget.
-    pub plan: Plan,
-    /// One row a task and setting that is done.
-    pub rows: Vec<Row>,
-    /// Whether all of them are.
-    pub finished: bool,
-}
+pub type Sweep = sweep::Sweep<Plan, Row>;
 
 /// A task of the sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +130,7 @@ impl Plan {
             return self.hidden;
         }
         // 2 d D of the gate are as much as 2 D / 3 of 3 d for each hidden channel; the nearest multiple.
-        let rank = self.width / self.heads.max(1);
+        let rank = self.budget.width / self.heads.max(1);
         let less = (2 * rank + 3 * GRAIN / 2) / (3 * GRAIN) * GRAIN;
         self.hidden.saturating_sub(less).max(1)
     }
@@ -141,15 +140,14 @@ impl Plan {
     /// # Errors
     /// Values that no recipe can have.
     fn recipe(&self, subject: Subject, setting: &Setting, dir: &Path) -> anyhow::Result<Recipe> {
-        let mut model = sizes(&[
-            ("layers", self.layers),
-            ("width", self.width),
+        let mut model = self.budget.model(&[
             ("hidden", self.hidden(setting.architecture)),
             ("heads", self.heads),
         ])?;
         model.insert("architecture".into(), setting.architecture.name().into());
         // Weights that keep the variance of what they are given: small models learn slowly from those of large ones.
-        model.insert("init".into(), Value::Float((self.width.max(1) as f64).powf(-0.5)));
+        let init = (self.budget.width.max(1) as f64).powf(-0.5);
+        model.insert("init".into(), Value::Float(init));
         let mut own = sizes(&[("batch", self.batch), ("validation", self.validation)])?;
         own.insert("task".into(), subject.name().into());
         own.insert("form".into(), setting.form.name().into());
@@ -165,107 +163,55 @@ impl Plan {
             own.insert("examples".into(), integer(examples)?);
         }
         own.insert("model".into(), Value::Table(model));
-        let budget = Budget {
-            steps: self.steps,
-            lr: self.lr,
-            seed: self.seed,
-        };
-        budget.recipe("lra", own, format!("setting {}", setting.name), dir)
+        self.budget
+            .recipe("lra", own, format!("setting {}", setting.name), dir)
     }
 }
 
-/// Trains `settings` on `subjects` in order, and writes `table.md` and `table.json` into `out` after each run. Those whose results are there already
-/// are passed over; a run that was interrupted goes on.
+/// Trains `settings` on `subjects` in order, and writes `table.md` and `table.json` into the folder after each run. Those whose results are there
+/// already are passed over; a run that was interrupted goes on.
 ///
 /// # Errors
-/// Results of another plan lie in `out`, a run fails, or the folder cannot be written.
+/// Results of another plan lie in the folder, a run fails, or it cannot be written.
 pub fn sweep(
     plan: &Plan,
     subjects: &[Subject],
     settings: &[&Setting],
-    out: &Path,
-    device: &Device,
-    interrupt: &Arc<AtomicBool>,
-    mut tell: impl FnMut(Told),
+    place: Place<'_>,
+    tell: &mut dyn FnMut(Told),
 ) -> anyhow::Result<Sweep> {
-    let mut sweep = Sweep {
-        plan: plan.clone(),
-        rows: Vec::new(),
-        finished: false,
-    };
-    let runs: Vec<(Subject, &Setting)> = subjects
+    let runs: Vec<Run<(Subject, &Setting)>> = subjects
         .iter()
         .flat_map(|&subject| settings.iter().map(move |&setting| (subject, setting)))
         .filter(|(subject, setting)| subject.takes(setting))
+        .map(|(subject, setting)| Run {
+            name: format!("{} {}", subject.name(), setting.name),
+            dir: place.out.join(subject.name()).join(setting.name),
+            steps: plan.budget.steps,
+            of: (subject, setting),
+        })
         .collect();
-    let all = plan.steps * runs.len() as u64;
-    let dir = |(subject, setting): (Subject, &Setting)| out.join(subject.name()).join(setting.name);
-    // Results of another plan should be heard of before the first run.
-    let known: Vec<Option<Row>> = runs
-        .iter()
-        .map(|&run| kept(&dir(run).join("result.json"), plan))
-        .collect::<anyhow::Result<_>>()?;
-    for (index, (&run, known)) in runs.iter().zip(known).enumerate() {
-        let (subject, setting) = run;
-        let name = format!("{} {}", subject.name(), setting.name);
-        if let Some(row) = known {
-            tell(Told::Note(format!("{name}: there already")));
-            sweep.rows.push(row);
-            continue;
-        }
-        let recipe = plan.recipe(subject, setting, &dir(run))?;
-        let task = tasks::build(tasks::TASKS, &recipe, device, interrupt)?;
-        let options = Options {
-            resume: true,
-            interrupt: Arc::clone(interrupt),
-            ..Options::default()
-        };
-        let done = index as u64 * plan.steps;
-        let outcome = train::run(&*task, &recipe, &options, |report| match report {
-            Report::Note(line) => tell(Told::Note(format!("{name}: {line}"))),
-            Report::Progress {
-                step,
-                loss,
-                samples_per_s,
-                ..
-            } => {
-                let label = format!("{name}, loss {loss:.3}, {samples_per_s:.0} samples/s");
-                tell(Told::Progress(done + step, all, label));
-            }
-        })?;
-        if !outcome.finished {
-            write(&sweep, out)?;
-            return Ok(sweep);
-        }
-        let figures = task.validate().map_err(|e| {
-            anyhow::anyhow!("setting {}: validation of {}: {e}", setting.name, subject.name())
-        })?;
-        let figure = |name: &str| {
-            let found = figures.iter().find(|(known, _)| known == name);
-            found.map(|(_, value)| *value).filter(|value| value.is_finite())
-        };
-        let (accuracy, n) = (figure("accuracy"), subject.0.held_out(plan.validation));
-        let row = Row {
-            task: subject.name().to_owned(),
-            setting: setting.name.to_owned(),
-            parameters: task.params().count(),
-            accuracy,
-            standard_error: accuracy.map(|share| standard_error(share, n)),
-            n,
-            loss: figure("loss"),
-            samples_per_s: outcome.samples_per_s,
-        };
-        let kept = Kept {
-            plan: plan.clone(),
-            row,
-        };
-        write_json(&dir(run).join("result.json"), &kept)?;
-        sweep.rows.push(kept.row);
-        write(&sweep, out)?;
-    }
-    sweep.finished = true;
-    write(&sweep, out)?;
-    Ok(sweep)
+    Sweep::of(plan, &runs, place, tell, |run, work| one(plan, run, work))
+}
+
+/// Trains a setting on a task; none where it was interrupted.
+fn one(plan: &Plan, run: &Run<(Subject, &Setting)>, work: &mut Work<'_>) -> anyhow::Result<Option<Row>> {
+    let (subject, setting) = run.of;
+    let recipe = plan.recipe(subject, setting, &run.dir)?;
+    let Some(trained) = work.train(&recipe, &run.name)? else {
+        return Ok(None);
+    };
+    let (accuracy, n) = (trained.figure("accuracy"), subject.0.held_out(plan.validation));
+    Ok(Some(Row {
+        task: subject.name().to_owned(),
+        setting: setting.name.to_owned(),
+        parameters: trained.parameters,
+        accuracy,
+        standard_error: accuracy.map(|share| standard_error(share, n)),
+        n,
+        loss: trained.figure("loss"),
+        samples_per_s: trained.samples_per_s,
+    }))
 }
 
 /// Of a share of `n` draws: `sqrt(p (1 - p) / n)`.
@@ -273,59 +219,26 @@ fn standard_error(share: f64, n: usize) -> f64 {
     (share * (1.0 - share) / n.max(1) as f64).sqrt()
 }
 
-/// The result that lies there, if any.
-fn kept(path: &Path, plan: &Plan) -> anyhow::Result<Option<Row>> {
-    let kept: Option<Kept> = sweep::read_json(path)?;
-    match kept {
-        Some(kept) if kept.plan != *plan => Err(sweep::other_plan(path)),
-        kept => Ok(kept.map(|kept| kept.row)),
-    }
-}
-
-fn write(sweep: &Sweep, out: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    write_json(&out.join("table.json"), sweep)?;
-    let table = sweep.table();
-    write_atomic(&out.join("table.md"), |file| file.write_all(table.as_bytes()))?;
-    Ok(())
-}
-
-impl Sweep {
-    /// The table in Markdown.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let mut text = String::from(
-            "| task | setting | parameters | accuracy % | loss | n | samples/s |\n|---|---|---|---|---|---|---|\n",
-        );
-        for row in &self.rows {
-            let accuracy = match (row.accuracy, row.standard_error) {
-                (Some(share), Some(error)) => format!("{:.2} ± {:.2}", 100.0 * share, 100.0 * error),
-                _ => "-".to_owned(),
-            };
-            let loss = row.loss.map_or("-".to_owned(), |loss| format!("{loss:.4}"));
-            // Writing to a string does not fail.
-            writeln!(
-                text,
-                "| {} | {} | {} | {accuracy} | {loss} | {} | {:.0} |",
-                row.task, row.setting, row.parameters, row.n, row.samples_per_s
-            )
-            .ok();
-        }
-        text
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use candle_core::Device;
+
     use super::*;
+    use crate::train::tasks;
 
     fn plan() -> Plan {
         Plan {
-            steps: 2,
-            seed: 1,
-            lr: 1e-3,
-            layers: 1,
-            width: 16,
+            budget: Budget {
+                steps: 2,
+                seed: 1,
+                lr: 1e-3,
+                layers: 1,
+                width: 16,
+            },
             hidden: 24,
             heads: 2,
             batch: 2,
@@ -345,7 +258,12 @@ mod tests {
         let mut notes = Vec::new();
         let flag = Arc::new(AtomicBool::new(false));
         let subjects = [Subject(Arena::ListOps), Subject(Arena::Pathfinder)];
-        let sweep = sweep(plan, &subjects, settings, out, &Device::Cpu, &flag, |told| {
+        let place = Place {
+            out,
+            device: &Device::Cpu,
+            interrupt: &flag,
+        };
+        let sweep = sweep(plan, &subjects, settings, place, &mut |told| {
             if let Told::Note(line) = told {
                 notes.push(line);
             }
@@ -377,7 +295,8 @@ mod tests {
         let table = fs::read_to_string(out.join("table.md")).unwrap();
         assert_eq!(table.lines().count(), 2 + all.rows.len());
         assert!(table.contains("| pathfinder | hgrn2-series-2d |"), "{table}");
-        let other = Plan { steps: 3, ..plan() };
+        let mut other = plan();
+        other.budget.steps = 3;
         let line = run(&other, &settings, &out).unwrap_err().to_string();
         assert!(line.contains("other options"), "{line}");
     }
@@ -386,13 +305,12 @@ mod tests {
     #[test]
     fn settings_are_equally_large() {
         for (width, hidden, heads, layers) in [(128, 256, 4, 4), (256, 512, 8, 6), (64, 128, 2, 5)] {
-            let plan = Plan {
-                layers,
-                width,
+            let mut plan = Plan {
                 hidden,
                 heads,
                 ..plan()
             };
+            (plan.budget.layers, plan.budget.width) = (layers, width);
             let counts: Vec<u64> = SETTINGS
                 .iter()
                 .map(|setting| {

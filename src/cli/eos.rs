@@ -1,16 +1,14 @@
 //! `fulgur eos`: experiments with the EOS layer.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::Subcommand;
-use serde::Serialize;
 
-use super::answer::{Answer, Report, Status};
+use super::answer::Answer;
 use super::context::Context;
 use super::progress::Unit;
-use crate::eos::{self, Plan, SETTINGS, Setting, Sweep, Told};
+use super::sweep::{Common, chosen, swept};
+use crate::eos::{self, Plan, SETTINGS, Setting};
 
 /// Experiment with the layer that recurrent mixers are instances of
 #[derive(Debug, clap::Args)]
@@ -35,6 +33,9 @@ enum Experiment {
 #[command(
     after_help = "Example:\n  fulgur eos sweep --data book.txt --steps 4000 --out runs/eos\n  fulgur eos sweep --settings data,rows-64,mamba --data book.txt"
 )]
+#[command(mut_arg("steps", |steps| steps.default_value("2000")))]
+#[command(mut_arg("out", |out| out.default_value("runs/eos")))]
+#[command(mut_arg("lr", |lr| lr.default_value("0.002")))]
 struct SweepArguments {
     /// Which settings: all, or names with commas between them
     #[arg(
@@ -50,24 +51,8 @@ struct SweepArguments {
     /// Size of the vocabulary of the data; 0 for bytes
     #[arg(long, value_name = "V", default_value_t = 0)]
     vocabulary: usize,
-    /// Steps of each run
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
-    steps: u64,
-    /// Where runs, results and the table go
-    #[arg(short, long, value_name = "DIR", default_value = "runs/eos")]
-    out: PathBuf,
-    /// Seed of weights and data
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Peak of the learning rate
-    #[arg(long, default_value_t = 2e-3)]
-    lr: f64,
-    /// Layers of the models
-    #[arg(long, default_value_t = 4)]
-    layers: usize,
-    /// Their width
-    #[arg(long, default_value_t = 128)]
-    width: usize,
+    #[command(flatten)]
+    common: Common,
     /// Windows of text in a batch
     #[arg(long, default_value_t = 16)]
     batch: usize,
@@ -98,15 +83,11 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 }
 
 fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer> {
-    let settings = chosen(&arguments.settings)?;
+    let settings = settings(&arguments.settings)?;
     let plan = Plan {
         data: arguments.data,
         vocabulary: arguments.vocabulary,
-        steps: arguments.steps,
-        seed: arguments.seed,
-        lr: arguments.lr,
-        layers: arguments.layers,
-        width: arguments.width,
+        budget: arguments.common.budget(),
         batch: arguments.batch,
         context: arguments.context,
         recall_batch: arguments.recall_batch,
@@ -115,77 +96,17 @@ fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer>
         recall_vocabulary: arguments.recall_vocabulary,
         validation: arguments.validation,
     };
-    let device = context.open_device()?;
-    let mut progress = context.progress("sweep", Unit::Items("steps"));
-    let flag = context.interrupt.flag();
-    let sweep = eos::sweep(
-        &plan,
-        &settings,
-        &arguments.out,
-        &device,
-        flag,
-        |told| match told {
-            Told::Note(line) => context.note(&line),
-            Told::Progress(done, all, label) => {
-                progress.relabel(label);
-                progress.set(done, Some(all));
-            }
-        },
-    )?;
-    drop(progress);
-    Answer::new(&Swept {
-        path: arguments.out,
-        sweep,
+    let out = arguments.common.out;
+    swept(context, ("sweep", Unit::Items("steps")), out, |place, tell| {
+        eos::sweep(&plan, &settings, place, tell)
     })
 }
 
 /// The settings of these names, in their order.
-fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Setting>> {
-    if names == ["all"] {
-        return Ok(SETTINGS.iter().collect());
-    }
-    let mut chosen: Vec<&Setting> = Vec::new();
-    for name in names {
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == *name) else {
-            let known: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-            bail!(
-                "--settings: found {name:?}, expected all, or some of {}",
-                known.join(", ")
-            );
-        };
-        if chosen.iter().all(|before| before.name != setting.name) {
-            chosen.push(setting);
-        }
-    }
-    Ok(chosen)
-}
-
-#[derive(Serialize)]
-struct Swept {
-    /// The folder with table.md and table.json.
-    path: PathBuf,
-    #[serde(flatten)]
-    sweep: Sweep,
-}
-
-impl Report for Swept {
-    fn status(&self) -> Status {
-        if self.sweep.finished {
-            Status::Done
-        } else {
-            Status::Partial
-        }
-    }
-}
-
-impl fmt::Display for Swept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sweep.table())?;
-        if !self.sweep.finished {
-            writeln!(f, "stopped before the end; the same command goes on")?;
-        }
-        writeln!(f, "{}", self.path.join("table.md").display())
-    }
+fn settings(names: &[String]) -> anyhow::Result<Vec<&'static Setting>> {
+    chosen("--settings", names, &[("all", |_| true)], SETTINGS, |setting| {
+        setting.name
+    })
 }
 
 #[cfg(test)]
@@ -195,10 +116,10 @@ mod tests {
     #[test]
     fn names_are_settings() {
         let names = |list: &[&str]| -> Vec<String> { list.iter().map(|&name| name.to_owned()).collect() };
-        assert_eq!(chosen(&names(&["all"])).unwrap().len(), SETTINGS.len());
-        let two = chosen(&names(&["mamba", "data", "mamba"])).unwrap();
+        assert_eq!(settings(&names(&["all"])).unwrap().len(), SETTINGS.len());
+        let two = settings(&names(&["mamba", "data", "mamba"])).unwrap();
         assert_eq!(two.iter().map(|s| s.name).collect::<Vec<_>>(), ["mamba", "data"]);
-        let line = chosen(&names(&["weave"])).unwrap_err().to_string();
+        let line = settings(&names(&["weave"])).unwrap_err().to_string();
         assert!(line.starts_with("--settings: found \"weave\""), "{line}");
     }
 }

@@ -1,17 +1,16 @@
 //! `fulgur lra`: experiments with long sequences.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Subcommand;
 use fulgur_datasets::long_range::ListOps;
-use serde::Serialize;
 
-use super::answer::{Answer, Report, Status};
+use super::answer::Answer;
 use super::context::Context;
 use super::progress::Unit;
-use crate::lra::{self, Plan, SETTINGS, Setting, Subject, Sweep, Told};
+use super::sweep::{Common, Group, chosen, swept};
+use crate::lra::{self, Plan, SETTINGS, Setting, Subject};
 
 /// Compare architectures on long sequences
 #[derive(Debug, clap::Args)]
@@ -37,6 +36,7 @@ enum Experiment {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fulgur lra sweep --steps 10000 --out runs/lra\n  \
                   fulgur lra sweep --tasks pathfinder,fashion-mnist --settings all")]
+#[command(mut_arg("out", |out| out.default_value("runs/lra")))]
 struct SweepArguments {
     /// Which tasks: all, or some of listops, pathfinder, fashion-mnist
     #[arg(
@@ -54,27 +54,11 @@ struct SweepArguments {
         value_delimiter = ','
     )]
     settings: Vec<String>,
-    /// Steps of each run
-    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
-    steps: u64,
-    /// Where runs, results and the table go
-    #[arg(short, long, value_name = "DIR", default_value = "runs/lra")]
-    out: PathBuf,
+    #[command(flatten)]
+    common: Common,
     /// Folder of prepared data sets, for fashion-mnist
     #[arg(long, value_name = "DIR", default_value = "data")]
     data: PathBuf,
-    /// Seed of weights and of the order of data
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Peak of the learning rate
-    #[arg(long, default_value_t = 1e-3)]
-    lr: f64,
-    /// Layers of the models
-    #[arg(long, default_value_t = 4)]
-    layers: usize,
-    /// Their width
-    #[arg(long, default_value_t = 128)]
-    width: usize,
     /// Hidden width of their gated linear units
     #[arg(long, default_value_t = 256)]
     hidden: usize,
@@ -112,7 +96,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 
 fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer> {
     let subjects = subjects(&arguments.tasks)?;
-    let settings = chosen(&arguments.settings)?;
+    let settings = settings(&arguments.settings)?;
     let by_name = !matches!(arguments.settings.as_slice(), [name] if name == "main" || name == "all");
     for &setting in &settings {
         if by_name && !subjects.iter().any(|subject| subject.takes(setting)) {
@@ -123,11 +107,7 @@ fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer>
         }
     }
     let plan = Plan {
-        steps: arguments.steps,
-        seed: arguments.seed,
-        lr: arguments.lr,
-        layers: arguments.layers,
-        width: arguments.width,
+        budget: arguments.common.budget(),
         hidden: arguments.hidden,
         heads: arguments.heads,
         batch: arguments.batch,
@@ -141,29 +121,9 @@ fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer>
         },
         data: arguments.data,
     };
-    let device = context.open_device()?;
-    let mut progress = context.progress("sweep", Unit::Items("steps"));
-    let flag = context.interrupt.flag();
-    let out = &arguments.out;
-    let sweep = lra::sweep(
-        &plan,
-        &subjects,
-        &settings,
-        out,
-        &device,
-        flag,
-        |told| match told {
-            Told::Note(line) => context.note(&line),
-            Told::Progress(done, all, label) => {
-                progress.relabel(label);
-                progress.set(done, Some(all));
-            }
-        },
-    )?;
-    drop(progress);
-    Answer::new(&Swept {
-        path: arguments.out,
-        sweep,
+    let out = arguments.common.out;
+    swept(context, ("sweep", Unit::Items("steps")), out, |place, tell| {
+        lra::sweep(&plan, &subjects, &settings, place, tell)
     })
 }
 
@@ -183,54 +143,9 @@ fn subjects(names: &[String]) -> anyhow::Result<Vec<Subject>> {
 }
 
 /// The settings of these names, in their order.
-fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Setting>> {
-    match names {
-        [name] if name == "all" => return Ok(SETTINGS.iter().collect()),
-        [name] if name == "main" => return Ok(SETTINGS.iter().filter(|setting| setting.main).collect()),
-        _ => {}
-    }
-    let mut chosen: Vec<&Setting> = Vec::new();
-    for name in names {
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == *name) else {
-            let known: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-            bail!(
-                "--settings: found {name:?}, expected main, all, or some of {}",
-                known.join(", ")
-            );
-        };
-        if chosen.iter().all(|before| before.name != setting.name) {
-            chosen.push(setting);
-        }
-    }
-    Ok(chosen)
-}
-
-#[derive(Serialize)]
-struct Swept {
-    /// The folder with table.md and table.json.
-    path: PathBuf,
-    #[serde(flatten)]
-    sweep: Sweep,
-}
-
-impl Report for Swept {
-    fn status(&self) -> Status {
-        if self.sweep.finished {
-            Status::Done
-        } else {
-            Status::Partial
-        }
-    }
-}
-
-impl fmt::Display for Swept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sweep.table())?;
-        if !self.sweep.finished {
-            writeln!(f, "stopped before the end; the same command goes on")?;
-        }
-        writeln!(f, "{}", self.path.join("table.md").display())
-    }
+fn settings(names: &[String]) -> anyhow::Result<Vec<&'static Setting>> {
+    let groups: [Group<Setting>; 2] = [("main", |setting| setting.main), ("all", |_| true)];
+    chosen("--settings", names, &groups, SETTINGS, |setting| setting.name)
 }
 
 #[cfg(test)]
@@ -240,15 +155,15 @@ mod tests {
     #[test]
     fn names_are_settings_and_tasks() {
         let names = |list: &[&str]| -> Vec<String> { list.iter().map(|&name| name.to_owned()).collect() };
-        assert_eq!(chosen(&names(&["all"])).unwrap().len(), SETTINGS.len());
-        let main = chosen(&names(&["main"])).unwrap();
+        assert_eq!(settings(&names(&["all"])).unwrap().len(), SETTINGS.len());
+        let main = settings(&names(&["main"])).unwrap();
         assert!(main.len() > 8 && main.len() < SETTINGS.len());
-        let two = chosen(&names(&["softmax-whole", "hgrn2-series", "softmax-whole"])).unwrap();
+        let two = settings(&names(&["softmax-whole", "hgrn2-series", "softmax-whole"])).unwrap();
         assert_eq!(
             two.iter().map(|s| s.name).collect::<Vec<_>>(),
             ["softmax-whole", "hgrn2-series"]
         );
-        let line = chosen(&names(&["weave"])).unwrap_err().to_string();
+        let line = settings(&names(&["weave"])).unwrap_err().to_string();
         assert!(line.starts_with("--settings: found \"weave\""), "{line}");
         assert_eq!(subjects(&names(&["all"])).unwrap().len(), 3);
         let line = subjects(&names(&["retrieval"])).unwrap_err().to_string();

@@ -45,6 +45,7 @@ mod scaling;
 #[cfg(feature = "media")]
 mod score;
 mod size;
+mod sweep;
 mod train;
 
 /// Linear-complexity models that see, hear and write.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
 use fulgur_datasets::atomic::write_atomic;
 use serde::Serialize;
@@ -13,8 +13,10 @@ use serde::Serialize;
 use super::answer::{Answer, Report, Status};
 use super::context::Context;
 use super::progress::Unit;
+use super::sweep::{chosen, swept};
 use crate::report::grouped;
-use crate::scaling::{self, Counted, Fit, PFLOPS_DAY, Place, Planned, Study, Sweep, Told};
+use crate::scaling::{self, Counted, Fit, PFLOPS_DAY, Planned, Study};
+use crate::sweep::{cell, markdown};
 
 /// Scaling laws: train many sizes, fit power laws, draw them
 #[derive(Debug, clap::Args)]
@@ -117,11 +119,11 @@ fn sweep(context: &Context, arguments: RunArguments) -> anyhow::Result<Answer> {
         estimate,
     } = arguments;
     let study = Study::load(&path)?;
-    let known_sizes: Vec<String> = study.sizes.iter().map(|size| size.name.clone()).collect();
-    known("--only", &only, &study.architectures)?;
-    known("--sizes", &sizes, &known_sizes)?;
+    // Names that the study does not have are refused.
+    chosen("--only", &only, &[], &study.architectures, String::as_str)?;
+    chosen("--sizes", &sizes, &[], &study.sizes, |size| &size.name)?;
     let name = path.display().to_string();
-    let chosen = |run: &Planned| {
+    let wanted = |run: &Planned| {
         let among = |names: &[String], name: &String| names.is_empty() || names.contains(name);
         among(&only, &run.architecture) && among(&sizes, &run.size.name)
     };
@@ -129,39 +131,14 @@ fn sweep(context: &Context, arguments: RunArguments) -> anyhow::Result<Answer> {
         let runs = study.runs().with_context(|| name)?;
         let runs: Vec<Estimated> = runs
             .iter()
-            .filter(|run| chosen(run))
+            .filter(|run| wanted(run))
             .map(|run| Estimated::of(run, &study))
             .collect();
         return Answer::new(&Estimate { runs });
     }
-    let device = context.open_device()?;
-    let place = Place {
-        out: &out,
-        device: &device,
-        interrupt: context.interrupt.flag(),
-    };
-    let mut progress = context.progress("scaling", Unit::Items("parts"));
-    let sweep = scaling::sweep(&study, chosen, &place, |told| match told {
-        Told::Note(line) => context.note(&line),
-        Told::Progress(part, label) => {
-            progress.relabel(label);
-            progress.set((part * PARTS as f64) as u64, Some(PARTS));
-        }
+    swept(context, ("scaling", Unit::Items("parts")), out, |place, tell| {
+        scaling::sweep(&study, wanted, &place, tell).with_context(|| name)
     })
-    .with_context(|| name)?;
-    drop(progress);
-    Answer::new(&Swept { path: out, sweep })
-}
-
-/// Parts of a study that progress counts.
-const PARTS: u64 = 10_000;
-
-/// Refuses names that the study does not have.
-fn known(flag: &str, names: &[String], all: &[String]) -> anyhow::Result<()> {
-    if let Some(name) = names.iter().find(|name| !all.contains(name)) {
-        bail!("{flag}: found {name:?}, expected some of {}", all.join(", "));
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]
@@ -212,61 +189,32 @@ impl Report for Estimate {}
 
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "| run | weights of layers | parameters | hidden | steps | tokens | epochs | PFLOP/s-days |"
-        )?;
-        writeln!(f, "|---|---|---|---|---|---|---|---|")?;
-        let cell = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-        for run in &self.runs {
-            writeln!(
-                f,
-                "| {} | {} | {} | {} | {} | {} | {} | {} |",
-                run.name,
-                run.weights,
-                run.parameters,
-                run.hidden,
-                cell(run.steps),
-                cell(run.tokens),
-                run.epochs
-                    .map_or_else(|| "-".to_owned(), |epochs| format!("{epochs:.2}")),
-                run.flops
-                    .map_or_else(|| "-".to_owned(), |flops| format!("{:.3e}", flops / PFLOPS_DAY)),
-            )?;
-        }
+        let columns = [
+            "run",
+            "weights of layers",
+            "parameters",
+            "hidden",
+            "steps",
+            "tokens",
+            "epochs",
+            "PFLOP/s-days",
+        ];
+        let count = |value: Option<u64>| cell(value, |value| value.to_string());
+        let cells = |run: &Estimated| {
+            vec![
+                run.name.clone(),
+                run.weights.to_string(),
+                run.parameters.to_string(),
+                run.hidden.to_string(),
+                count(run.steps),
+                count(run.tokens),
+                cell(run.epochs, |epochs| format!("{epochs:.2}")),
+                cell(run.flops, |flops| format!("{:.3e}", flops / PFLOPS_DAY)),
+            ]
+        };
+        f.write_str(&markdown(&columns, self.runs.iter().map(cells)))?;
         let all: u64 = self.runs.iter().filter_map(|run| run.tokens_with_trials).sum();
         writeln!(f, "{} runs, {} tokens with trials", self.runs.len(), grouped(all))
-    }
-}
-
-#[derive(Serialize)]
-struct Swept {
-    /// The folder of the study.
-    path: PathBuf,
-    #[serde(flatten)]
-    sweep: Sweep,
-}
-
-impl Report for Swept {
-    fn status(&self) -> Status {
-        if self.sweep.finished {
-            Status::Done
-        } else {
-            Status::Partial
-        }
-    }
-}
-
-impl fmt::Display for Swept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sweep.table())?;
-        for failed in &self.sweep.failed {
-            writeln!(f, "{}: {}", failed.name, failed.reason)?;
-        }
-        if !self.sweep.finished {
-            writeln!(f, "not all runs are done; the same command goes on")?;
-        }
-        writeln!(f, "{}", self.path.join("table.md").display())
     }
 }
 
@@ -308,69 +256,85 @@ impl Report for Fitted {
 
 impl fmt::Display for Fitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "| architecture | L(C) | exponent, 95 % | published | residual | N_opt(C) | 95 % | between sizes | published | D_opt(C) | 95 % | published |"
-        )?;
-        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|---|---|")?;
-        let law = |law: Option<scaling::Law>, digits: usize| match law {
-            Some(law) if digits == 4 => format!("{:.4} C^{:.4}", law.beta, law.alpha),
-            Some(law) => format!("{:.2e} C^{:.3}", law.beta, law.alpha),
-            None => "-".to_owned(),
-        };
-        let interval = |law: Option<scaling::Law>| match law {
-            Some(law) => format!("{:.4} to {:.4}", law.interval[0], law.interval[1]),
-            None => "-".to_owned(),
-        };
-        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
-        for (name, fit) in &self.fits {
-            let published = fit.published;
-            writeln!(
-                f,
-                "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-                law(fit.loss, 4),
-                interval(fit.loss),
-                number(published.map(|found| found.loss.alpha)),
-                number(fit.loss.map(|law| law.residual)),
-                law(fit.n_opt, 2),
-                interval(fit.n_opt),
-                law(fit.n_between, 2),
-                number(published.map(|found| found.n_opt.alpha)),
-                law(fit.d_opt, 2),
-                interval(fit.d_opt),
-                number(published.and_then(|found| found.d_opt).map(|power| power.alpha)),
-            )?;
-        }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "| architecture | points | decades | winning sizes | dropped: smallest, largest, unfinished | largest compute foretold from a third of it |"
-        )?;
-        writeln!(f, "|---|---|---|---|---|---|")?;
-        for (name, fit) in &self.fits {
-            let foretold = match (fit.prediction, &fit.reason) {
-                (Some(found), _) => format!(
-                    "{:.4}, found {:.4}, {:.2} % off",
-                    found.predicted,
-                    found.found,
-                    100.0 * found.error
-                ),
-                (None, Some(reason)) => reason.clone(),
-                (None, None) => "-".to_owned(),
-            };
-            writeln!(
-                f,
-                "| {name} | {} | {:.2} | {} | {}, {}, {} | {foretold} |",
-                fit.envelope.len(),
-                fit.decades,
-                fit.sizes.join(", "),
-                fit.dropped.smallest,
-                fit.dropped.largest,
-                fit.dropped.unfinished,
-            )?;
-        }
-        Ok(())
+        let laws = self.fits.iter().map(|(name, fit)| laws(name, fit));
+        writeln!(f, "{}", markdown(&LAWS, laws))?;
+        let envelopes = self.fits.iter().map(|(name, fit)| envelope(name, fit));
+        f.write_str(&markdown(&ENVELOPES, envelopes))
     }
+}
+
+const LAWS: [&str; 12] = [
+    "architecture",
+    "L(C)",
+    "exponent, 95 %",
+    "published",
+    "residual",
+    "N_opt(C)",
+    "95 %",
+    "between sizes",
+    "published",
+    "D_opt(C)",
+    "95 %",
+    "published",
+];
+
+/// The laws of an architecture, beside those that are published.
+fn laws(name: &str, fit: &Fit) -> Vec<String> {
+    let of_loss = |law: scaling::Law| format!("{:.4} C^{:.4}", law.beta, law.alpha);
+    let of_size = |law: scaling::Law| format!("{:.2e} C^{:.3}", law.beta, law.alpha);
+    let interval = |law: scaling::Law| format!("{:.4} to {:.4}", law.interval[0], law.interval[1]);
+    let number = |value: f64| format!("{value:.4}");
+    let published = fit.published;
+    vec![
+        name.to_owned(),
+        cell(fit.loss, of_loss),
+        cell(fit.loss, interval),
+        cell(published.map(|found| found.loss.alpha), number),
+        cell(fit.loss.map(|law| law.residual), number),
+        cell(fit.n_opt, of_size),
+        cell(fit.n_opt, interval),
+        cell(fit.n_between, of_size),
+        cell(published.map(|found| found.n_opt.alpha), number),
+        cell(fit.d_opt, of_size),
+        cell(fit.d_opt, interval),
+        cell(
+            published.and_then(|found| found.d_opt).map(|power| power.alpha),
+            number,
+        ),
+    ]
+}
+
+const ENVELOPES: [&str; 6] = [
+    "architecture",
+    "points",
+    "decades",
+    "winning sizes",
+    "dropped: smallest, largest, unfinished",
+    "largest compute foretold from a third of it",
+];
+
+/// What the laws of an architecture were fitted to, and how well they foretell.
+fn envelope(name: &str, fit: &Fit) -> Vec<String> {
+    let foretold = fit.prediction.map(|found| {
+        format!(
+            "{:.4}, found {:.4}, {:.2} % off",
+            found.predicted,
+            found.found,
+            100.0 * found.error
+        )
+    });
+    let dropped = fit.dropped;
+    vec![
+        name.to_owned(),
+        fit.envelope.len().to_string(),
+        format!("{:.2}", fit.decades),
+        fit.sizes.join(", "),
+        format!(
+            "{}, {}, {}",
+            dropped.smallest, dropped.largest, dropped.unfinished
+        ),
+        cell(foretold.or_else(|| fit.reason.clone()), |words| words),
+    ]
 }
 
 fn plot(arguments: PlotArguments) -> anyhow::Result<Answer> {

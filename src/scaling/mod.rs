@@ -27,7 +27,9 @@ pub use fit::{Counted, Fit, Law, Prediction, fit};
 pub use plan::{Length, Planned};
 pub use plot::{Drawn, draw};
 pub use study::{Size, Study};
-pub use sweep::{Failed, Place, Row, Sweep, Told, Trial, sweep};
+pub use sweep::{Failed, Row, Sweep, Trial, sweep};
+
+pub use crate::sweep::{Place, Results, Told};
 
 /// Floating-point operations of one PFLOP/s-day.
 pub const PFLOPS_DAY: f64 = 1e15 * 86_400.0;

@@ -1,29 +1,24 @@
 //! Trains the runs of a study, keeps their results by name, and goes on where it was stopped.
 
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, bail};
-use candle_core::Device;
-use fulgur_datasets::atomic::write_atomic;
-use fulgur_lightnet::params::file::read_bounded;
 use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::curve::{self, Logged};
 use super::plan::{Planned, Settings};
 use super::study::{Size, Study};
+use crate::sweep::{Place, Results, Told, cell, markdown, read_json, write_json, write_tables};
 use crate::train::checkpoint::Lock;
-use crate::train::{self, Options, Recipe, Report, TrainError, tasks};
+use crate::train::{Recipe, Report, TrainError};
 
-/// What of a result is read at most.
-const LARGEST_RESULT: u64 = 1 << 20;
 /// Where runs are trained, below the folder of the study.
 const RUNS: &str = "runs";
+/// Parts of a study that progress counts.
+const PARTS: u64 = 10_000;
 
 /// What came out of a run.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -103,22 +98,10 @@ pub struct Sweep {
     pub finished: bool,
 }
 
-/// What a sweep tells its caller.
-pub enum Told {
-    /// A line.
+/// What a run tells: a line, or how much of it is done.
+enum Heard {
     Note(String),
-    /// The part of all runs that is done.
-    Progress(f64, String),
-}
-
-/// Where a sweep works.
-pub struct Place<'a> {
-    /// The folder of the study.
-    pub out: &'a Path,
-    /// The device.
-    pub device: &'a Device,
-    /// Set from elsewhere to stop.
-    pub interrupt: &'a Arc<AtomicBool>,
+    Part(f64, String),
 }
 
 /// How a run ended.
@@ -138,7 +121,7 @@ pub fn sweep(
     study: &Study,
     chosen: impl Fn(&Planned) -> bool,
     place: &Place<'_>,
-    mut tell: impl FnMut(Told),
+    tell: &mut dyn FnMut(Told),
 ) -> anyhow::Result<Sweep> {
     let all = study.runs()?;
     let corpus = study.corpus()?;
@@ -173,9 +156,14 @@ pub fn sweep(
             )));
             table.elsewhere.push(run.name.clone());
         } else {
-            let ended = one(study, run, &folder, place, |told| match told {
-                Told::Progress(done, label) => tell(Told::Progress((before + done) / total, label)),
-                note => tell(note),
+            let ended = one(study, run, &folder, place, |told| {
+                tell(match told {
+                    Heard::Note(line) => Told::Note(line),
+                    Heard::Part(done, label) => {
+                        let part = (before + done) / total;
+                        Told::Progress((part * PARTS as f64) as u64, PARTS, label)
+                    }
+                });
             });
             match ended {
                 Ok(Ended::Done(row)) => keep(study, run, corpus, *row, place.out)?,
@@ -216,7 +204,7 @@ fn one(
     run: &Planned,
     folder: &Path,
     place: &Place<'_>,
-    mut tell: impl FnMut(Told),
+    mut tell: impl FnMut(Heard),
 ) -> anyhow::Result<Ended> {
     let rates = run.rates(study);
     let mut trials = Vec::new();
@@ -227,7 +215,7 @@ fn one(
             let recipe = study.recipe(&Settings::from(run), rate, run.trial, &[], &dir)?;
             let trained = train_one(&recipe, place, |part, loss| {
                 let label = format!("{} at {rate}, loss {loss:.3}", run.name);
-                tell(Told::Progress(before + part * run.trial.amount(), label));
+                tell(Heard::Part(before + part * run.trial.amount(), label));
             })?;
             let loss = match trained {
                 Trained::Paused => return Ok(Ended::Paused),
@@ -250,7 +238,7 @@ fn one(
         edge = best == lowest || best == highest;
         lr = best;
         let word = if edge { ", an end of the grid" } else { "" };
-        tell(Told::Note(format!(
+        tell(Heard::Note(format!(
             "{}: learning rate {lr}, trial's loss {loss:.4}{word}",
             run.name
         )));
@@ -264,7 +252,7 @@ fn one(
     )?;
     let trained = train_one(&recipe, place, |part, loss| {
         let label = format!("{}, loss {loss:.3}", run.name);
-        tell(Told::Progress(before + part * run.length.amount(), label));
+        tell(Heard::Part(before + part * run.length.amount(), label));
     })?;
     let ended = match trained {
         Trained::Paused => return Ok(Ended::Paused),
@@ -281,7 +269,7 @@ fn one(
     }
     let mut row = row(run, trials, ended);
     (row.lr, row.edge) = (lr, edge);
-    tell(Told::Note(match (&row.stopped, row.loss) {
+    tell(Heard::Note(match (&row.stopped, row.loss) {
         (Some(reason), _) => format!("{}: {reason}", row.name),
         (None, loss) => format!(
             "{}: loss {:.4}, {:.0} tokens/s",
@@ -332,19 +320,13 @@ enum Trained {
 }
 
 fn train_one(recipe: &Recipe, place: &Place<'_>, mut tell: impl FnMut(f64, f64)) -> anyhow::Result<Trained> {
-    let task = tasks::build(tasks::TASKS, recipe, place.device, place.interrupt)?;
-    let options = Options {
-        resume: true,
-        interrupt: Arc::clone(place.interrupt),
-        ..Options::default()
-    };
-    let outcome = train::run(&*task, recipe, &options, |report| {
+    let trained = place.train(recipe, |report| {
         if let Report::Progress { progress, loss, .. } = report {
             tell(progress, loss);
         }
     });
-    match outcome {
-        Ok(outcome) if outcome.finished => Ok(Trained::Finished(outcome.step)),
+    match trained {
+        Ok((_, outcome)) if outcome.finished => Ok(Trained::Finished(outcome.step)),
         Ok(_) => Ok(Trained::Paused),
         Err(error @ TrainError::Diverged { .. }) => Ok(Trained::Diverged(error.to_string())),
         Err(error) => Err(error.into()),
@@ -392,11 +374,9 @@ fn kept_of(study: &Study, run: &Planned, corpus: u64, out: &Path) -> anyhow::Res
 
 /// The result that lies there, if any; of the study that is given.
 pub(super) fn kept(path: &Path, expected: Option<(&str, u64)>) -> anyhow::Result<Option<Row>> {
-    if !path.exists() {
+    let Some(kept) = read_json::<Kept>(path)? else {
         return Ok(None);
-    }
-    let bytes = read_bounded(path, LARGEST_RESULT)?;
-    let kept: Kept = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+    };
     if expected.is_some_and(|(study, corpus)| kept.study != study || kept.corpus != corpus) {
         bail!(
             "{}: made by another study or of other tokens than these; give those, or another --out",
@@ -412,47 +392,55 @@ fn write(study: &Study, all: &[Planned], corpus: u64, table: &mut Sweep, out: &P
     for run in all {
         table.runs.extend(kept_of(study, run, corpus, out)?);
     }
-    write_json(&out.join("table.json"), &table.runs)?;
-    let text = table.table();
-    write_atomic(&out.join("table.md"), |file| file.write_all(text.as_bytes()))?;
-    Ok(())
+    write_tables(out, &table.runs, &table.table())
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    write_atomic(path, |file| file.write_all(text.as_bytes())).with_context(|| path.display().to_string())
-}
+impl Results for Sweep {
+    fn finished(&self) -> bool {
+        self.finished
+    }
 
-impl Sweep {
-    /// The table in Markdown.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let mut text = String::from(
-            "| run | weights of layers | parameters | tokens | FLOP | learning rate | held-out loss | tokens/s | seconds |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
-        );
-        for row in &self.runs {
-            let loss = match (row.loss, &row.stopped) {
-                (Some(loss), _) => format!("{loss:.4}"),
-                (None, reason) => reason.clone().unwrap_or_else(|| "-".to_owned()),
+    fn table(&self) -> String {
+        let columns = [
+            "run",
+            "weights of layers",
+            "parameters",
+            "tokens",
+            "FLOP",
+            "learning rate",
+            "held-out loss",
+            "tokens/s",
+            "seconds",
+        ];
+        let cells = |row: &Row| {
+            let loss = match row.loss {
+                Some(loss) => format!("{loss:.4}"),
+                None => cell(row.stopped.clone(), |reason| reason),
             };
             let edge = if row.edge { " (end of the grid)" } else { "" };
-            // Writing to a string does not fail.
-            writeln!(
-                text,
-                "| {} | {} | {} | {} | {:.3e} | {}{edge} | {loss} | {:.0} | {:.1} |",
-                row.name,
-                row.account.weights,
-                row.account.parameters,
-                row.tokens,
-                row.flops,
-                row.lr,
-                row.tokens_per_s.unwrap_or(0.0),
-                row.seconds,
-            )
-            .ok();
+            vec![
+                row.name.clone(),
+                row.account.weights.to_string(),
+                row.account.parameters.to_string(),
+                row.tokens.to_string(),
+                format!("{:.3e}", row.flops),
+                format!("{}{edge}", row.lr),
+                loss,
+                format!("{:.0}", row.tokens_per_s.unwrap_or(0.0)),
+                format!("{:.1}", row.seconds),
+            ]
+        };
+        markdown(&columns, self.runs.iter().map(cells))
+    }
+
+    fn left(&self) -> Vec<String> {
+        let failed = self.failed.iter();
+        let mut lines: Vec<String> = failed
+            .map(|failed| format!("{}: {}", failed.name, failed.reason))
+            .collect();
+        if !self.finished {
+            lines.push("not all runs are done; the same command goes on".to_owned());
         }
-        text
+        lines
     }
 }

@@ -4,6 +4,7 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::check::positive;
 use super::{Activation, Architecture, Config, DecaySchedule, OutputGate, OutputNorm};
 
 /// Where expand or shrink comes from.
@@ -144,9 +145,7 @@ impl EosConfig {
         if self.fixed && !constants.contains(&self.oscillation) {
             bail!("eos.fixed: only constant gates can be");
         }
-        if !(self.tau.is_finite() && self.tau > 0.0) {
-            bail!("eos.tau is {}, expected a positive number", self.tau);
-        }
+        positive("eos.tau", self.tau)?;
         let plain = self.oscillation == Keys && self.gate == GateForm::Root && self.tau == 1.0;
         if config.use_lower_bound && !plain {
             bail!("use_lower_bound needs eos.oscillation \"keys\", eos.gate \"root\" and eos.tau 1");

@@ -282,7 +282,7 @@ impl Published {
         }
         let ratio = self.hidden_ratio.unwrap_or(4.0);
         let wide = width as f64 * ratio * 2.0 / 3.0;
-        if !(wide >= 0.0 && wide < super::WIDEST as f64) {
+        if !(wide >= 0.0 && wide < super::check::WIDEST as f64) {
             return Err(format!(
                 "hidden_ratio is {ratio}, expected a positive number of hidden_size, {width}"
             ));
@@ -316,7 +316,7 @@ impl Published {
                 }
                 (0..layers).filter(|&layer| on(&list[layer])).collect()
             }
-            _ if self.linear_use_lrpe.as_ref().is_some_and(on) && layers <= super::MOST_LAYERS => {
+            _ if self.linear_use_lrpe.as_ref().is_some_and(on) && layers <= super::check::MOST_LAYERS => {
                 (0..layers).collect()
             }
             _ => Vec::new(),

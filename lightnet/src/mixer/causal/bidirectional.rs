@@ -10,25 +10,19 @@ use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::additive::{NonCausal, noncausal, projected};
 
-use super::cosformer2::shared_theta;
-use super::parts::{LowRankGate, Maps, Output, Theta};
-use super::{CausalContext, heads, map};
-use crate::linear::Linear;
+use super::CausalContext;
+use super::parts::Theta;
+use super::projections::{Projections, queries_keys_values};
 use crate::lm::{Activation, Config};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct BidirectionalLightNet {
-    heads: usize,
     width: usize,
-    query_act: Activation,
-    value_act: Activation,
-    widths: [usize; 3],
-    maps: Maps,
+    /// Whether queries and values have the activations that the kernel has.
+    is_plain: bool,
+    projections: Projections,
     theta: Option<Theta>,
-    gate: LowRankGate,
-    norm: Output,
-    output: Linear,
 }
 
 impl BidirectionalLightNet {
@@ -37,31 +31,21 @@ impl BidirectionalLightNet {
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (keys, values) = (config.key_size(), config.value_size());
-        let maps = [('q', keys), ('k', keys), ('v', values)];
+        let columns = queries_keys_values(config, Activation::None);
         Ok(Self {
-            heads: config.num_attention_heads,
             width: config.head_width(),
-            query_act: config.linear_act,
-            value_act: config.value_act,
-            widths: maps.map(|(_, width)| width),
-            maps: Maps::new(config, &maps, vb)?,
-            theta: shared_theta(config, vb)?,
-            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
-            norm: Output::new(config, vb)?,
-            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            is_plain: (config.linear_act, config.value_act) == (Activation::Silu, Activation::None),
+            projections: Projections::new(config, &columns, true, vb)?,
+            theta: Theta::shared(config, vb)?,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, None)?;
-        self.gate.round(dtype)?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round_apart(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`; tokens where `mask` `[B, N]` is zero enter nothing.
@@ -69,24 +53,21 @@ impl BidirectionalLightNet {
     /// # Errors
     /// A failing operation.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let wide = self.maps.forward(x, None)?;
+        let wide = self.projections.wide(x, None)?;
         let phase = self.phases(x.dim(1)?)?;
         let options = NonCausal {
             phase: phase.as_ref(),
             mask,
             exchange: None,
         };
-        let o = if (self.query_act, self.value_act) == (Activation::Silu, Activation::None) {
-            projected(&wide, self.heads, self.width, &options)?
+        let o = if self.is_plain {
+            projected(&wide, self.projections.heads, self.width, &options)?
         } else {
-            let acts = [self.query_act, Activation::None, self.value_act];
-            let runs = [0, 1, 2].map(|part| acts[part].part(self.widths[part]));
-            let parts = fulgur_kernels::split::split(&wide, &runs)?;
-            let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
+            let parts = self.projections.parts(&wide, None)?;
+            let [q, k, v] = [0, 1, 2].map(|part| self.projections.heads(&parts[part]));
             noncausal(&q?, &k?, &v?, &options)?.0.flatten_from(2)?
         };
-        let gate = self.gate.forward(x, &[])?;
-        self.output.forward(&self.norm.forward(&o, Some(&gate))?)
+        self.projections.finish(&o, x, &[])
     }
 
     /// Phases of all channels, zero for those that do not turn.

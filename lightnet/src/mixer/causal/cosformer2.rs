@@ -14,25 +14,18 @@
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
-use fulgur_kernels::split::split;
 
 use super::memory::decayed;
-use super::parts::{LowRankGate, Maps, Output, Theta, cosine_frequencies, turned};
-use super::{CausalContext, Memory, heads, map};
-use crate::linear::Linear;
-use crate::lm::{Activation, Config};
+use super::parts::Theta;
+use super::projections::{Projections, queries_keys_values};
+use super::{CausalContext, Memory};
+use crate::lm::Config;
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct CosFormer2 {
-    heads: usize,
-    acts: [Activation; 3],
-    widths: [usize; 3],
-    maps: Maps,
+    projections: Projections,
     theta: Option<Theta>,
-    gate: LowRankGate,
-    norm: Output,
-    output: Linear,
 }
 
 impl CosFormer2 {
@@ -41,28 +34,19 @@ impl CosFormer2 {
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (keys, values) = (config.key_size(), config.value_size());
-        let widths = [('q', keys), ('k', keys), ('v', values)];
+        let columns = queries_keys_values(config, config.linear_act);
         Ok(Self {
-            heads: config.num_attention_heads,
-            acts: [config.linear_act, config.linear_act, config.value_act],
-            widths: widths.map(|(_, width)| width),
-            maps: Maps::new(config, &widths, vb)?,
-            theta: shared_theta(config, vb)?,
-            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
-            norm: Output::new(config, vb)?,
-            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            projections: Projections::new(config, &columns, true, vb)?,
+            theta: Theta::shared(config, vb)?,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, Some(&mut self.gate))?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -75,33 +59,11 @@ impl CosFormer2 {
         context: &CausalContext<'_>,
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let wide = self.maps.forward(x, memory.as_deref_mut())?;
-        let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
-        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
-        let parts = split(&wide, &runs)?;
-        let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
-        let (mut q, mut k, v) = (q?, k?, v?);
-        if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context)?;
-            (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
-        }
-        let o = decayed(&q, &k, &v, LogDecay::None, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x, &parts)?;
-        self.output.forward(&self.norm.forward(&o, Some(&gate))?)
+        let wide = self.projections.wide(x, memory.as_deref_mut())?;
+        let parts = self.projections.parts(&wide, None)?;
+        let [q, k, v] = [0, 1, 2].map(|part| self.projections.heads(&parts[part]));
+        let [q, k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
+        let o = decayed(&q, &k, &v?, LogDecay::None, memory)?.flatten_from(2)?;
+        self.projections.finish(&o, x, &parts)
     }
-}
-
-/// Frequencies that all heads share: of all channels of a head, or of the half that turns fastest.
-pub(super) fn shared_theta(config: &Config, vb: &VarBuilder) -> Result<Option<Theta>> {
-    if !config.use_lrpe {
-        return Ok(None);
-    }
-    let width = config.head_width();
-    let turning = if config.half_lrpe {
-        width.div_ceil(2)
-    } else {
-        width
-    };
-    let start = cosine_frequencies(width, turning);
-    Theta::new(&start, &[turning], config.learn_theta, vb).map(Some)
 }

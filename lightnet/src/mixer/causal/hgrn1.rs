@@ -7,23 +7,16 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use fulgur_kernels::split::{Part, split};
 
 use super::memory::elementwise;
-use super::parts::{Maps, Output};
-use super::{CausalContext, Memory, map};
-use crate::linear::Linear;
-use crate::lm::{Activation, Config};
+use super::projections::{Projections, Use};
+use super::{CausalContext, Memory};
+use crate::lm::Config;
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Hgrn1 {
-    width: usize,
-    query_act: Activation,
-    value_act: Activation,
-    maps: Maps,
-    norm: Output,
-    output: Linear,
+    projections: Projections,
 }
 
 impl Hgrn1 {
@@ -33,24 +26,22 @@ impl Hgrn1 {
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
         let width = config.hidden_size;
+        let columns = [
+            ('q', width, Use::Activated(config.linear_act)),
+            ('f', width, Use::Gate),
+            ('i', width, Use::Activated(config.value_act)),
+        ];
         Ok(Self {
-            width,
-            query_act: config.linear_act,
-            value_act: config.value_act,
-            maps: Maps::new(config, &[('q', width), ('f', width), ('i', width)], vb)?,
-            norm: Output::new(config, vb)?,
-            output: map(config, width, width, &vb.pp("o_proj"))?,
+            projections: Projections::new(config, &columns, false, vb)?,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, None)?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -63,18 +54,9 @@ impl Hgrn1 {
         context: &CausalContext<'_>,
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let wide = self.maps.forward(x, memory.as_deref_mut())?;
-        let runs = [
-            self.query_act.part(self.width),
-            Part::Gate(self.width, context.lower_bound),
-            self.value_act.part(self.width),
-        ];
-        let parts = split(&wide, &runs)?;
-        let (q, v) = (
-            self.query_act.finish(&parts[0])?,
-            self.value_act.finish(&parts[3])?,
-        );
-        let h = elementwise(&parts[1], &v, &parts[2], memory)?;
-        self.output.forward(&self.norm.forward(&(q * h)?, None)?)
+        let wide = self.projections.wide(x, memory.as_deref_mut())?;
+        let parts = self.projections.parts(&wide, context.lower_bound)?;
+        let h = elementwise(&parts[1], &parts[3], &parts[2], memory)?;
+        self.projections.finish(&(&parts[0] * h)?, x, &parts)
     }
 }

@@ -9,24 +9,16 @@
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
-use fulgur_kernels::split::{Part, split};
 
 use super::memory::decayed;
-use super::parts::{Maps, Output};
-use super::{CausalContext, Memory, heads, map};
-use crate::linear::Linear;
-use crate::lm::{Activation, Config};
+use super::projections::{Projections, Use};
+use super::{CausalContext, Memory};
+use crate::lm::Config;
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Hgrn2 {
-    heads: usize,
-    query_act: Activation,
-    value_act: Activation,
-    widths: [usize; 2],
-    maps: Maps,
-    norm: Output,
-    output: Linear,
+    projections: Projections,
 }
 
 impl Hgrn2 {
@@ -36,25 +28,22 @@ impl Hgrn2 {
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
         let (keys, values) = (config.key_size(), config.value_size());
+        let columns = [
+            ('q', keys, Use::Activated(config.linear_act)),
+            ('f', keys, Use::Gate),
+            ('i', values, Use::Activated(config.value_act)),
+        ];
         Ok(Self {
-            heads: config.num_attention_heads,
-            query_act: config.linear_act,
-            value_act: config.value_act,
-            widths: [keys, values],
-            maps: Maps::new(config, &[('q', keys), ('f', keys), ('i', values)], vb)?,
-            norm: Output::new(config, vb)?,
-            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            projections: Projections::new(config, &columns, false, vb)?,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, None)?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -67,20 +56,10 @@ impl Hgrn2 {
         context: &CausalContext<'_>,
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let [keys, values] = self.widths;
-        let gate = Part::Gate(keys, context.lower_bound);
-        let wide = self.maps.forward(x, memory.as_deref_mut())?;
-        let parts = split(
-            &wide,
-            &[self.query_act.part(keys), gate, self.value_act.part(values)],
-        )?;
-        let (q, v) = (
-            self.query_act.finish(&parts[0])?,
-            self.value_act.finish(&parts[3])?,
-        );
-        let [q, k, log, v] = [&q, &parts[1], &parts[2], &v].map(|part| heads(part, self.heads));
+        let wide = self.projections.wide(x, memory.as_deref_mut())?;
+        let parts = self.projections.parts(&wide, context.lower_bound)?;
+        let [q, k, log, v] = [0, 1, 2, 3].map(|part| self.projections.heads(&parts[part]));
         let o = decayed(&q?, &k?, &v?, LogDecay::Channel(&log?), memory)?;
-        self.output
-            .forward(&self.norm.forward(&o.flatten_from(2)?, None)?)
+        self.projections.finish(&o.flatten_from(2)?, x, &parts)
     }
 }

@@ -13,29 +13,20 @@
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
-use fulgur_kernels::split::{Part, split};
 
-use super::cosformer2::shared_theta;
 use super::memory::{additive, decayed, log_sums};
-use super::parts::{LowRankGate, Maps, Output, Theta, turned};
-use super::{CausalContext, Memory, heads, map};
-use crate::linear::Linear;
+use super::parts::{Theta, turned};
+use super::projections::{Projections, Use, queries_keys_values};
+use super::{CausalContext, Memory};
 use crate::lm::{Activation, Config, Decay};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct CausalLightNet {
-    heads: usize,
     decay: Decay,
     seeded: bool,
-    query_act: Activation,
-    value_act: Activation,
-    widths: Vec<usize>,
-    maps: Maps,
+    projections: Projections,
     theta: Option<Theta>,
-    gate: LowRankGate,
-    norm: Output,
-    output: Linear,
 }
 
 impl CausalLightNet {
@@ -44,34 +35,28 @@ impl CausalLightNet {
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        let (keys, values) = (config.key_size(), config.value_size());
-        let mut maps = vec![('q', keys), ('k', keys), ('v', values)];
+        let key_act = match config.decay {
+            Decay::Vector => Activation::None,
+            Decay::Scalar | Decay::Tied => config.linear_act,
+        };
+        let mut columns = queries_keys_values(config, key_act).to_vec();
         if config.decay != Decay::Vector {
-            maps.push(('f', config.num_attention_heads));
+            columns.push(('f', config.num_attention_heads, Use::Activated(Activation::None)));
         }
         Ok(Self {
-            heads: config.num_attention_heads,
             decay: config.decay,
             seeded: config.seeded,
-            query_act: config.linear_act,
-            value_act: config.value_act,
-            widths: maps.iter().map(|&(_, width)| width).collect(),
-            maps: Maps::new(config, &maps, vb)?,
-            theta: shared_theta(config, vb)?,
-            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
-            norm: Output::new(config, vb)?,
-            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            projections: Projections::new(config, &columns, true, vb)?,
+            theta: Theta::shared(config, vb)?,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, Some(&mut self.gate))?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -84,20 +69,10 @@ impl CausalLightNet {
         context: &CausalContext<'_>,
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let wide = self.maps.forward(x, memory.as_deref_mut())?;
-        let key_act = match self.decay {
-            Decay::Vector => Activation::None,
-            Decay::Scalar | Decay::Tied => self.query_act,
-        };
-        let acts = [self.query_act, key_act, self.value_act, Activation::None];
-        let runs: Vec<Part<'_>> = acts
-            .iter()
-            .zip(&self.widths)
-            .map(|(act, &width)| act.part(width))
-            .chain(self.gate.part())
-            .collect();
-        let parts = split(&wide, &runs)?;
-        let [q, k, v] = [0, 1, 2].map(|part| heads(&acts[part].finish(&parts[part])?, self.heads));
+        let wide = self.projections.wide(x, memory.as_deref_mut())?;
+        let parts = self.projections.parts(&wide, None)?;
+        let heads = |part: usize| self.projections.heads(&parts[part]);
+        let [q, k, v] = [0, 1, 2].map(heads);
         let (q, k, v) = (q?, k?, v?);
         let phase = match &self.theta {
             Some(theta) => Some(theta.phases(x.dim(1)?, context)?),
@@ -115,10 +90,10 @@ impl CausalLightNet {
                 decayed(&q, &keys, &v, LogDecay::Channel(&log), memory)?
             }
             (Decay::Scalar | Decay::Tied, phase) => {
-                let [z, log] = log_sums(&heads(&parts[3], self.heads)?, self.seeded, memory.as_deref_mut())?;
+                let [z, log] = log_sums(&heads(3)?, self.seeded, memory.as_deref_mut())?;
                 let mut k = k;
                 if self.decay == Decay::Tied {
-                    let share = (heads(&parts[3], self.heads)?.to_dtype(z.dtype())? - &z)?.exp()?;
+                    let share = (heads(3)?.to_dtype(z.dtype())? - &z)?.exp()?;
                     k = k.broadcast_mul(&share.to_dtype(k.dtype())?)?;
                 }
                 let (q, k) = match phase {
@@ -128,8 +103,6 @@ impl CausalLightNet {
                 decayed(&q, &k, &v, LogDecay::Token(&log.squeeze(3)?), memory)?
             }
         };
-        let gate = self.gate.forward(x, &parts)?;
-        self.output
-            .forward(&self.norm.forward(&o.flatten_from(2)?, Some(&gate))?)
+        self.projections.finish(&o.flatten_from(2)?, x, &parts)
     }
 }

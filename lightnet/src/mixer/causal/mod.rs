@@ -14,6 +14,7 @@ mod lightnet;
 mod memory;
 mod parts;
 mod paths;
+mod projections;
 mod tnl;
 mod transnormer;
 

@@ -267,6 +267,35 @@ impl Theta {
         }
     }
 
+    /// Frequencies that all heads share, where the configuration has some: of all channels of a head, or of the half that turns
+    /// fastest.
+    pub(super) fn shared(config: &Config, vb: &VarBuilder) -> Result<Option<Self>> {
+        if !config.use_lrpe {
+            return Ok(None);
+        }
+        let width = config.head_width();
+        let turning = if config.half_lrpe {
+            width.div_ceil(2)
+        } else {
+            width
+        };
+        let start = cosine_frequencies(width, turning);
+        Self::new(&start, &[turning], config.learn_theta, vb).map(Some)
+    }
+
+    /// Queries and keys `[B, N, H, D]`, turned where there are frequencies.
+    pub(super) fn turn(
+        theta: Option<&Self>,
+        [q, k]: [Tensor; 2],
+        context: &CausalContext<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let Some(theta) = theta else {
+            return Ok([q, k]);
+        };
+        let phase = theta.phases(q.dim(1)?, context)?;
+        Ok([turned(&q, &phase)?, turned(&k, &phase)?])
+    }
+
     /// Phases of `tokens` tokens behind those that `context` tells of.
     pub(super) fn phases(&self, tokens: usize, context: &CausalContext<'_>) -> Result<Tensor> {
         match context.clock {

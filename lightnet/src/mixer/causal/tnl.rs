@@ -15,21 +15,15 @@ use fulgur_kernels::decay::{Fused, LogDecay};
 use fulgur_kernels::split::{Part, split};
 
 use super::memory::{decayed, decayed_token};
-use super::parts::{LowRankGate, Maps, Output, Theta, cosine_frequencies, turned};
-use super::{CausalContext, Memory, heads, map};
-use crate::linear::Linear;
+use super::parts::{Theta, cosine_frequencies};
+use super::projections::{Projections, queries_keys_values};
+use super::{CausalContext, Memory};
 use crate::lm::{Activation, Config, DecaySchedule};
 
 /// The mixer.
 #[derive(Clone, Debug)]
 pub struct Tnl {
-    heads: usize,
-    acts: [Activation; 3],
-    widths: [usize; 3],
-    maps: Maps,
-    gate: LowRankGate,
-    norm: Output,
-    output: Linear,
+    projections: Projections,
     log_decay: Option<Tensor>,
     theta: Option<Theta>,
     /// How single tokens go from the maps to the state at once, where nothing else is between them.
@@ -44,7 +38,6 @@ impl Tnl {
     /// A tensor is missing or has another shape.
     pub fn new(config: &Config, layer: usize, vb: &VarBuilder) -> Result<Self> {
         let (keys, values) = (config.key_size(), config.value_size());
-        let widths = [('q', keys), ('k', keys), ('v', values)];
         let (heads, acts) = (
             config.num_attention_heads,
             [config.linear_act, config.linear_act, config.value_act],
@@ -58,27 +51,19 @@ impl Tnl {
             silu: acts.map(|act| act == Activation::Silu),
         };
         Ok(Self {
-            heads,
-            acts,
-            widths: widths.map(|(_, width)| width),
-            maps: Maps::new(config, &widths, vb)?,
-            gate: LowRankGate::new(config, &vb.pp("g_proj"))?,
-            norm: Output::new(config, vb)?,
-            output: map(config, values, config.hidden_size, &vb.pp("o_proj"))?,
+            projections: Projections::new(config, &queries_keys_values(config, config.linear_act), true, vb)?,
             log_decay: log_decays(config, layer, vb.device())?,
             fused: (theta.is_none() && acts.iter().all(known)).then_some(fused),
             theta,
         })
     }
 
-    /// As [`Linear::round`], of all its maps.
+    /// As [`crate::linear::Linear::round`], of all its maps.
     ///
     /// # Errors
     /// A failing operation.
     pub fn round(&mut self, dtype: DType) -> Result<()> {
-        self.maps.round(dtype, Some(&mut self.gate))?;
-        self.norm.round(dtype)?;
-        self.output.round(dtype)
+        self.projections.round(dtype)
     }
 
     /// Mixes `x` `[B, N, d]`.
@@ -91,33 +76,25 @@ impl Tnl {
         context: &CausalContext<'_>,
         mut memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let wide = self.maps.forward(x, memory.as_deref_mut())?;
+        let wide = self.projections.wide(x, memory.as_deref_mut())?;
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
         if let Some(fused) = self.fused
             && let Some(o) = decayed_token(&wide, fused, decay, memory.as_deref_mut())?
         {
-            let used: usize = self.widths.iter().sum();
-            let parts = match self.gate.part() {
+            let used = self.projections.width();
+            let parts = match self.projections.gate_part() {
                 None => Vec::new(),
                 // Of one sequence the columns lie together.
                 Some(part) if wide.dim(0)? == 1 => vec![wide.narrow(D::Minus1, used, part.width())?],
                 Some(part) => split(&wide, &[Part::Plain(used), part])?,
             };
-            let gate = self.gate.forward(x, &parts)?;
-            return self.output.forward(&self.norm.forward(&o, Some(&gate))?);
+            return self.projections.finish(&o, x, &parts);
         }
-        let runs = [0, 1, 2].map(|part| self.acts[part].part(self.widths[part]));
-        let runs: Vec<_> = runs.into_iter().chain(self.gate.part()).collect();
-        let parts = split(&wide, &runs)?;
-        let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
-        let (mut q, mut k, v) = (q?, k?, v?);
-        if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context)?;
-            (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
-        }
-        let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
-        let gate = self.gate.forward(x, &parts)?;
-        self.output.forward(&self.norm.forward(&o, Some(&gate))?)
+        let parts = self.projections.parts(&wide, None)?;
+        let [q, k, v] = [0, 1, 2].map(|part| self.projections.heads(&parts[part]));
+        let [q, k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
+        let o = decayed(&q, &k, &v?, decay, memory)?.flatten_from(2)?;
+        self.projections.finish(&o, x, &parts)
     }
 }
 

@@ -15,7 +15,7 @@ use fulgur_kernels::decay::LogDecay;
 use fulgur_kernels::split::split;
 
 use super::memory::decayed;
-use super::parts::{Output, Theta, turned};
+use super::parts::{Output, Theta};
 use super::tnl::{log_decays, theta};
 use super::{CausalContext, Memory, heads};
 use crate::linear::{Linear, Start};
@@ -85,13 +85,9 @@ impl TransNormer {
             &self.acts.map(|act| act.part(self.width)),
         )?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
-        let (mut q, mut k, v) = (q?, k?, v?);
-        if let Some(theta) = &self.theta {
-            let phase = theta.phases(x.dim(1)?, context)?;
-            (q, k) = (turned(&q, &phase)?, turned(&k, &phase)?);
-        }
+        let [q, k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
-        let o = decayed(&q, &k, &v, decay, memory)?.flatten_from(2)?;
+        let o = decayed(&q, &k, &v?, decay, memory)?.flatten_from(2)?;
         self.output.forward(&self.norm.forward(&o, Some(&parts[3]))?)
     }
 }

@@ -1,5 +1,7 @@
 //! The layer against the mixers that are instances of it, in f64, and against the literal recurrence.
 
+mod formulas;
+
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
