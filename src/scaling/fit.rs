@@ -248,6 +248,7 @@ mod tests {
                             heads: 1,
                             hidden: 1,
                             lr: 1e-3,
+                            epochs: None,
                         },
                         seed,
                         account: Account {

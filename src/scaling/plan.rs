@@ -197,16 +197,16 @@ impl Study {
     /// A model that cannot be, tokens that cannot be counted, or a budget of no step.
     pub fn runs(&self) -> anyhow::Result<Vec<Planned>> {
         let corpus = self.corpus()?;
-        let length = self.length(corpus)?;
-        let (trial, validate_at) = match length {
-            Length::Steps(steps) => (
-                Length::Steps(((steps as f64 * self.trial) as u64).max(1)),
-                self.validate_at(steps),
-            ),
-            Length::Seconds(seconds) => (Length::Seconds(seconds * self.trial), doublings()),
-        };
         let mut runs = Vec::new();
         for size in &self.sizes {
+            let length = self.length(size, corpus)?;
+            let (trial, validate_at) = match length {
+                Length::Steps(steps) => (
+                    Length::Steps(((steps as f64 * self.trial) as u64).max(1)),
+                    self.validate_at(steps),
+                ),
+                Length::Seconds(seconds) => (Length::Seconds(seconds * self.trial), doublings()),
+            };
             let mut target = None;
             for architecture in &self.architectures {
                 let mut size = size.clone();
@@ -258,12 +258,12 @@ impl Study {
         Ok(runs)
     }
 
-    fn length(&self, corpus: u64) -> anyhow::Result<Length> {
+    fn length(&self, size: &Size, corpus: u64) -> anyhow::Result<Length> {
         if self.seconds > 0.0 {
             return Ok(Length::Seconds(self.seconds));
         }
         let budget = match self.budget {
-            0 => self.epochs * corpus as f64,
+            0 => size.epochs.unwrap_or(self.epochs) * corpus as f64,
             budget => budget as f64,
         };
         let per_step = self.batch as f64 * self.context as f64;

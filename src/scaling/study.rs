@@ -92,6 +92,9 @@ pub struct Size {
     pub hidden: usize,
     /// The learning rate.
     pub lr: f64,
+    /// Passes over the tokens of this size, instead of the study's `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
 }
 
 impl Default for Study {
@@ -242,6 +245,11 @@ impl Study {
         ];
         if let Some((_, field, found, expected)) = rules.into_iter().find(|(holds, ..)| !holds) {
             bail!("{field}: found {found}, expected {expected}");
+        }
+        for Size { name, epochs, .. } in &self.sizes {
+            if let Some(epochs) = epochs.filter(|&epochs| !positive(epochs) || self.epochs == 0.0) {
+                bail!("sizes.{name}: found epochs {epochs}, expected above 0, in a study with epochs");
+            }
         }
         let names: Vec<&str> = self.sizes.iter().map(|size| size.name.as_str()).collect();
         if repeats(&names) {

@@ -239,6 +239,13 @@ fn bad_studies_get_one_line() {
         "epochs, budget, seconds: found NaN, 1280 and 0, expected one of them",
     );
     refused(
+        &with(
+            "[[sizes]]\nname = 'd'\nlayers = 1\nwidth = 12\nheads = 1\nhidden = 32\nlr = 3e-3\nepochs = 2.0",
+        ),
+        &[],
+        "sizes.d: found epochs 2, expected above 0, in a study with epochs",
+    );
+    refused(
         &swap("held_out = 0.1", "held_out = nan"),
         &[],
         "held_out: found NaN",
