@@ -20,7 +20,7 @@ const OFTEN: usize = 64;
 ///
 /// Reads .jsonl files, one {"text": "..."} a line, and any other file as one document of UTF-8. Drops what breaks a rule
 /// (length, words, symbols, repetition), exact duplicates and near duplicates; with --score-with also the documents that
-/// a language model over bytes finds hardest, which is one round of self-cleaning. The same input gives the same output.
+/// a language model finds hardest by bits a byte, which is one round of self-cleaning. The same input gives the same output.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur data clean data/english/train.jsonl -o clean.jsonl\n  fulgur data clean clean.jsonl -o cleaner.jsonl --score-with runs/lm/model --drop 0.1"
@@ -38,9 +38,12 @@ pub(super) struct Arguments {
     /// Keep near duplicates
     #[arg(long)]
     keep_near: bool,
-    /// Folder of a language model over bytes that scores what is left
+    /// Folder of a language model that scores what is left
     #[arg(long, value_name = "MODEL_DIR")]
     score_with: Option<PathBuf>,
+    /// tokenizer.json of that model, instead of the one in its folder
+    #[arg(long, value_name = "FILE", requires = "score_with")]
+    tokenizer: Option<PathBuf>,
     /// Share of the scored documents to drop, those with the most bits a byte
     #[arg(long, value_name = "SHARE", requires = "score_with", default_value_t = Options::default().drop)]
     drop: f64,
@@ -53,6 +56,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         min_words,
         keep_near,
         score_with,
+        tokenizer,
         drop,
     } = arguments;
     if !output
@@ -69,7 +73,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     }
     check_output(&output)?;
     let mut scorer = match &score_with {
-        Some(folder) => Some(TextScorer::open(folder, &context.open_device()?)?),
+        Some(folder) => {
+            let device = context.open_device()?;
+            Some(TextScorer::open(folder, tokenizer.as_deref(), &device)?)
+        }
         None => None,
     };
     let options = Options {
