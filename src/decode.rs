@@ -369,7 +369,7 @@ pub fn plots(models: &[(String, Vec<Point>)]) -> String {
                 }
             };
             times.push(line(&|point| point.token_ms));
-            bytes.push(line(&|point| point.state_bytes));
+            bytes.push(line(&|point| point.state_bytes / 1e6));
         }
     }
     let plot = |title: &str, lines: Vec<Line>| Plot {
@@ -385,7 +385,7 @@ pub fn plots(models: &[(String, Vec<Point>)]) -> String {
         steps: "tokens of context",
         values,
     };
-    picture(&[frame(&times, "ms a token"), frame(&bytes, "bytes")])
+    picture(&[frame(&times, "ms a token"), frame(&bytes, "MB")])
 }
 
 /// Type in which branches compute on `device`, of a model whose weights are `weights`: CPUs compute in f32.

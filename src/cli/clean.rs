@@ -1,9 +1,11 @@
 //! `fulgur data clean`: text that is worth training on.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use fulgur_datasets::text::{Cleaned, Options, Reason, Scorer, clean};
 use serde::Serialize;
 
@@ -15,6 +17,8 @@ use crate::text_score::TextScorer;
 
 /// Documents between two looks at the clock.
 const OFTEN: usize = 64;
+/// Bytes that are read at once to count lines.
+const PIECE: usize = 1 << 20;
 
 /// Keep the documents that are worth training on
 ///
@@ -84,10 +88,15 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         near: !keep_near,
         drop,
     };
+    // Scores take long enough that the end should be foreseen.
+    let total = match &scorer {
+        Some(_) => Some(count(&inputs)?),
+        None => None,
+    };
     let mut progress = context.progress("clean", Unit::Items("documents"));
     let mut advance = |documents: usize| {
         if documents.is_multiple_of(OFTEN) {
-            progress.set(documents as u64, None);
+            progress.set(documents as u64, total);
         }
         !context.interrupt.requested()
     };
@@ -98,6 +107,31 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         path: output,
         cleaned,
     })
+}
+
+/// How many documents there are: lines of JSONL, and other files.
+fn count(inputs: &[PathBuf]) -> anyhow::Result<u64> {
+    let mut documents = 0;
+    for path in inputs {
+        let is_jsonl = path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"));
+        if !is_jsonl {
+            documents += 1;
+            continue;
+        }
+        let cannot = || format!("{}: cannot read", path.display());
+        let mut file = File::open(path).with_context(cannot)?;
+        let mut room = vec![0; PIECE];
+        loop {
+            let read = file.read(&mut room).with_context(cannot)?;
+            if read == 0 {
+                break;
+            }
+            documents += room[..read].iter().filter(|&&byte| byte == b'\n').count() as u64;
+        }
+    }
+    Ok(documents)
 }
 
 #[derive(Serialize)]

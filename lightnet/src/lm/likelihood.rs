@@ -14,8 +14,10 @@ const IGNORED: u32 = u32::MAX;
 const MOST_ROWS: usize = 64;
 /// Most tokens of theirs, padding and what stands before them included: forks keep keys and values of all of them.
 const MOST_PADDED: usize = 1 << 14;
-/// Tokens that could be read in the time that a question takes besides.
-const CALLS: usize = 64;
+/// Tokens that could be read in the time that a question takes besides: next to none on a CPU, where reading is arithmetic; on a
+/// GPU the launches of a few hundred kernels.
+const CALLS_ON_CPU: usize = 16;
+const CALLS_ON_GPU: usize = 4096;
 
 /// A text that is read token by token, each of which has a loss, given all before it. What is kept of it is a [`State`], whose size
 /// does not depend on its length, except for softmax attention.
@@ -191,10 +193,20 @@ pub fn log_likelihoods_together(
     Ok(sums)
 }
 
-/// Puts questions beside each other that are worth being asked at once: places of `questions`, each of which is in one group.
+/// Puts questions beside each other that are worth being asked of `model` at once: places of `questions`, each of which is in one
+/// group.
 ///
 /// Questions of like lengths are neighbours, and one joins the group before it where padding costs less than asking it apart.
-pub fn together(questions: &[&[Continuation]]) -> Vec<Vec<usize>> {
+pub fn together(model: &LanguageModel, questions: &[&[Continuation]]) -> Vec<Vec<usize>> {
+    let calls = match model.device().is_cpu() {
+        true => CALLS_ON_CPU,
+        false => CALLS_ON_GPU,
+    };
+    grouped(questions, calls)
+}
+
+/// As [`together`], where a question takes as long as reading so many tokens besides.
+fn grouped(questions: &[&[Continuation]], calls: usize) -> Vec<Vec<usize>> {
     let sizes: Vec<Size> = questions.iter().map(|asked| Size::of(asked)).collect();
     let mut order: Vec<usize> = (0..questions.len()).collect();
     order.sort_by_key(|&question| (sizes[question].shared, sizes[question].longest));
@@ -203,7 +215,7 @@ pub fn together(questions: &[&[Continuation]]) -> Vec<Vec<usize>> {
         let size = sizes[question];
         if let Some((places, group)) = groups.last_mut() {
             let both = group.with(size);
-            let worth = both.cost() <= group.cost() + size.cost();
+            let worth = both.cost() <= group.cost() + size.cost() + calls;
             let fits = both.rows <= MOST_ROWS && both.rows * both.longest <= MOST_PADDED;
             if worth && fits {
                 places.push(question);
@@ -247,9 +259,9 @@ impl Size {
         }
     }
 
-    /// In tokens that are read.
+    /// Tokens that are read, padding included.
     fn cost(self) -> usize {
-        CALLS + self.questions * self.shared + self.rows * self.longest.saturating_sub(self.shared)
+        self.questions * self.shared + self.rows * self.longest.saturating_sub(self.shared)
     }
 }
 
@@ -393,7 +405,7 @@ mod tests {
         questions.push(question(5, 20, MOST_ROWS + 9));
         questions.push(Vec::new());
         let asked: Vec<&[Continuation]> = questions.iter().map(Vec::as_slice).collect();
-        let groups = together(&asked);
+        let groups = grouped(&asked, 64);
         assert!(
             groups.len() < 12 && groups.iter().any(|group| group.len() > 3),
             "{groups:?}"
@@ -448,7 +460,7 @@ mod tests {
         let group = |sizes: &[(usize, usize)]| {
             let questions: Vec<_> = sizes.iter().map(|&(a, b)| question(a, b)).collect();
             let asked: Vec<&[Continuation]> = questions.iter().map(Vec::as_slice).collect();
-            together(&asked)
+            grouped(&asked, 64)
         };
         assert!(group(&[]).is_empty());
         assert_eq!(group(&[(20, 3), (600, 3), (21, 5)]), [vec![0, 2], vec![1]]);

@@ -96,9 +96,9 @@ pub fn score(
             break;
         }
         let asked: Vec<&[Continuation]> = pool.iter().map(|(_, _, asked)| asked.as_slice()).collect();
-        for group in together(&asked) {
+        let model = &subject.model;
+        for group in together(model, &asked) {
             let beside: Vec<&[Continuation]> = group.iter().map(|&place| asked[place]).collect();
-            let model = &subject.model;
             let sums = log_likelihoods_together(model, &model.start(), &beside, subject.chunk)
                 .with_context(|| path.display().to_string())?;
             for (&place, sums) in group.iter().zip(&sums) {
