@@ -307,7 +307,7 @@ mod tests {
             &options(),
             || true,
             |answered| {
-                assert_eq!(answered.references, [answered.answer.clone()]);
+                assert_eq!(answered.references, std::slice::from_ref(&answered.answer));
                 lines.push(answered.line);
                 true
             },

@@ -276,13 +276,13 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     let (tokenizer, text) = (place.name("tokenizer.json"), place.name("text.txt"));
     let with = ["--tokenizer", tokenizer.as_str()];
     model(&place.at("other"), Architecture::Tnl, |config| {
-        config.vocab_size = 289
+        config.vocab_size = 289;
     });
     model(&place.at("both"), Architecture::Lightnet, |config| {
-        config.bidirectional = true
+        config.bidirectional = true;
     });
     model(&place.at("damaged"), Architecture::Tnl, |config| {
-        config.vocab_size = VOCABULARY
+        config.vocab_size = VOCABULARY;
     });
     fs::write(place.at("damaged/model.safetensors"), "no weights").unwrap();
     fs::write(place.at("far.u16"), [0xff, 0xff, 0, 0]).unwrap();
