@@ -310,27 +310,66 @@ pub fn flatness(measures: &[Measure], batch: usize) -> Option<f64> {
     (medians.len() > 1 && low > 0.0).then(|| high / low)
 }
 
+/// What is plotted of a [`Measure`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// Tokens of the context.
+    pub context: f64,
+    /// Sequences.
+    pub batch: usize,
+    /// Median milliseconds of a token.
+    pub token_ms: f64,
+    /// Bytes of what is kept.
+    pub state_bytes: f64,
+}
+
+impl Point {
+    /// Of a measure.
+    pub fn of(measure: &Measure) -> Self {
+        Self {
+            context: measure.context as f64,
+            batch: measure.batch,
+            token_ms: measure.token_ms.median,
+            state_bytes: measure.state_bytes as f64,
+        }
+    }
+
+    /// Whether it has a place on logarithmic axes.
+    pub fn is_one(&self) -> bool {
+        let values = [self.context, self.batch as f64, self.token_ms, self.state_bytes];
+        values.iter().all(|value| value.is_finite() && *value > 0.0)
+    }
+}
+
 /// Time a token and bytes of state against the context, one line a model and batch, as an SVG file.
-pub fn plots(models: &[(String, &[Measure])]) -> String {
+pub fn plots(models: &[(String, Vec<Point>)]) -> String {
     let (mut times, mut bytes) = (Vec::new(), Vec::new());
-    for (name, measures) in models {
-        let mut batches: Vec<usize> = measures.iter().map(|measure| measure.batch).collect();
+    let alone = models
+        .iter()
+        .flat_map(|(_, points)| points)
+        .all(|point| point.batch == 1);
+    for (name, points) in models {
+        let mut batches: Vec<usize> = points.iter().map(|point| point.batch).collect();
         batches.sort_unstable();
         batches.dedup();
         for batch in batches {
             let colour = times.len();
-            let line = |of: &dyn Fn(&Measure) -> f64| Line {
-                name: format!("{name}, batch {batch}"),
-                colour,
-                points: measures
-                    .iter()
-                    .filter(|measure| measure.batch == batch)
-                    .map(|measure| (measure.context as f64, of(measure)))
-                    .collect(),
-                ..Line::default()
+            let line = |of: &dyn Fn(&Point) -> f64| {
+                let points = points.iter().filter(|point| point.batch == batch);
+                let mut points: Vec<(f64, f64)> = points.map(|point| (point.context, of(point))).collect();
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                Line {
+                    name: match alone {
+                        true => name.clone(),
+                        false => format!("{name}, batch {batch}"),
+                    },
+                    colour,
+                    points,
+                    ..Line::default()
+                }
             };
-            times.push(line(&|measure| measure.token_ms.median));
-            bytes.push(line(&|measure| measure.state_bytes as f64));
+            times.push(line(&|point| point.token_ms));
+            bytes.push(line(&|point| point.state_bytes / 1e6));
         }
     }
     let plot = |title: &str, lines: Vec<Line>| Plot {
@@ -346,7 +385,7 @@ pub fn plots(models: &[(String, &[Measure])]) -> String {
         steps: "tokens of context",
         values,
     };
-    picture(&[frame(&times, "ms a token"), frame(&bytes, "bytes")])
+    picture(&[frame(&times, "ms a token"), frame(&bytes, "MB")])
 }
 
 /// Type in which branches compute on `device`, of a model whose weights are `weights`: CPUs compute in f32.

@@ -1,4 +1,4 @@
-//! Bits a byte of documents by a language model over bytes.
+//! Bits a byte of documents by a language model.
 
 use std::path::Path;
 
@@ -7,64 +7,90 @@ use fulgur_datasets::text::Scorer;
 use fulgur_kernels::cross_entropy::Options;
 use fulgur_kernels::embedding::Ids;
 use fulgur_lightnet::lm::LanguageModel;
+use fulgur_lightnet::lm::tokenizer::LmTokenizer;
 
 /// Most bytes that are scored of a document, from its beginning.
 const MOST: usize = 2048;
-/// Fewest rows of a vocabulary of bytes.
-const BYTES: usize = 256;
 
 /// A model that scores.
 pub struct TextScorer {
     model: LanguageModel,
+    tokenizer: LmTokenizer,
+    /// Bytes of text that each token stands for.
+    bytes: Vec<u32>,
     device: Device,
 }
 
 impl TextScorer {
-    /// Loads the model in `folder`.
+    /// Loads the model in `folder`, with the `tokenizer` that was chosen, else its own.
     ///
     /// # Errors
-    /// It cannot be loaded, is no causal one, or its tokens are not bytes.
-    pub fn open(folder: &Path, device: &Device) -> anyhow::Result<Self> {
+    /// It cannot be loaded, is no causal one, or has no tokenizer whose tokens are pieces of bytes.
+    pub fn open(folder: &Path, tokenizer: Option<&Path>, device: &Device) -> anyhow::Result<Self> {
         let model = LanguageModel::load(folder, None, DType::F32, device)?;
         let config = model.config();
-        if config.bidirectional || config.vocab_size != BYTES {
+        if config.bidirectional {
             anyhow::bail!(
-                "{}: {} model with a vocabulary of {}, expected a causal one of {BYTES}, one a byte",
-                folder.display(),
-                if config.bidirectional {
-                    "a masked"
-                } else {
-                    "a causal"
-                },
-                config.vocab_size
+                "{}: found a model in both directions, expected a causal one",
+                folder.display()
             );
         }
+        let found = match tokenizer {
+            Some(path) => {
+                let tokenizer = LmTokenizer::read(path)?;
+                tokenizer.fits(config.vocab_size)?;
+                Some(tokenizer)
+            }
+            None => LmTokenizer::of_model(folder, config.vocab_size)?,
+        };
+        let Some(found) = found else {
+            anyhow::bail!(
+                "{}: found no tokenizer.json and a vocabulary of {}, expected --tokenizer, or 256 for bytes",
+                folder.display(),
+                config.vocab_size
+            );
+        };
+        let Some(bytes) = found.byte_counts() else {
+            anyhow::bail!(
+                "{}: found a tokenizer of other pieces, expected one of bytes",
+                folder.display()
+            );
+        };
         Ok(Self {
             model,
+            // What a text spells out is text.
+            tokenizer: found.literal(),
+            bytes,
             device: device.clone(),
         })
     }
 
-    /// Mean bits of each byte of `text` but the first, given those before it; of at most 2,048 bytes.
+    /// Mean bits of each byte of `text`, of at most its first 2,048 ones, each token given those before it. What ends texts stands in
+    /// front of it; where there is no such token, the first one is given and does not count.
     ///
     /// # Errors
-    /// A failing operation.
-    pub fn score(&self, text: &str) -> candle_core::Result<f64> {
-        let bytes: Vec<u32> = text.bytes().take(MOST).map(u32::from).collect();
-        let count = bytes.len().saturating_sub(1);
-        if count == 0 {
-            return Ok(0.0);
+    /// A failing tokenizer or operation.
+    pub fn score(&self, text: &str) -> anyhow::Result<f64> {
+        let mut end = text.len().min(MOST);
+        while !text.is_char_boundary(end) {
+            end -= 1;
         }
-        let ids = Ids::new(&bytes[..count], &[1, count], BYTES)?;
-        let targets = Tensor::from_vec(bytes[1..].to_vec(), (1, count), &self.device)?;
-        let losses = self.model.losses(&ids, &targets, &Options::default())?;
+        let mut ids: Vec<u32> = self.tokenizer.end().into_iter().collect();
+        ids.extend(self.tokenizer.encode(&text[..end], false)?);
+        let Some(count) = ids.len().checked_sub(1).filter(|&count| count > 0) else {
+            return Ok(0.0);
+        };
+        let bytes: u32 = ids[1..].iter().map(|&id| self.bytes[id as usize]).sum();
+        let inputs = Ids::new(&ids[..count], &[1, count], self.model.config().vocab_size)?;
+        let targets = Tensor::from_vec(ids[1..].to_vec(), (1, count), &self.device)?;
+        let losses = self.model.losses(&inputs, &targets, &Options::default())?;
         let sum: f64 = losses
             .to_dtype(DType::F32)?
             .to_vec1::<f32>()?
             .iter()
             .map(|&loss| f64::from(loss))
             .sum();
-        Ok(sum / count as f64 / std::f64::consts::LN_2)
+        Ok(sum / f64::from(bytes.max(1)) / std::f64::consts::LN_2)
     }
 }
 

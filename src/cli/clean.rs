@@ -1,9 +1,11 @@
 //! `fulgur data clean`: text that is worth training on.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use fulgur_datasets::text::{Cleaned, Options, Reason, Scorer, clean};
 use serde::Serialize;
 
@@ -15,12 +17,14 @@ use crate::text_score::TextScorer;
 
 /// Documents between two looks at the clock.
 const OFTEN: usize = 64;
+/// Bytes that are read at once to count lines.
+const PIECE: usize = 1 << 20;
 
 /// Keep the documents that are worth training on
 ///
 /// Reads .jsonl files, one {"text": "..."} a line, and any other file as one document of UTF-8. Drops what breaks a rule
 /// (length, words, symbols, repetition), exact duplicates and near duplicates; with --score-with also the documents that
-/// a language model over bytes finds hardest, which is one round of self-cleaning. The same input gives the same output.
+/// a language model finds hardest by bits a byte, which is one round of self-cleaning. The same input gives the same output.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur data clean data/english/train.jsonl -o clean.jsonl\n  fulgur data clean clean.jsonl -o cleaner.jsonl --score-with runs/lm/model --drop 0.1"
@@ -38,9 +42,12 @@ pub(super) struct Arguments {
     /// Keep near duplicates
     #[arg(long)]
     keep_near: bool,
-    /// Folder of a language model over bytes that scores what is left
+    /// Folder of a language model that scores what is left
     #[arg(long, value_name = "MODEL_DIR")]
     score_with: Option<PathBuf>,
+    /// tokenizer.json of that model, instead of the one in its folder
+    #[arg(long, value_name = "FILE", requires = "score_with")]
+    tokenizer: Option<PathBuf>,
     /// Share of the scored documents to drop, those with the most bits a byte
     #[arg(long, value_name = "SHARE", requires = "score_with", default_value_t = Options::default().drop)]
     drop: f64,
@@ -53,6 +60,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         min_words,
         keep_near,
         score_with,
+        tokenizer,
         drop,
     } = arguments;
     if !output
@@ -69,7 +77,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     }
     check_output(&output)?;
     let mut scorer = match &score_with {
-        Some(folder) => Some(TextScorer::open(folder, &context.open_device()?)?),
+        Some(folder) => {
+            let device = context.open_device()?;
+            Some(TextScorer::open(folder, tokenizer.as_deref(), &device)?)
+        }
         None => None,
     };
     let options = Options {
@@ -77,10 +88,15 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         near: !keep_near,
         drop,
     };
+    // Scores take long enough that the end should be foreseen.
+    let total = match &scorer {
+        Some(_) => Some(count(&inputs)?),
+        None => None,
+    };
     let mut progress = context.progress("clean", Unit::Items("documents"));
     let mut advance = |documents: usize| {
         if documents.is_multiple_of(OFTEN) {
-            progress.set(documents as u64, None);
+            progress.set(documents as u64, total);
         }
         !context.interrupt.requested()
     };
@@ -91,6 +107,31 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         path: output,
         cleaned,
     })
+}
+
+/// How many documents there are: lines of JSONL, and other files.
+fn count(inputs: &[PathBuf]) -> anyhow::Result<u64> {
+    let mut documents = 0;
+    for path in inputs {
+        let is_jsonl = path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"));
+        if !is_jsonl {
+            documents += 1;
+            continue;
+        }
+        let cannot = || format!("{}: cannot read", path.display());
+        let mut file = File::open(path).with_context(cannot)?;
+        let mut room = vec![0; PIECE];
+        loop {
+            let read = file.read(&mut room).with_context(cannot)?;
+            if read == 0 {
+                break;
+            }
+            documents += room[..read].iter().filter(|&&byte| byte == b'\n').count() as u64;
+        }
+    }
+    Ok(documents)
 }
 
 #[derive(Serialize)]

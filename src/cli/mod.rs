@@ -39,6 +39,7 @@ mod lm;
 mod log;
 mod lra;
 mod pack;
+mod packing;
 mod progress;
 mod report;
 mod scaling;

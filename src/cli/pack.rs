@@ -1,16 +1,12 @@
 //! `fulgur pack`: trained parts become one small folder that is used and shipped.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use candle_core::Device;
-use clap::ValueEnum;
 use fulgur_benchmark::judge::Judges;
-use fulgur_datasets::atomic::AtomicFolder;
-use fulgur_lightnet::params::Precision;
 use fulgur_lightnet::params::pack::PackedFolder;
 use fulgur_tavdiffusion::pipeline::pack::{Options, PackedGenerator, Sources};
 use fulgur_tavdiffusion::pipeline::{FILE_NAME, Generator, ModelIndex, Part};
@@ -18,14 +14,10 @@ use serde::Serialize;
 
 use super::answer::{Answer, Report};
 use super::context::Context;
+use super::packing::{Kind, Stored, check_target, model_folder, write_folder};
 use super::progress::Unit;
 use super::size::Size;
 use crate::forward;
-
-/// The card of a model, which may be there before the model.
-const CARD: &str = "README.md";
-/// Files of a network's folder.
-const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
 /// Pack a trained generator, or one network, into a small folder
 ///
@@ -36,7 +28,8 @@ const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur pack -o models/builtin --name fulgur-builtin --max-bytes 26000000\n  \
-                  fulgur pack --network runs/encoder -o models/encoder"
+                  fulgur pack --network runs/encoder -o models/encoder\n\n\
+                  fulgur lm pack packs a language model."
 )]
 pub(super) struct Arguments {
     /// The folder to write
@@ -111,31 +104,6 @@ fn default_size() -> Size {
     Size { width, height }
 }
 
-/// How weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-enum Stored {
-    /// Matrices in 8 bits with a scale for every 64 weights
-    #[value(name = "8bit")]
-    #[serde(rename = "8bit")]
-    EightBit,
-    /// 16 bits
-    #[serde(rename = "f16")]
-    F16,
-    /// As they were trained
-    #[serde(rename = "f32")]
-    F32,
-}
-
-impl From<Stored> for Precision {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::EightBit => Self::EightBit,
-            Stored::F16 => Self::F16,
-            Stored::F32 => Self::F32,
-        }
-    }
-}
-
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     let kind = match arguments.network {
         Some(_) => Kind::Network,
@@ -159,7 +127,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
             parts.join(", ")
         );
     }
-    write(output, &packed, &kept)?;
+    write_folder(output, &kept, |dir| packed.write(dir))?;
     Answer::new(&Written {
         path: output.clone(),
         kind,
@@ -167,32 +135,6 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         bytes,
         parts: packed.parts().into_iter().map(Row::new).collect(),
     })
-}
-
-/// What is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Generator,
-    Network,
-}
-
-impl Kind {
-    fn words(self) -> &'static str {
-        match self {
-            Self::Generator => "generator",
-            Self::Network => "network",
-        }
-    }
-
-    /// Whether a folder holds an older model of this kind.
-    fn is(self, dir: &Path) -> bool {
-        let has = |name: &str| dir.join(name).is_file();
-        match self {
-            Self::Generator => has(FILE_NAME),
-            Self::Network => has(FILES[0]) && has(FILES[1]) && !has(FILE_NAME),
-        }
-    }
 }
 
 /// A model in memory.
@@ -298,103 +240,6 @@ fn check_network(dir: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The folder with the model: that of a run is called `model`.
-fn model_folder(dir: &Path) -> PathBuf {
-    let below = dir.join("model");
-    if !dir.join(FILES[0]).is_file() && below.join(FILES[0]).is_file() {
-        below
-    } else {
-        dir.to_owned()
-    }
-}
-
-/// Checks that the folder may be written, and lists the files of an older one that stay.
-fn check_target(dir: &Path, kind: Kind, force: bool) -> anyhow::Result<Vec<PathBuf>> {
-    let refuse = |path: &Path, words: String| anyhow::anyhow!("{}: {words}", path.display());
-    let Ok(found) = fs::symlink_metadata(dir) else {
-        return Ok(Vec::new());
-    };
-    if !found.is_dir() {
-        return Err(refuse(dir, "exists and is not a folder".into()));
-    }
-    let entries = list(dir)?;
-    if entries.is_empty() {
-        return Ok(Vec::new());
-    }
-    if let [(path, name, true)] = entries.as_slice()
-        && name == CARD
-    {
-        return Ok(vec![path.clone()]);
-    }
-    let words = kind.words();
-    if !kind.is(dir) {
-        let problem =
-            format!("found a folder that holds no {words}, expected a new name or an older {words}");
-        return Err(refuse(dir, problem));
-    }
-    if !force {
-        return Err(refuse(
-            dir,
-            format!("holds a {words} already; --force replaces it"),
-        ));
-    }
-    let parts = Part::ALL.map(Part::folder);
-    let foreign = |path: &Path| {
-        refuse(
-            path,
-            format!("found in the {words} to replace, where pack does not write it; move it away"),
-        )
-    };
-    let mut kept = Vec::new();
-    for (path, name, is_file) in entries {
-        if kind == Kind::Generator && parts.contains(&name.as_str()) {
-            for (path, name, is_file) in list(&path)? {
-                if !is_file || !FILES.contains(&name.as_str()) {
-                    return Err(foreign(&path));
-                }
-            }
-        } else if !is_file {
-            return Err(foreign(&path));
-        } else if (kind == Kind::Generator && name != FILE_NAME)
-            || (kind == Kind::Network && !FILES.contains(&name.as_str()))
-        {
-            kept.push(path);
-        }
-    }
-    Ok(kept)
-}
-
-/// Paths in a folder, with their names and whether they are plain files, sorted.
-fn list(dir: &Path) -> anyhow::Result<Vec<(PathBuf, String, bool)>> {
-    let read = || -> std::io::Result<Vec<_>> {
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            entries.push((entry.path(), name, entry.file_type()?.is_file()));
-        }
-        entries.sort();
-        Ok(entries)
-    };
-    read().with_context(|| format!("{}: cannot read", dir.display()))
-}
-
-/// Writes the model under a temporary name, with the files that stay, and gives it its own.
-fn write(output: &Path, packed: &Packed, kept: &[PathBuf]) -> anyhow::Result<()> {
-    let failed = || format!("{}: cannot write", output.display());
-    if let Some(parent) = output.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).with_context(failed)?;
-    }
-    let folder = AtomicFolder::create(output).with_context(failed)?;
-    let dir = folder.temporary_path();
-    packed.write(dir)?;
-    for path in kept {
-        let name = path.file_name().unwrap_or_default();
-        fs::copy(path, dir.join(name)).with_context(|| format!("{}: cannot copy", path.display()))?;
-    }
-    folder.commit().with_context(failed)
 }
 
 #[derive(Serialize)]

@@ -9,9 +9,9 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use fulgur_benchmark::metrics::text::TextScores;
 use fulgur_datasets::text::Rows;
-use fulgur_lightnet::lm::Session;
-use fulgur_lightnet::lm::generate::{Request, generate};
+use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate_each};
 use fulgur_lightnet::lm::sampling::Sampling;
+use fulgur_lightnet::lm::{MOST_TOGETHER, Session};
 use serde::{Deserialize, Serialize};
 
 use super::Subject;
@@ -93,42 +93,64 @@ pub fn answers(
     let mut sums = [Ratio::default(); 6];
     let mut finished = true;
     let limit = options.limit.unwrap_or(usize::MAX);
-    while sums[0].count() < limit
-        && let Some(row) = rows.next()
-    {
-        let (line, row) = row?;
-        let references = match (row.outputs, row.output) {
-            (Some(outputs), None) if !outputs.is_empty() => outputs,
-            (None, Some(output)) => vec![output],
-            _ => return Err(rows.wrong("none or both of output and outputs", expected).into()),
-        };
-        let answer = answer(subject, &row.input, options, &mut go_on)
-            .with_context(|| format!("{}: line {line}", path.display()))?;
-        let Some(answer) = answer else {
-            finished = false;
+    'all: while finished {
+        let mut asked = Vec::new();
+        while asked.len() < MOST_TOGETHER.min(limit - sums[0].count())
+            && let Some(row) = rows.next()
+        {
+            let (line, row) = row?;
+            let references = match (row.outputs, row.output) {
+                (Some(outputs), None) if !outputs.is_empty() => outputs,
+                (None, Some(output)) => vec![output],
+                _ => return Err(rows.wrong("none or both of output and outputs", expected).into()),
+            };
+            let ids = subject
+                .tokenizer()
+                .and_then(|tokenizer| Ok(tokenizer.encode(&row.input, true)?))
+                .and_then(|ids| match ids.is_empty() {
+                    true => bail!("found an empty input, expected text"),
+                    false => Ok(ids),
+                })
+                .with_context(|| format!("{}: line {line}", path.display()))?;
+            asked.push((line, references, ids));
+        }
+        let (Some((first, ..)), Some((last, ..))) = (asked.first(), asked.last()) else {
             break;
         };
-        let answered = Answered {
-            line,
-            scores: TextScores::of(&answer, &references),
-            answer,
-            references,
+        let lines = match first == last {
+            true => format!("line {first}"),
+            false => format!("lines {first} to {last}"),
         };
-        let TextScores {
-            f1,
-            exact_match,
-            rouge_1,
-            rouge_2,
-            rouge_l,
-            rouge_mean,
-        } = answered.scores;
-        let values = [f1, exact_match, rouge_1, rouge_2, rouge_l, rouge_mean];
-        sums.iter_mut()
-            .zip(values)
-            .for_each(|(sum, value)| sum.add(value, 1.0));
-        if !each(&answered) {
-            finished = false;
-            break;
+        let inputs: Vec<&[u32]> = asked.iter().map(|(.., ids)| ids.as_slice()).collect();
+        let written = write(subject, &inputs, options, &mut go_on)
+            .with_context(|| format!("{}: {lines}", path.display()))?;
+        for ((line, references, _), answer) in asked.into_iter().zip(written) {
+            let Some(answer) = answer else {
+                finished = false;
+                continue;
+            };
+            let answered = Answered {
+                line,
+                scores: TextScores::of(&answer, &references),
+                answer,
+                references,
+            };
+            let TextScores {
+                f1,
+                exact_match,
+                rouge_1,
+                rouge_2,
+                rouge_l,
+                rouge_mean,
+            } = answered.scores;
+            let values = [f1, exact_match, rouge_1, rouge_2, rouge_l, rouge_mean];
+            sums.iter_mut()
+                .zip(values)
+                .for_each(|(sum, value)| sum.add(value, 1.0));
+            if !each(&answered) {
+                finished = false;
+                break 'all;
+            }
         }
     }
     let n = sums[0].count();
@@ -155,32 +177,32 @@ fn estimates<const N: usize>(sums: &[Ratio; N]) -> Option<[Estimate; N]> {
     all?.try_into().ok()
 }
 
-/// What the model writes behind `input`; none if it was told to end.
-fn answer(
+/// What the model writes behind each of `inputs`, all at once; none for those that were not finished when it was told to end.
+fn write(
     subject: &Subject,
-    input: &str,
+    inputs: &[&[u32]],
     options: &Options,
     go_on: &mut impl FnMut() -> bool,
-) -> anyhow::Result<Option<String>> {
+) -> anyhow::Result<Vec<Option<String>>> {
     let Subject {
         model,
         tokenizer,
         chunk,
         ..
     } = subject;
-    let ids = subject.tokenizer()?.encode(input, true)?;
-    if ids.is_empty() {
-        bail!("found an empty input, expected text");
-    }
-    subject.check_memory(ids.len() + options.max_tokens)?;
-    let mut session = Session::new(model);
-    let mut stopped = false;
-    session.read(model, &ids, *chunk, |_| {
-        stopped = !go_on();
-        !stopped
-    })?;
-    if stopped {
-        return Ok(None);
+    let tokens = inputs.iter().map(|ids| ids.len() + options.max_tokens);
+    subject.check_memory(tokens.sum())?;
+    let mut sessions = Vec::with_capacity(inputs.len());
+    for ids in inputs {
+        let (mut session, mut stopped) = (Session::new(model), false);
+        session.read(model, ids, *chunk, |_| {
+            stopped = !go_on();
+            !stopped
+        })?;
+        if stopped {
+            return Ok(vec![None; inputs.len()]);
+        }
+        sessions.push(session);
     }
     let request = Request {
         max_tokens: options.max_tokens,
@@ -191,13 +213,11 @@ fn answer(
         end: options.end.clone(),
         stop: options.stop.clone(),
         samples: 1,
+        together: MOST_TOGETHER,
     };
-    let texts = generate(model, tokenizer.as_ref(), &mut session, &request, |_, _| {
-        stopped |= !go_on();
-        !stopped
-    })?;
-    let text = texts.into_iter().next().map(|text| text.text.trim().to_owned());
-    Ok(text.filter(|_| !stopped))
+    let texts = generate_each(model, tokenizer.as_ref(), &mut sessions, &request, |_, _| go_on())?;
+    let finished = |text: Continuation| (text.stop != Stop::Interrupted).then(|| text.text.trim().to_owned());
+    Ok(texts.into_iter().map(finished).collect())
 }
 
 #[cfg(test)]
@@ -258,6 +278,68 @@ mod tests {
             ..options()
         };
         assert_eq!(ask(&rows, &ended).unwrap().1[0].answer, "an ow");
+    }
+
+    /// More inputs than are answered at once: each is answered as alone, in its place.
+    #[test]
+    fn many_inputs_are_answered_as_each_alone() {
+        let rows: Vec<String> = (0..MOST_TOGETHER + 5)
+            .map(|at| {
+                let (sign, output) = if at % 3 == 0 {
+                    ('!', "bel")
+                } else {
+                    ('?', "an owl")
+                };
+                format!(
+                    r#"{{"input": "{}{sign}", "output": "{output}"}}"#,
+                    "x".repeat(1 + at % 4)
+                )
+            })
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let subject = following("?an owl\n!bel\n");
+        let mut lines = Vec::new();
+        let all = answers(
+            &subject,
+            &path,
+            &options(),
+            || true,
+            |answered| {
+                assert_eq!(answered.references, std::slice::from_ref(&answered.answer));
+                lines.push(answered.line);
+                true
+            },
+        );
+        let all = all.unwrap();
+        assert_eq!(
+            (all.n, all.exact_match.mean, all.finished),
+            (rows.len(), 1.0, true)
+        );
+        assert!(lines.into_iter().eq(1..=rows.len()));
+        let limited = Options {
+            limit: Some(MOST_TOGETHER + 2),
+            ..options()
+        };
+        let found = answers(&subject, &path, &limited, || true, |_| true).unwrap();
+        assert_eq!(found.n, MOST_TOGETHER + 2);
+        // Stopped in the midst of the second lot: those of the first count.
+        let mut answered = 0;
+        let stopped = std::cell::Cell::new(false);
+        let found = answers(
+            &subject,
+            &path,
+            &options(),
+            || !stopped.get(),
+            |_| {
+                answered += 1;
+                stopped.set(answered == MOST_TOGETHER);
+                true
+            },
+        );
+        let found = found.unwrap();
+        assert_eq!((found.n, found.finished), (MOST_TOGETHER, false));
     }
 
     #[test]

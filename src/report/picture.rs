@@ -5,14 +5,19 @@ use std::fmt::Write;
 use super::page::escape;
 use super::svg::{COLOURS, HEIGHT, LEFT, Line, Plot, RIGHT, Stroke, WIDTH};
 
-/// Style of a plot outside of a page.
+/// Style of a plot outside of a page, in the colours of the page, light and dark.
 const STYLE: &str = "rect{fill:#fff}text{fill:#6a6d72;font:11.5px system-ui,sans-serif}\
 .t{fill:#1c1d1f;font-weight:600;font-size:13px}path{fill:none;stroke-linejoin:round;stroke-linecap:round}\
 .g{stroke:#e6e6e2}.a{stroke:#6a6d72}.l{stroke-width:1.5}.f{opacity:.32}.h{stroke-dasharray:5 4}\
 .l.c0,.f.c0{stroke:#2563c9}.d.c0{fill:#2563c9}.l.c1,.f.c1{stroke:#d2691e}.d.c1{fill:#d2691e}\
 .l.c2,.f.c2{stroke:#2e8b57}.d.c2{fill:#2e8b57}.l.c3,.f.c3{stroke:#a0408f}.d.c3{fill:#a0408f}\
 .l.c4,.f.c4{stroke:#b8860b}.d.c4{fill:#b8860b}.l.c5,.f.c5{stroke:#008b9a}.d.c5{fill:#008b9a}\
-.l.c6,.f.c6{stroke:#c23b4b}.d.c6{fill:#c23b4b}.l.c7,.f.c7{stroke:#6b6f76}.d.c7{fill:#6b6f76}";
+.l.c6,.f.c6{stroke:#c23b4b}.d.c6{fill:#c23b4b}.l.c7,.f.c7{stroke:#6b6f76}.d.c7{fill:#6b6f76}\
+@media (prefers-color-scheme:dark){rect{fill:#131517}text{fill:#999da3}.t{fill:#e6e7e8}.g{stroke:#2d3135}.a{stroke:#999da3}\
+.l.c0,.f.c0{stroke:#6ea8ff}.d.c0{fill:#6ea8ff}.l.c1,.f.c1{stroke:#ff9d5c}.d.c1{fill:#ff9d5c}\
+.l.c2,.f.c2{stroke:#62c98f}.d.c2{fill:#62c98f}.l.c3,.f.c3{stroke:#dd8bd0}.d.c3{fill:#dd8bd0}\
+.l.c4,.f.c4{stroke:#e3b74a}.d.c4{fill:#e3b74a}.l.c5,.f.c5{stroke:#4fc8d6}.d.c5{fill:#4fc8d6}\
+.l.c6,.f.c6{stroke:#f4808d}.d.c6{fill:#f4808d}.l.c7,.f.c7{stroke:#a5a9b0}.d.c7{fill:#a5a9b0}}";
 /// Room above the plot of a picture, for its title and the name of the values' axis.
 const HEAD: f64 = 40.0;
 /// Room below it for the name of the steps' axis.

@@ -185,3 +185,128 @@ fn text_is_cleaned_and_counted() {
         ["bad.jsonl", "bad.txt", "in.jsonl", "more.txt", "out.jsonl"]
     );
 }
+
+/// One round of self-cleaning: a model of the text, trained here, finds what is none of it, by bytes and by tokens.
+#[cfg(feature = "media")]
+#[test]
+fn a_model_of_the_text_finds_what_is_none_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut noise = fulgur::kernels::philox::Philox::new(5, 1);
+    let mut pick = |words: &[&str]| words[noise.below(words.len())].to_owned();
+    let mut prose = || -> String {
+        let sentence = |_| {
+            let mut who = || pick(&["owl", "bell", "dog", "river", "wind", "child"]);
+            let (one, other) = (who(), who());
+            let does = pick(&["sees", "hears", "follows", "finds"]);
+            let mut what = || pick(&["house", "light", "road", "rain", "tower"]);
+            let (near, far) = (what(), what());
+            format!("the {one} {does} the {near} and the {other} {does} that {far} of old. ")
+        };
+        (0..12).map(sentence).collect()
+    };
+    let documents: Vec<String> = (0..48).map(|_| prose()).collect();
+    // Words of no language, with enough of those that English has, so that no rule finds them.
+    let mut letters = fulgur::kernels::philox::Philox::new(6, 1);
+    let mut words = || -> String {
+        let word = |_| -> String {
+            let letter = |_| char::from(b'a' + letters.below(26) as u8);
+            (0..6).map(letter).chain([' ']).collect()
+        };
+        (0..40).map(word).collect()
+    };
+    let mut garbage = || format!("the {}and of {}", words(), words());
+    let odd: Vec<String> = (0..4).map(|_| garbage()).collect();
+    let line = |text: &String| format!("{}\n", serde_json::json!({ "text": text }));
+    let mixed: Vec<&String> = (documents.chunks(12).zip(&odd))
+        .flat_map(|(some, odd)| some.iter().chain([odd]))
+        .collect();
+    std::fs::write(
+        at("all.jsonl"),
+        mixed.iter().map(|text| line(text)).collect::<String>(),
+    )
+    .unwrap();
+
+    let (all, json, ids) = (at("all.jsonl"), at("tokenizer.json"), at("all.u16"));
+    let ran = run([
+        "lm",
+        "tokenizer",
+        "train",
+        &all,
+        "--vocab",
+        "300",
+        "-o",
+        &json,
+        "--tokens",
+        &ids,
+        "-q",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for (name, tokens, vocabulary, more) in [
+        ("bytes", "all.jsonl", 256, &[][..]),
+        ("pieces", "all.u16", 300, &["--tokenizer", json.as_str()]),
+    ] {
+        let recipe = format!(
+            "task = \"lm\"\nrun_dir = {:?}\n[train]\nmax_steps = 60\nema = 0.0\n[optimiser]\nlr = 1e-2\n[schedule]\nwarmup = 5\n\
+             [lm]\ntokens = {:?}\nheld_out = 0.1\nvalidation = 2\nbatch = 8\ncontext = 64\n\
+             [lm.model]\narchitecture = \"hgrn2\"\nvocabulary = {vocabulary}\nlayers = 1\nwidth = 32\nhidden = 48\nheads = 2\n",
+            at(name),
+            at(tokens),
+        );
+        std::fs::write(at("recipe.toml"), recipe).unwrap();
+        let ran = run(["train", &at("recipe.toml"), "-q", "--device", "cpu"]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let model = at(&format!("{name}/model"));
+        let clean = |model: &str, drop: &str, more: &[&str]| {
+            let out = at("out.jsonl");
+            let fixed = [
+                "data",
+                "clean",
+                &all,
+                "-o",
+                &out,
+                "--keep-near",
+                "--json",
+                "-q",
+                "--device",
+                "cpu",
+            ];
+            let with = ["--score-with", model, "--drop", drop];
+            run(fixed.iter().chain(&with).chain(more))
+        };
+        // 4 of 52.
+        let ran = clean(&model, "0.08", more);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        let report = ran.json();
+        assert_eq!(
+            (&report["kept"], &report["dropped"]),
+            (&48.into(), &serde_json::json!({ "hard_to_predict": 4 }))
+        );
+        let kept = std::fs::read_to_string(at("out.jsonl")).unwrap();
+        assert!(kept == documents.iter().map(line).collect::<String>(), "{name}");
+        let scores = |name: &str| report["scores"][name].as_f64().unwrap();
+        assert!(scores("kept_bits_per_byte") < scores("bits_per_byte"));
+        assert!(scores("highest_kept") < 4.0 && scores("highest_kept") >= scores("kept_bits_per_byte"));
+        assert_eq!(clean(&model, "0", more).json()["kept"], 52);
+    }
+    std::fs::remove_file(at("out.jsonl")).unwrap();
+    for (model, more, words) in [
+        (
+            "pieces/model",
+            &[][..],
+            "found no tokenizer.json and a vocabulary of 300, expected --tokenizer",
+        ),
+        (
+            "bytes/model",
+            &["--tokenizer", json.as_str()],
+            "tokens, expected those of the model's vocabulary, 256",
+        ),
+        ("none", &[], "none"),
+    ] {
+        let (model, out) = (at(model), at("out.jsonl"));
+        let fixed = ["data", "clean", &all, "-o", &out, "-q", "--score-with", &model];
+        let ran = run(fixed.iter().chain(more));
+        assert!(ran.error().contains(words), "{}", ran.stderr);
+        assert!(!folder.path().join("out.jsonl").exists());
+    }
+}

@@ -120,6 +120,56 @@ fn one_text_whether_streamed_counted_saved_or_beside_others() {
     assert_eq!(stopped["samples"][0]["text"], before);
 }
 
+/// In groups of 16 or all at once: the order is that of the prompts.
+#[test]
+fn many_prompts_are_gone_on_with_in_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let lines: Vec<String> = (0..40)
+        .map(|at| format!("{at} {}", "bell ".repeat(1 + at * 7 % 5)))
+        .collect();
+    let file = root.join("prompts.txt");
+    fs::write(&file, lines.join("\n")).unwrap();
+    let file = file.to_str().unwrap();
+    for architecture in [Architecture::Hgrn2, Architecture::Llama] {
+        let dir = model(&root.join(architecture.name()), architecture, |_| ());
+        let write = |more: &[&str]| {
+            let ran = generate(
+                &dir,
+                &[&["-n", "6", "--temperature", "0", "--json"], more].concat(),
+            );
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+            ran.json()
+        };
+        let groups = write(&["--prompts", file]);
+        assert_eq!(groups["together"], json!(16));
+        let bytes: usize = lines.iter().map(String::len).sum();
+        assert_eq!(
+            (&groups["prompt_tokens"], &groups["tokens"]),
+            (&json!(bytes), &json!(bytes))
+        );
+        for at in [0, 17, 39] {
+            let alone = write(&["--prompt", &lines[at]]);
+            assert_eq!(
+                groups["samples"][at], alone["samples"][0],
+                "{architecture:?} {at}"
+            );
+        }
+        let all = write(&["--prompts", file, "--together", "4096"]);
+        assert_eq!(
+            (&all["together"], &all["samples"]),
+            (&json!(40), &groups["samples"])
+        );
+    }
+    let dir = root.join("hgrn2");
+    let ran = generate(&dir, &["--prompts", file, "--together", "0"]);
+    assert!(
+        ran.error().contains("together is 0, expected 1 to 4096"),
+        "{}",
+        ran.stderr
+    );
+}
+
 #[test]
 fn a_trained_tokenizer_goes_from_text_to_tokens_and_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -441,6 +491,49 @@ fn speed_is_measured_by_length_and_batch() {
     assert_eq!(tnl["flatness"].as_array().unwrap().len(), 2);
     let svg = fs::read_to_string(plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("tnl, batch 3") && svg.contains("llama, batch 1"));
+
+    // The same plot from what was printed, and one of two runs.
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (whole, again, both) = (at("whole.json"), at("again.svg"), at("both.svg"));
+    fs::write(&whole, &ran.stdout).unwrap();
+    assert_eq!(bench(&["--from", &whole, "--plot", &again]).code, 0);
+    assert_eq!(fs::read_to_string(&again).unwrap(), svg);
+    let one = |architecture: &str, lengths: &str| {
+        let which = [
+            "--architecture",
+            architecture,
+            "--lengths",
+            lengths,
+            "-n",
+            "2",
+            "--json",
+        ];
+        let path = at(&format!("{lengths}.json"));
+        fs::write(&path, bench(&[&SHAPE[..], &which].concat()).stdout).unwrap();
+        path
+    };
+    let from = [one("tnl", "16"), one("tnl", "32"), one("llama", "8")].join(",");
+    let ran = bench(&["--from", &from, "--plot", &both, "--json"]);
+    assert_eq!(ran.json()["models"].as_array().unwrap().len(), 3);
+    let svg = fs::read_to_string(&both).unwrap();
+    for name in [">tnl (16)<", ">tnl (32)<", ">llama<"] {
+        assert_eq!(svg.matches(name).count(), 2, "{name}: {svg}");
+    }
+    for (text, words) in [
+        ("7", "found no results of fulgur lm bench --json: invalid type"),
+        ("{\"equal\": true}", "missing field `models`"),
+        ("{\"models\": []}", "found no measures"),
+        (
+            "{\"models\": [{\"name\": \"a\", \"measures\": [{\"context\": 0, \"batch\": 1, \"token_ms\": {\"median\": 1}, \"state_bytes\": 1}]}]}",
+            "measure 0 of a: found a context, a time or a size that is not above 0",
+        ),
+    ] {
+        fs::write(at("wrong.json"), text).unwrap();
+        let ran = bench(&["--from", &at("wrong.json"), "--plot", &at("none.svg")]);
+        assert!(ran.error().contains(words), "{}", ran.stderr);
+        assert!(!folder.path().join("none.svg").exists());
+    }
+    assert!(bench(&["--from", &whole]).error().contains("--plot"));
 
     let dir = model(&folder.path().join("model"), Architecture::Lightnet, |_| ());
     let ran = bench(&["--model", dir.to_str().unwrap(), "--lengths", "16", "-n", "2"]);

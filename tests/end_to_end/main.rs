@@ -19,6 +19,7 @@ mod language;
 mod language_models;
 mod lm;
 mod lm_eval;
+mod lm_pack;
 mod long_range;
 mod models;
 mod pack;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::model::LanguageModel;
 use super::sampling::Sampling;
-use super::session::{MOST_TOGETHER, Session, SessionError};
+#[cfg(doc)]
+use super::session::MOST_TOGETHER;
+use super::session::{Session, SessionError};
 use super::tokenizer::{LmTokenizer, TextStream, TokenizerError};
 
 /// What ends a text.
@@ -34,6 +36,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Texts behind the same prompt.
     pub samples: usize,
+    /// Most texts that are decoded at once. Up to [`MOST_TOGETHER`] have the logits that they have alone; of more the last digits
+    /// may differ, as products of many rows are summed in another order.
+    pub together: usize,
 }
 
 /// A text that was written.
@@ -61,7 +66,7 @@ pub enum GenerateError {
 /// Writes texts behind the one sequence of `session`, which goes on to the end of the text if there is one alone. `show` is given
 /// the number of a text and what has come to it, and ends everything by `false`.
 ///
-/// Texts are decoded [`MOST_TOGETHER`] at a time, and each is what it would be alone.
+/// Texts are decoded so many at a time as the request says.
 ///
 /// # Errors
 /// Logits that are no numbers, a tokenizer that fails, or a failing operation.
@@ -80,7 +85,7 @@ pub fn generate(
     }
     let mut writer = Writer::new(model, tokenizer, request, texts, &mut show);
     let numbers: Vec<u32> = (0..request.samples as u32).collect();
-    for together in numbers.chunks(MOST_TOGETHER) {
+    for together in numbers.chunks(request.together.max(1)) {
         let places = together.iter().map(|&number| number as usize).collect();
         if request.samples == 1 {
             writer.write(session, places)?;
@@ -93,7 +98,7 @@ pub fn generate(
 }
 
 /// Writes a text behind each of `sessions`, each of which is one sequence: what [`generate`] would write behind it alone. Those of
-/// one length, or all where the model sees no positions, are decoded [`MOST_TOGETHER`] at a time.
+/// one length, or all where the model sees no positions, are decoded so many at a time as the request says.
 ///
 /// # Errors
 /// As [`generate`].
@@ -115,7 +120,10 @@ pub fn generate_each(
         groups.entry(length).or_insert_with(Vec::new).push(place);
     }
     let mut writer = Writer::new(model, tokenizer, request, texts, &mut show);
-    for together in groups.values().flat_map(|places| places.chunks(MOST_TOGETHER)) {
+    for together in groups
+        .values()
+        .flat_map(|places| places.chunks(request.together.max(1)))
+    {
         let apart: Vec<&Session> = together.iter().map(|&place| &sessions[place]).collect();
         let mut group = Session::joined(model, &apart).map_err(SessionError::from)?;
         writer.write(&mut group, together.to_vec())?;
@@ -297,6 +305,7 @@ impl Stops<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lm::session::MOST_TOGETHER;
     use crate::lm::{Architecture, Config, SoftmaxLayers};
     use crate::params::Params;
     use candle_core::{DType, Device};
@@ -344,6 +353,7 @@ mod tests {
             end: Vec::new(),
             stop: Vec::new(),
             samples,
+            together: MOST_TOGETHER,
         }
     }
 
@@ -440,6 +450,52 @@ mod tests {
                 Session::joined(&model, &all).is_err(),
                 model.config().sees_positions()
             );
+        }
+    }
+
+    /// Many at once, in one group or in several: texts stay in their order. The likeliest tokens are those of each alone but where
+    /// two are as good as equal.
+    #[test]
+    fn many_texts_are_written_at_once() {
+        let bytes = LmTokenizer::bytes();
+        for architecture in [Architecture::Hgrn2, Architecture::Tnl, Architecture::Llama] {
+            let model = model(architecture);
+            let sessions = |count: usize| -> Vec<Session> {
+                let read = |at: usize| {
+                    let mut session = Session::new(&model);
+                    let ids = bytes
+                        .encode(&format!("{at:03} {}", &PROMPT[..4 + at % 3]), true)
+                        .unwrap();
+                    session.read(&model, &ids, 4096, |_| true).unwrap();
+                    session
+                };
+                (0..count).map(read).collect()
+            };
+            let write = |together: usize| {
+                let request = Request {
+                    together,
+                    sampling: Sampling {
+                        temperature: 0.0,
+                        ..Sampling::default()
+                    },
+                    ..request(8, 1)
+                };
+                generate_each(&model, Some(&bytes), &mut sessions(70), &request, |_, _| true).unwrap()
+            };
+            let alone = write(1);
+            assert_eq!(alone, write(MOST_TOGETHER), "{architecture:?}");
+            for together in [33, 70] {
+                let many = write(together);
+                let same = many
+                    .iter()
+                    .zip(&alone)
+                    .filter(|(many, alone)| many == alone)
+                    .count();
+                assert!(
+                    same >= 68,
+                    "{architecture:?}: {same} of 70 texts in groups of {together}"
+                );
+            }
         }
     }
 

@@ -10,6 +10,14 @@ use super::state::State;
 
 /// Target of tokens that do not count.
 const IGNORED: u32 = u32::MAX;
+/// Most continuations that are read at once.
+const MOST_ROWS: usize = 64;
+/// Most tokens of theirs, padding and what stands before them included: forks keep keys and values of all of them.
+const MOST_PADDED: usize = 1 << 14;
+/// Tokens that could be read in the time that a question takes besides: next to none on a CPU, where reading is arithmetic; on a
+/// GPU the launches of a few hundred kernels.
+const CALLS_ON_CPU: usize = 16;
+const CALLS_ON_GPU: usize = 4096;
 
 /// A text that is read token by token, each of which has a loss, given all before it. What is kept of it is a [`State`], whose size
 /// does not depend on its length, except for softmax attention.
@@ -91,8 +99,8 @@ impl Continuation {
 
 /// `sum log p(continuation | context)` of each of `asked`, which stand behind the one sequence of `state`.
 ///
-/// What all of them begin with is read once; they go on from forks of its state, up to [`MOST_TOGETHER`] at a time, the shorter
-/// ones with padding behind them. At most `chunk` tokens of each are read at once.
+/// What all of them begin with is read once; they go on from forks of its state, several at a time, the shorter ones with padding
+/// behind them. At most `chunk` tokens of each are read at once.
 ///
 /// # Errors
 /// A context or continuation without tokens, ids beyond the vocabulary, a model in both directions, or a failing operation.
@@ -102,36 +110,65 @@ pub fn log_likelihoods(
     asked: &[Continuation],
     chunk: usize,
 ) -> Result<Vec<f64>> {
-    if let Some(empty) = asked
-        .iter()
-        .find(|one| one.context.is_empty() || one.continuation.is_empty())
-    {
+    let found = log_likelihoods_together(model, state, &[asked], chunk)?;
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+/// As [`log_likelihoods`], of several questions at once, best of those that [`together`] puts beside each other.
+///
+/// Of each question as much is read once as the shortest beginning of all of them has tokens: states have one length. What is left
+/// of a beginning is read with each of its continuations.
+///
+/// # Errors
+/// As [`log_likelihoods`].
+pub fn log_likelihoods_together(
+    model: &LanguageModel,
+    state: &State,
+    questions: &[&[Continuation]],
+    chunk: usize,
+) -> Result<Vec<Vec<f64>>> {
+    let all = || questions.iter().flat_map(|asked| asked.iter());
+    if let Some(empty) = all().find(|one| one.context.is_empty() || one.continuation.is_empty()) {
         let (context, continuation) = (empty.context.len(), empty.continuation.len());
         bail!(
             "a context of {context} tokens, a continuation of {continuation}: expected at least one of each"
         );
     }
-    let Some(first) = asked.first() else {
-        return Ok(Vec::new());
+    let mut sums: Vec<Vec<f64>> = questions.iter().map(|asked| vec![0.0; asked.len()]).collect();
+    // A question without continuations has nothing to read.
+    let live: Vec<usize> = (0..questions.len())
+        .filter(|&question| !questions[question].is_empty())
+        .collect();
+    let Some(read) = live.iter().map(|&question| shared(questions[question])).min() else {
+        return Ok(sums);
     };
     let chunk = chunk.max(1);
     let vocabulary = model.config().vocab_size;
-    let mut state = state.clone();
-    let shared = shared(asked);
-    for ids in first.context[..shared].chunks(chunk) {
-        model.prefill(&Ids::new(ids, &[1, ids.len()], vocabulary)?, &mut state)?;
+    let mut state = state.select(&vec![0; live.len()])?;
+    for from in (0..read).step_by(chunk) {
+        let columns = chunk.min(read - from);
+        let beginnings = live
+            .iter()
+            .map(|&question| &questions[question][0].context[from..][..columns]);
+        let ids: Vec<u32> = beginnings.flatten().copied().collect();
+        model.prefill(&Ids::new(&ids, &[live.len(), columns], vocabulary)?, &mut state)?;
     }
     let options = Options {
         ignore: Some(IGNORED),
         ..Options::default()
     };
-    let mut sums = Vec::with_capacity(asked.len());
-    for together in asked.chunks(MOST_TOGETHER) {
-        let rows = together.len();
-        let width = together.iter().map(Continuation::len).max().unwrap_or(0) - shared;
-        let mut state = state.select(&vec![0; rows])?;
-        let mut rests: Vec<_> = together.iter().map(|one| one.pairs().skip(shared)).collect();
-        let mut sum = vec![0.0; rows];
+    // Each with the place of its beginning, and of its sum.
+    let rows: Vec<(u32, usize, usize)> = (live.iter().zip(0..))
+        .flat_map(|(&question, place)| (0..questions[question].len()).map(move |at| (place, question, at)))
+        .collect();
+    let longest = all().map(Continuation::len).max().unwrap_or(0);
+    let at_once = (MOST_PADDED / longest.max(1)).clamp(MOST_TOGETHER, MOST_ROWS);
+    for rows in rows.chunks(at_once) {
+        let places: Vec<u32> = rows.iter().map(|&(place, _, _)| place).collect();
+        let one = |&(_, question, at): &(u32, usize, usize)| &questions[question][at];
+        let width = rows.iter().map(|row| one(row).len()).max().unwrap_or(0) - read;
+        let mut state = state.select(&places)?;
+        let mut rests: Vec<_> = rows.iter().map(|row| one(row).pairs().skip(read)).collect();
         for from in (0..width).step_by(chunk) {
             let columns = chunk.min(width - from);
             let (mut ids, mut targets) = (Vec::new(), Vec::new());
@@ -143,18 +180,89 @@ pub fn log_likelihoods(
                     targets.push(target);
                 }
             }
-            let shape = [rows, columns];
+            let shape = [rows.len(), columns];
             let ids = Ids::new(&ids, &shape, vocabulary)?;
             let targets = Tensor::from_vec(targets, &shape[..], &Device::Cpu)?;
             let losses = model.extend_losses(&ids, &targets, &mut state, &options)?;
             let losses: Vec<f32> = losses.to_dtype(DType::F32)?.to_vec1()?;
-            for (sum, losses) in sum.iter_mut().zip(losses.chunks(columns)) {
-                *sum -= losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            for (&(_, question, at), losses) in rows.iter().zip(losses.chunks(columns)) {
+                sums[question][at] -= losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             }
         }
-        sums.append(&mut sum);
     }
     Ok(sums)
+}
+
+/// Puts questions beside each other that are worth being asked of `model` at once: places of `questions`, each of which is in one
+/// group.
+///
+/// Questions of like lengths are neighbours, and one joins the group before it where padding costs less than asking it apart.
+pub fn together(model: &LanguageModel, questions: &[&[Continuation]]) -> Vec<Vec<usize>> {
+    let calls = match model.device().is_cpu() {
+        true => CALLS_ON_CPU,
+        false => CALLS_ON_GPU,
+    };
+    grouped(questions, calls)
+}
+
+/// As [`together`], where a question takes as long as reading so many tokens besides.
+fn grouped(questions: &[&[Continuation]], calls: usize) -> Vec<Vec<usize>> {
+    let sizes: Vec<Size> = questions.iter().map(|asked| Size::of(asked)).collect();
+    let mut order: Vec<usize> = (0..questions.len()).collect();
+    order.sort_by_key(|&question| (sizes[question].shared, sizes[question].longest));
+    let mut groups: Vec<(Vec<usize>, Size)> = Vec::new();
+    for question in order {
+        let size = sizes[question];
+        if let Some((places, group)) = groups.last_mut() {
+            let both = group.with(size);
+            let worth = both.cost() <= group.cost() + size.cost() + calls;
+            let fits = both.rows <= MOST_ROWS && both.rows * both.longest <= MOST_PADDED;
+            if worth && fits {
+                places.push(question);
+                *group = both;
+                continue;
+            }
+        }
+        groups.push((vec![question], size));
+    }
+    groups.into_iter().map(|(places, _)| places).collect()
+}
+
+/// What some questions take to be asked.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    questions: usize,
+    /// Tokens that are read once of each.
+    shared: usize,
+    /// Continuations.
+    rows: usize,
+    /// Tokens of the longest, with what stands before it.
+    longest: usize,
+}
+
+impl Size {
+    fn of(asked: &[Continuation]) -> Self {
+        Self {
+            questions: 1,
+            shared: shared(asked),
+            rows: asked.len(),
+            longest: asked.iter().map(Continuation::len).max().unwrap_or(0),
+        }
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            questions: self.questions + other.questions,
+            shared: self.shared.min(other.shared),
+            rows: self.rows + other.rows,
+            longest: self.longest.max(other.longest),
+        }
+    }
+
+    /// Tokens that are read, padding included.
+    fn cost(self) -> usize {
+        self.questions * self.shared + self.rows * self.longest.saturating_sub(self.shared)
+    }
 }
 
 /// How many tokens all begin with that foretell nothing that is asked about.
@@ -277,6 +385,88 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Questions of all lengths: beside each other, each continuation has what it has alone.
+    #[test]
+    fn questions_together_have_the_likelihoods_that_they_have_alone() {
+        let question = |seed: usize, context: usize, choices: usize| -> Vec<Continuation> {
+            let one = |at: usize| Continuation {
+                context: ids(seed, context),
+                continuation: ids(seed + at, 1 + (seed + 3 * at) % 9),
+            };
+            (0..choices).map(one).collect()
+        };
+        let mut questions: Vec<Vec<Continuation>> = (0..30)
+            .map(|at| question(at, 1 + (at * at) % 37, 2 + at % 4))
+            .collect();
+        // Contexts that differ, more continuations than are read at once, and none.
+        questions.push([question(3, 9, 1), question(4, 12, 1)].concat());
+        questions.push(question(5, 20, MOST_ROWS + 9));
+        questions.push(Vec::new());
+        let asked: Vec<&[Continuation]> = questions.iter().map(Vec::as_slice).collect();
+        let groups = grouped(&asked, 64);
+        assert!(
+            groups.len() < 12 && groups.iter().any(|group| group.len() > 3),
+            "{groups:?}"
+        );
+        let mut places = groups.concat();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..questions.len()));
+        for architecture in Architecture::ALL {
+            let model = model(architecture);
+            let mut state = model.start();
+            for start in [0, 5] {
+                if start > 0 {
+                    let start = Ids::new(&ids(9, start), &[1, start], V).unwrap();
+                    model.prefill(&start, &mut state).unwrap();
+                }
+                let alone: Vec<Vec<f64>> = (asked.iter())
+                    .map(|asked| log_likelihoods(&model, &state, asked, 4096).unwrap())
+                    .collect();
+                for (groups, chunk) in [
+                    (groups.clone(), 4096),
+                    (groups.clone(), 6),
+                    (vec![(0..asked.len()).collect()], 4096),
+                ] {
+                    for group in groups {
+                        let beside: Vec<&[Continuation]> = group.iter().map(|&place| asked[place]).collect();
+                        let found = log_likelihoods_together(&model, &state, &beside, chunk).unwrap();
+                        for (&place, found) in group.iter().zip(found) {
+                            assert_eq!(found.len(), alone[place].len());
+                            for (found, alone) in found.iter().zip(&alone[place]) {
+                                assert!(
+                                    (found - alone).abs() < 1e-5 * alone.abs().max(1.0),
+                                    "{architecture:?}, question {place}: {found}, alone {alone}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Long questions stay apart: padding and forks would cost more than is won.
+    #[test]
+    fn only_what_is_alike_is_asked_at_once() {
+        let question = |context: usize, continuation: usize| {
+            let one = Continuation {
+                context: vec![1; context],
+                continuation: vec![2; continuation],
+            };
+            vec![one.clone(), one]
+        };
+        let group = |sizes: &[(usize, usize)]| {
+            let questions: Vec<_> = sizes.iter().map(|&(a, b)| question(a, b)).collect();
+            let asked: Vec<&[Continuation]> = questions.iter().map(Vec::as_slice).collect();
+            grouped(&asked, 64)
+        };
+        assert!(group(&[]).is_empty());
+        assert_eq!(group(&[(20, 3), (600, 3), (21, 5)]), [vec![0, 2], vec![1]]);
+        // Equal ones, but of more tokens than are kept.
+        assert_eq!(group(&[(5000, 2), (5000, 2)]), [[0], [1]]);
+        assert_eq!(group(&[(20, 3); 40]).len(), 2);
     }
 
     #[test]

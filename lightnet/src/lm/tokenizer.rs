@@ -175,6 +175,17 @@ impl LmTokenizer {
         }
     }
 
+    /// The contents of the `tokenizer.json` that stands beside a model: none for bytes, which do without.
+    ///
+    /// # Errors
+    /// As [`Self::to_json`].
+    pub fn file(&self) -> Result<Option<String>, TokenizerError> {
+        match self.kind {
+            Kind::Bytes => Ok(None),
+            Kind::Pieces(_) => self.to_json().map(Some),
+        }
+    }
+
     /// Special tokens that a text spells out are letters like others, as files of text need it.
     #[must_use]
     pub fn literal(mut self) -> Self {

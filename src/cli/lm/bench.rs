@@ -2,25 +2,25 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, anyhow, bail};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use fulgur_datasets::atomic::write_atomic;
-use fulgur_lightnet::lm::{Architecture, Config, LanguageModel, expected_shapes};
+use fulgur_lightnet::lm::{Architecture, Config, LanguageModel};
 use fulgur_lightnet::params::Params;
-use serde::Serialize;
+use fulgur_lightnet::params::file::read_bounded;
+use serde::{Deserialize, Serialize};
 
 use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::Weights;
 use super::generate::LONGEST_CHUNK;
+use super::{Weights, free_memory, parameters};
 use crate::decode::verify::{Check, difference, verify};
-use crate::decode::{Measure, Measures, Plan, Told, compute, flatness, measure, plots};
-use crate::doctor::available_memory;
+use crate::decode::{Measures, Plan, Point, Told, compute, flatness, measure, plots};
 use crate::report::grouped;
 use crate::report::svg::{length, short};
 
@@ -35,6 +35,9 @@ const F32_BOUND: f64 = 1e-5;
 /// The same with weights and activations of 8 bits of precision.
 const BF16_BOUND: f64 = 2e-2;
 
+/// Largest file of earlier results.
+const MOST_RESULTS: u64 = 64 << 20;
+
 /// Measure how fast a language model reads and writes, and what it keeps
 ///
 /// A text of random tokens is read as far as the longest context. At each length its state is forked into a batch, which goes on
@@ -46,7 +49,8 @@ const BF16_BOUND: f64 = 2e-2;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur lm bench --model DIR --lengths 1024,4096,16384\n  \
-                  fulgur lm bench --architecture tnl,llama --layers 8 --width 512 --heads 4 --hidden 1408 --vocabulary 4096 --dtype bf16 --plot decoding.svg"
+                  fulgur lm bench --architecture tnl,llama --layers 8 --width 512 --heads 4 --hidden 1408 --vocabulary 4096 --dtype bf16 --plot decoding.svg\n  \
+                  fulgur lm bench --from tnl.json,llama.json --plot decoding.svg"
 )]
 pub(super) struct Arguments {
     /// Folder of the model
@@ -99,6 +103,15 @@ pub(super) struct Arguments {
     /// Plot time a token and bytes of state against the context
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    /// Measure nothing: plot what earlier runs measured, from their --json
+    #[arg(
+        long,
+        value_name = "FILE.json,..",
+        value_delimiter = ',',
+        requires = "plot",
+        conflicts_with_all = ["model", "architecture", "verify"]
+    )]
+    from: Vec<PathBuf>,
     /// Measure nothing: compare bit for bit what recorded steps and ordinary ones decode behind the shortest length, and both with a
     /// pass over the whole text, on a GPU also with the CPU
     #[arg(long, conflicts_with = "plot")]
@@ -106,6 +119,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<Answer> {
+    if let Some(path) = &arguments.plot
+        && !arguments.from.is_empty()
+    {
+        return plotted(&arguments.from, path);
+    }
     let mut plan = arguments.plan()?;
     let sources = arguments.sources()?;
     if let Some(path) = &arguments.plot {
@@ -157,13 +175,139 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     }
     if let Some(path) = &arguments.plot {
         let lines = benched.models.iter();
-        let lines: Vec<(String, &[Measure])> = lines
-            .map(|model| (model.name.clone(), model.measures.measures.as_slice()))
+        let lines: Vec<(String, Vec<Point>)> = lines
+            .map(|model| {
+                (
+                    model.name.clone(),
+                    (model.measures.measures.iter()).map(Point::of).collect(),
+                )
+            })
             .collect();
-        let svg = plots(&lines);
-        write_atomic(path, |file| file.write_all(svg.as_bytes()))?;
+        write_plot(path, &lines)?;
     }
     Answer::new(&benched)
+}
+
+fn write_plot(path: &Path, lines: &[(String, Vec<Point>)]) -> anyhow::Result<()> {
+    let svg = plots(lines);
+    write_atomic(path, |file| file.write_all(svg.as_bytes()))
+        .with_context(|| format!("{}: cannot write", path.display()))
+}
+
+/// Plots the results of earlier runs together.
+fn plotted(from: &[PathBuf], plot: &Path) -> anyhow::Result<Answer> {
+    check_output(plot)?;
+    let mut models = Vec::new();
+    for path in from {
+        let bytes = read_bounded(path, MOST_RESULTS)?;
+        let found: Earlier = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{}: found no results of fulgur lm bench --json", path.display()))
+            .map_err(|error| anyhow!("{error:#}"))?;
+        for model in found.models {
+            if let Some(at) = model
+                .measures
+                .iter()
+                .position(|measure| !measure.point().is_one())
+            {
+                bail!(
+                    "{}: measure {at} of {}: found a context, a time or a size that is not above 0",
+                    path.display(),
+                    model.name
+                );
+            }
+            models.push(PlottedModel {
+                name: model.name,
+                from: path.clone(),
+                measures: model.measures.iter().map(EarlierMeasure::point).collect(),
+            });
+        }
+    }
+    if models.iter().all(|model| model.measures.is_empty()) {
+        bail!("{}: found no measures to plot", from[0].display());
+    }
+    // Of models of one name the files tell which they are.
+    let lines: Vec<(String, Vec<Point>)> = (models.iter())
+        .map(|model| {
+            let same = models.iter().filter(|other| other.name == model.name).count();
+            let stem = model.from.file_stem().unwrap_or_default().to_string_lossy();
+            let name = match same > 1 {
+                true => format!("{} ({stem})", model.name),
+                false => model.name.clone(),
+            };
+            (name, model.measures.clone())
+        })
+        .collect();
+    write_plot(plot, &lines)?;
+    Answer::new(&Plotted {
+        plot: plot.to_owned(),
+        models,
+    })
+}
+
+/// What an earlier run printed, as far as it is plotted.
+#[derive(Deserialize)]
+struct Earlier {
+    models: Vec<EarlierModel>,
+}
+
+#[derive(Deserialize)]
+struct EarlierModel {
+    name: String,
+    measures: Vec<EarlierMeasure>,
+}
+
+#[derive(Deserialize)]
+struct EarlierMeasure {
+    context: u64,
+    batch: usize,
+    token_ms: EarlierSpread,
+    state_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct EarlierSpread {
+    median: f64,
+}
+
+impl EarlierMeasure {
+    fn point(&self) -> Point {
+        Point {
+            context: self.context as f64,
+            batch: self.batch,
+            token_ms: self.token_ms.median,
+            state_bytes: self.state_bytes as f64,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Plotted {
+    plot: PathBuf,
+    models: Vec<PlottedModel>,
+}
+
+#[derive(Serialize)]
+struct PlottedModel {
+    name: String,
+    from: PathBuf,
+    measures: Vec<Point>,
+}
+
+impl Report for Plotted {}
+
+impl fmt::Display for Plotted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for model in &self.models {
+            writeln!(
+                f,
+                "{}: {} measures of {}",
+                model.name,
+                model.measures.len(),
+                model.from.display()
+            )?;
+        }
+        writeln!(f, "{}", self.plot.display())
+    }
 }
 
 /// Compares both ways of decoding.
@@ -204,14 +348,6 @@ fn verified(
         recorded: all().filter(|check| check.recorded).count(),
         models,
     })
-}
-
-fn parameters(config: &Config) -> anyhow::Result<u64> {
-    let shapes = expected_shapes(config)?;
-    let sizes = shapes
-        .values()
-        .map(|shape| shape.iter().product::<usize>() as u64);
-    Ok(sizes.sum())
 }
 
 impl Arguments {
@@ -318,19 +454,6 @@ impl Arguments {
         };
         Ok(model.rounded(weights)?)
     }
-}
-
-/// Bytes that are free on `device`, where that is known.
-#[cfg_attr(
-    not(feature = "cuda"),
-    allow(unused_variables, clippy::unnecessary_wraps, reason = "there are no GPUs")
-)]
-fn free_memory(device: &Device) -> anyhow::Result<Option<u64>> {
-    #[cfg(feature = "cuda")]
-    if let Some(memory) = fulgur_kernels::device::memory(device)? {
-        return Ok(Some(memory.free));
-    }
-    Ok(available_memory())
 }
 
 /// The device as its driver calls it.

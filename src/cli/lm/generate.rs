@@ -1,15 +1,17 @@
 //! `fulgur lm generate`: a language model goes on with a text.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::bail;
+use candle_core::DType;
 use fulgur_lightnet::lm::generate::{Continuation, Request, Stop, generate, generate_each};
 use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
-use fulgur_lightnet::lm::{LanguageModel, MOST_TOGETHER, Session};
+use fulgur_lightnet::lm::{Config, LanguageModel, MOST_TOGETHER, Session};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -17,7 +19,7 @@ use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
-use super::{Weights, causal, read_text, tokenizer_of};
+use super::{Weights, causal, free_memory, read_text, tokenizer_of};
 use crate::decode::compute;
 use crate::doctor::available_memory;
 
@@ -25,6 +27,8 @@ use crate::doctor::available_memory;
 const MOST_TOKENS: usize = 1 << 24;
 /// Most texts behind one prompt.
 const MOST_SAMPLES: usize = 1 << 12;
+/// Texts that are decoded at once on a GPU.
+const ON_A_GPU: usize = 1024;
 /// Most tokens that are read at once.
 pub(super) const LONGEST_CHUNK: usize = 1 << 17;
 
@@ -69,6 +73,10 @@ pub(super) struct Arguments {
     /// Texts to write behind the one prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
+    /// Most texts that are decoded at once, as far as there is memory; 16 on a CPU if absent, which have the logits that they have
+    /// alone, and 1024 on a GPU. With more the last digits differ
+    #[arg(long, value_name = "N")]
+    together: Option<usize>,
     /// What logits are divided by; 0 takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f64,
@@ -122,7 +130,6 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
             prompts.len()
         );
     }
-    let all: usize = prompts.iter().map(Vec::len).sum();
     let began = Instant::now();
     let device = context.open_device()?;
     let weights = arguments.dtype.dtype();
@@ -134,69 +141,54 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         None => Session::new(&model),
     };
     let tokens_before = first.tokens();
-    let growth = config.growth(compute);
-    check_memory(growth, tokens_before + all, prompts.len(), &request)?;
-
-    let began = Instant::now();
-    let mut progress = context.progress("read", Unit::Items("tokens"));
-    let mut sessions = vec![first; prompts.len()];
-    let mut prompt_tokens = 0;
-    for (session, ids) in sessions.iter_mut().zip(&prompts) {
-        prompt_tokens += session.read(&model, ids, arguments.chunk, |done| {
-            // A prompt that is read at once needs no progress.
-            if all > arguments.chunk {
-                progress.set((prompt_tokens + done) as u64, Some(all as u64));
-            }
-            !context.interrupt.requested()
-        })?;
-    }
-    drop(progress);
-    let prefill_s = began.elapsed().as_secs_f64();
-    if prompt_tokens < all {
-        bail!("stopped after {prompt_tokens} of {all} tokens of the prompt");
-    }
+    request.together = arguments.at_once(&model, &prompts)?;
+    check_memory(&config, compute, tokens_before, &prompts, &request)?;
 
     let streaming = !context.json && request.samples * prompts.len() == 1;
-    let began = Instant::now();
-    let mut out = io::stdout().lock();
-    let mut failed = None;
-    let show = |_: usize, new: &str| {
-        if streaming && !new.is_empty() && failed.is_none() {
-            let written = out.write_all(new.as_bytes()).and_then(|()| out.flush());
-            failed = written.err();
-        }
-        failed.is_none() && !context.interrupt.requested()
+    let show = Show {
+        context,
+        streaming,
+        failed: None,
     };
-    let samples = match sessions.as_mut_slice() {
-        [session] => generate(&model, tokenizer.as_ref(), session, &request, show)?,
-        sessions => generate_each(&model, tokenizer.as_ref(), sessions, &request, show)?,
+    let mut writing = Writing {
+        model: &model,
+        tokenizer: tokenizer.as_ref(),
+        request: &request,
+        chunk: arguments.chunk,
+        show,
+        texts: BTreeMap::new(),
+        done: Done::default(),
     };
-    drop(out);
+    writing.all(first, &prompts, arguments.save_state.as_deref())?;
+    let Writing {
+        show, texts, done, ..
+    } = writing;
     // A reader that has seen enough is no error.
-    if let Some(error) = failed.filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+    if let Some(error) = show
+        .failed
+        .filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
+    {
         bail!("standard output: {error}");
     }
-    let generate_s = began.elapsed().as_secs_f64();
-    if let (Some(path), [session]) = (&arguments.save_state, sessions.as_mut_slice()) {
-        session.save(&model, path)?;
-    }
+    let samples: Vec<Continuation> = texts.into_values().flatten().collect();
     let written: usize = samples.iter().map(|text| text.ids.len()).sum();
     let rate = |tokens: usize, seconds: f64| (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds);
     let answer = Generated {
         model: arguments.model.clone(),
         seed: arguments.seed,
         tokens_before,
-        prompt_tokens,
-        tokens: sessions.iter().map(Session::tokens).sum(),
-        tokens_per_s: rate(written, generate_s),
-        prompt_tokens_per_s: rate(prompt_tokens, prefill_s),
-        state_bytes: sessions.iter().map(|session| session.state_bytes()).sum(),
+        prompt_tokens: done.prompt_tokens,
+        tokens: done.tokens,
+        together: request.together,
+        tokens_per_s: rate(written, done.generate_s),
+        prompt_tokens_per_s: rate(done.prompt_tokens, done.prefill_s),
+        state_bytes: done.state_bytes,
         state: arguments.save_state.clone(),
         samples,
         timings: Timings {
             load_s,
-            prefill_s,
-            generate_s,
+            prefill_s: done.prefill_s,
+            generate_s: done.generate_s,
         },
         streamed: streaming && tokenizer.is_some(),
         has_text: tokenizer.is_some(),
@@ -205,7 +197,157 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     Answer::new(&answer)
 }
 
+/// Where text goes while it is written.
+struct Show<'a> {
+    context: &'a Context,
+    streaming: bool,
+    failed: Option<io::Error>,
+}
+
+impl Show<'_> {
+    /// Shows some text; whether to go on.
+    fn push(&mut self, new: &str) -> bool {
+        if self.streaming && !new.is_empty() && self.failed.is_none() {
+            let mut out = io::stdout().lock();
+            let written = out.write_all(new.as_bytes()).and_then(|()| out.flush());
+            self.failed = written.err();
+        }
+        self.failed.is_none() && !self.context.interrupt.requested()
+    }
+}
+
+/// What was done, over all prompts.
+#[derive(Default)]
+struct Done {
+    prompt_tokens: usize,
+    tokens: usize,
+    state_bytes: usize,
+    prefill_s: f64,
+    generate_s: f64,
+}
+
+/// Texts on their way. Prompts are read and written behind in groups, so that there are states of one group alone.
+struct Writing<'a> {
+    model: &'a LanguageModel,
+    tokenizer: Option<&'a LmTokenizer>,
+    request: &'a Request,
+    chunk: usize,
+    show: Show<'a>,
+    /// By the place of the prompt.
+    texts: BTreeMap<usize, Vec<Continuation>>,
+    done: Done,
+}
+
+impl Writing<'_> {
+    /// Writes behind all prompts, which stand behind `first`; the state behind the only one goes to the file `save`.
+    fn all(&mut self, first: Session, prompts: &[Vec<u32>], save: Option<&Path>) -> anyhow::Result<()> {
+        let all: usize = prompts.iter().map(Vec::len).sum();
+        let context = self.show.context;
+        let mut progress = context.progress("read", Unit::Items("tokens"));
+        for group in self.groups(prompts) {
+            let began = Instant::now();
+            let mut sessions = vec![first.clone(); group.len()];
+            let mut read = 0;
+            for (session, &place) in sessions.iter_mut().zip(&group) {
+                let before = self.done.prompt_tokens + read;
+                read += session.read(self.model, &prompts[place], self.chunk, |done| {
+                    // A prompt that is read at once needs no progress.
+                    if all > self.chunk {
+                        progress.set((before + done) as u64, Some(all as u64));
+                    }
+                    !context.interrupt.requested()
+                })?;
+            }
+            self.done.prompt_tokens += read;
+            self.done.prefill_s += began.elapsed().as_secs_f64();
+            let wanted: usize = group.iter().map(|&place| prompts[place].len()).sum();
+            if read < wanted {
+                if self.texts.is_empty() {
+                    bail!("stopped after {read} of {all} tokens of the prompt");
+                }
+                break;
+            }
+            let began = Instant::now();
+            let (model, tokenizer, show) = (self.model, self.tokenizer, &mut self.show);
+            let show = |_: usize, new: &str| show.push(new);
+            match sessions.as_mut_slice() {
+                [session] => {
+                    let texts = generate(model, tokenizer, session, self.request, show)?;
+                    self.texts.insert(group[0], texts);
+                    if let Some(path) = save {
+                        session.save(model, path)?;
+                    }
+                }
+                sessions => {
+                    let texts = generate_each(model, tokenizer, sessions, self.request, show)?;
+                    let texts = texts.into_iter().map(|text| vec![text]);
+                    self.texts.extend(group.iter().copied().zip(texts));
+                }
+            }
+            self.done.generate_s += began.elapsed().as_secs_f64();
+            self.done.tokens += sessions.iter().map(Session::tokens).sum::<usize>();
+            self.done.state_bytes += sessions.iter().map(Session::state_bytes).sum::<usize>();
+            if context.interrupt.requested() {
+                break;
+            }
+        }
+        // Those that nobody got to.
+        for place in 0..prompts.len() {
+            self.texts.entry(place).or_insert_with(|| {
+                vec![Continuation {
+                    text: String::new(),
+                    ids: Vec::new(),
+                    stop: Stop::Interrupted,
+                }]
+            });
+        }
+        Ok(())
+    }
+
+    /// Places of prompts that are written behind at once: of one length where the model sees positions.
+    fn groups(&self, prompts: &[Vec<u32>]) -> Vec<Vec<usize>> {
+        let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (place, prompt) in prompts.iter().enumerate() {
+            let length = match self.model.config().sees_positions() {
+                true => prompt.len(),
+                false => 0,
+            };
+            lengths.entry(length).or_default().push(place);
+        }
+        let chunks = lengths
+            .values()
+            .flat_map(|places| places.chunks(self.request.together));
+        chunks.map(<[usize]>::to_vec).collect()
+    }
+}
+
 impl Arguments {
+    /// How many texts are decoded at once: as many as were asked for, or as there is memory for.
+    fn at_once(&self, model: &LanguageModel, prompts: &[Vec<u32>]) -> anyhow::Result<usize> {
+        let wanted = self.together.unwrap_or(match model.device().is_cpu() {
+            true => MOST_TOGETHER,
+            false => ON_A_GPU,
+        });
+        let wanted = wanted.min(self.samples.max(prompts.len()));
+        if wanted == 1 {
+            return Ok(1);
+        }
+        let Some(free) = free_memory(model.device())? else {
+            return Ok(wanted);
+        };
+        let mut probe = Session::new(model);
+        probe.read(model, &[0], 1, |_| true)?;
+        let config = model.config();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + self.max_tokens;
+        let kept = config.growth(model.compute()).saturating_mul(longest as u64);
+        let kept = kept.max(probe.state_bytes() as u64);
+        // A text's state as it is read, as one of many, and as the next token makes it; and its logits.
+        let each = kept
+            .saturating_mul(3)
+            .saturating_add(16 * config.vocab_size as u64);
+        Ok(wanted.min((free / 2 / each.max(1)) as usize).max(1))
+    }
+
     fn request(&self) -> anyhow::Result<Request> {
         let sampling = Sampling {
             temperature: self.temperature,
@@ -221,6 +363,7 @@ impl Arguments {
             ("max-tokens", self.max_tokens, 0..=MOST_TOKENS),
             ("samples", self.samples, 1..=MOST_SAMPLES),
             ("chunk", self.chunk, 1..=LONGEST_CHUNK),
+            ("together", self.together.unwrap_or(1), 1..=MOST_SAMPLES),
         ] {
             if !range.contains(&value) {
                 bail!("{name} is {value}, expected {} to {}", range.start(), range.end());
@@ -238,6 +381,7 @@ impl Arguments {
             end: Vec::new(),
             stop: self.stop.clone(),
             samples: self.samples,
+            together: 1,
         })
     }
 
@@ -314,10 +458,19 @@ pub(super) fn end_tokens(
 }
 
 /// Refuses what keys and values of softmax attention would not fit into the memory for.
-fn check_memory(growth: u64, read: usize, prompts: usize, request: &Request) -> anyhow::Result<()> {
-    let together = (request.samples * prompts).min(MOST_TOGETHER) as u64;
-    let rows = (read as u64).saturating_add(together.saturating_mul((read + request.max_tokens) as u64));
-    let bytes = growth.saturating_mul(rows);
+fn check_memory(
+    config: &Config,
+    compute: DType,
+    before: usize,
+    prompts: &[Vec<u32>],
+    request: &Request,
+) -> anyhow::Result<()> {
+    let read = before + prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let texts = (request.samples * prompts.len()).min(request.together) as u64;
+    let prompts = prompts.len().min(request.together) as u64;
+    let rows = prompts.saturating_mul(read as u64);
+    let rows = rows.saturating_add(texts.saturating_mul((read + request.max_tokens) as u64));
+    let bytes = config.growth(compute).saturating_mul(rows);
     let Some(available) = available_memory() else {
         return Ok(());
     };
@@ -341,6 +494,8 @@ struct Generated {
     prompt_tokens: usize,
     /// Of the sequence now, with a single sample; of several prompts, theirs.
     tokens: usize,
+    /// Texts that were decoded at once, at most.
+    together: usize,
     /// Of all samples together.
     tokens_per_s: Option<f64>,
     prompt_tokens_per_s: Option<f64>,

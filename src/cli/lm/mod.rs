@@ -1,8 +1,10 @@
 //! `fulgur lm`: language models that write, and their tokenizers.
 
 mod bench;
+mod card;
 mod eval;
 mod generate;
+mod pack;
 mod tokenizer;
 
 use std::fs::File;
@@ -10,16 +12,17 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use clap::ValueEnum;
-use fulgur_lightnet::lm::Config;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
+use fulgur_lightnet::lm::{Config, expected_shapes};
 use serde::Serialize;
 
 use super::answer::Answer;
 use super::context::Context;
+use crate::doctor::available_memory;
 
-/// Write text with a language model, judge it, measure how fast it is, train tokenizers
+/// Write text with a language model, judge it, measure how fast it is, pack it, train tokenizers
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = false,
@@ -35,6 +38,7 @@ enum Action {
     Generate(generate::Arguments),
     Bench(bench::Arguments),
     Eval(eval::Arguments),
+    Pack(pack::Arguments),
     Tokenizer(tokenizer::Arguments),
 }
 
@@ -43,6 +47,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         Action::Generate(arguments) => generate::run(context, &arguments),
         Action::Bench(arguments) => bench::run(context, &arguments),
         Action::Eval(arguments) => eval::run(context, arguments),
+        Action::Pack(arguments) => pack::run(context, &arguments),
         Action::Tokenizer(arguments) => tokenizer::run(context, arguments),
     }
 }
@@ -83,6 +88,28 @@ fn causal(model: &Path) -> anyhow::Result<Config> {
         );
     }
     Ok(config)
+}
+
+/// Bytes that are free on `device`, where that is known.
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(unused_variables, clippy::unnecessary_wraps, reason = "there are no GPUs")
+)]
+fn free_memory(device: &Device) -> anyhow::Result<Option<u64>> {
+    #[cfg(feature = "cuda")]
+    if let Some(memory) = fulgur_kernels::device::memory(device)? {
+        return Ok(Some(memory.free));
+    }
+    Ok(available_memory())
+}
+
+/// How many weights a model has.
+fn parameters(config: &Config) -> anyhow::Result<u64> {
+    let shapes = expected_shapes(config)?;
+    let sizes = shapes
+        .values()
+        .map(|shape| shape.iter().product::<usize>() as u64);
+    Ok(sizes.sum())
 }
 
 /// The tokenizer that was chosen, else that of the model's folder.

@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 pub use formats::{Format, Question, Questions};
-use fulgur_lightnet::lm::likelihood::log_likelihoods;
+use fulgur_lightnet::lm::likelihood::{Continuation, log_likelihoods_together, together};
 use serde::Serialize;
 
 use super::figures::{Estimate, Ratio};
 use super::{Subject, first_largest, tokens_behind};
+
+/// Questions that are looked at together, to ask those of like lengths at once.
+const POOL: usize = 512;
 
 /// How questions are put.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,23 +83,44 @@ pub fn score(
     let (mut acc, mut norm, mut chance) = (Ratio::default(), Ratio::default(), Ratio::default());
     let mut finished = true;
     let limit = options.limit.unwrap_or(usize::MAX);
-    for question in format.questions(path)?.take(limit) {
-        let (line, question) = question?;
-        let likelihoods = likelihoods(subject, &question, options)
-            .with_context(|| format!("{}: line {line}", path.display()))?;
-        let right = |values: &[f64]| f64::from(u8::from(first_largest(values) == question.right));
-        let bytes = question.choices.iter().map(|(_, choice)| choice.len() as f64);
-        let by_bytes: Vec<f64> = likelihoods
-            .iter()
-            .zip(bytes)
-            .map(|(sum, bytes)| sum / bytes)
-            .collect();
-        acc.add(right(&likelihoods), 1.0);
-        norm.add(right(&by_bytes), 1.0);
-        chance.add(1.0 / question.choices.len() as f64, 1.0);
-        if !go_on(acc.count()) {
-            finished = false;
+    let mut questions = format.questions(path)?.take(limit);
+    while finished {
+        let mut pool = Vec::new();
+        for question in questions.by_ref().take(POOL) {
+            let (line, question) = question?;
+            let asked = in_tokens(subject, &question, options)
+                .with_context(|| format!("{}: line {line}", path.display()))?;
+            pool.push((line, question, asked));
+        }
+        if pool.is_empty() {
             break;
+        }
+        let asked: Vec<&[Continuation]> = pool.iter().map(|(_, _, asked)| asked.as_slice()).collect();
+        let model = &subject.model;
+        for group in together(model, &asked) {
+            let beside: Vec<&[Continuation]> = group.iter().map(|&place| asked[place]).collect();
+            let sums = log_likelihoods_together(model, &model.start(), &beside, subject.chunk)
+                .with_context(|| path.display().to_string())?;
+            for (&place, sums) in group.iter().zip(&sums) {
+                let (line, question, _) = &pool[place];
+                if let Some(at) = sums.iter().position(|sum| !sum.is_finite()) {
+                    bail!(
+                        "{}: line {line}: choice {at} has a log-likelihood of {}, expected a finite number",
+                        path.display(),
+                        sums[at]
+                    );
+                }
+                let right = |values: &[f64]| f64::from(u8::from(first_largest(values) == question.right));
+                let bytes = question.choices.iter().map(|(_, choice)| choice.len() as f64);
+                let by_bytes: Vec<f64> = sums.iter().zip(bytes).map(|(sum, bytes)| sum / bytes).collect();
+                acc.add(right(sums), 1.0);
+                norm.add(right(&by_bytes), 1.0);
+                chance.add(1.0 / question.choices.len() as f64, 1.0);
+            }
+            if !go_on(acc.count()) {
+                finished = false;
+                break;
+            }
         }
     }
     let estimates = [acc, norm, chance].map(|ratio| ratio.estimate());
@@ -120,8 +144,8 @@ pub fn score(
     })
 }
 
-/// `sum log p(choice | context)` of each choice.
-fn likelihoods(subject: &Subject, question: &Question, options: &Options) -> anyhow::Result<Vec<f64>> {
+/// The choices of a question with what stands before them.
+fn in_tokens(subject: &Subject, question: &Question, options: &Options) -> anyhow::Result<Vec<Continuation>> {
     let tokenizer = subject.tokenizer()?;
     let start = match options.start {
         true => tokenizer.encode("", true)?,
@@ -133,21 +157,14 @@ fn likelihoods(subject: &Subject, question: &Question, options: &Options) -> any
         tokens.context.splice(0..0, start.iter().copied());
         asked.push(tokens);
     }
-    let model = &subject.model;
-    let sums = log_likelihoods(model, &model.start(), &asked, subject.chunk)?;
-    if let Some(at) = sums.iter().position(|sum| !sum.is_finite()) {
-        bail!(
-            "choice {at} has a log-likelihood of {}, expected a finite number",
-            sums[at]
-        );
-    }
-    Ok(sums)
+    Ok(asked)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lm_eval::tests::scored;
+    use crate::lm_eval::tests::{random, scored};
+    use fulgur_lightnet::lm::likelihood::log_likelihoods;
 
     /// A model of bytes whose logits are `weight` for `like` and 0 for all others.
     fn liking(like: u8, weight: f32) -> Subject {
@@ -171,7 +188,9 @@ mod tests {
                 .into(),
             right: 0,
         };
-        let sums = likelihoods(&subject, &question, &Options::default()).unwrap();
+        let asked = in_tokens(&subject, &question, &Options::default()).unwrap();
+        let model = &subject.model;
+        let sums = log_likelihoods(model, &model.start(), &asked, subject.chunk).unwrap();
         // The eps of the norm takes a little off the 3.
         let norm = (3f64.exp() + 255.0).ln();
         for (sum, (likes, bytes)) in sums.iter().zip([(1.0, 3.0), (1.0, 2.0), (6.0, 7.0)]) {
@@ -207,6 +226,47 @@ mod tests {
         let other = row.replace("\"1\"", "\"2\"");
         let found = ask(&subject, Format::Winogrande, &[row, &other], &Options::default()).unwrap();
         assert_eq!((found.acc, found.acc_norm), (0.5, 0.5));
+    }
+
+    /// More questions than are looked at together, of all lengths: what each alone answers.
+    #[test]
+    fn many_questions_are_answered_as_each_alone() {
+        let subject = random(4);
+        let rows: Vec<String> = (0..POOL + 9)
+            .map(|at| {
+                let [goal, one, two] = [(at * 7) % 60, (at * 3) % 11, (at * 5) % 13]
+                    .map(|count| format!("{at}{}", "owl ".repeat(count)));
+                format!(
+                    r#"{{"goal": "{goal}", "sol1": "a{one}", "sol2": "b{two}", "label": {}}}"#,
+                    at % 2
+                )
+            })
+            .collect();
+        let some: Vec<&str> = rows.iter().map(String::as_str).collect();
+        let found = ask(&subject, Format::Piqa, &some, &Options::default()).unwrap();
+        let alone: Vec<Scored> = (some.iter())
+            .map(|row| ask(&subject, Format::Piqa, &[row], &Options::default()).unwrap())
+            .collect();
+        let right = |of: fn(&Scored) -> f64| alone.iter().map(of).sum::<f64>() / alone.len() as f64;
+        assert_eq!(found.n, alone.len());
+        assert!((found.acc - right(|one| one.acc)).abs() < 1e-12);
+        assert!((found.acc_norm - right(|one| one.acc_norm)).abs() < 1e-12);
+        assert!(found.acc > 0.2 && found.acc < 0.8, "{}", found.acc);
+        // Who is interrupted has the figures of what was done.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.jsonl");
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let mut calls = 0;
+        let stopped = score(&subject, Format::Piqa, &path, &Options::default(), |_| {
+            calls += 1;
+            calls < 3
+        });
+        let stopped = stopped.unwrap();
+        assert!(
+            !stopped.finished && (3..POOL).contains(&stopped.n),
+            "{}",
+            stopped.n
+        );
     }
 
     #[test]
