@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::page::escape;
-use super::svg::{COLOURS, HEIGHT, LEFT, Line, Plot, RIGHT, Stroke, WIDTH};
+use super::svg::{COLOURS, HEIGHT, Line, Plot, RIGHT, Stroke, WIDTH};
 
 /// Style of a plot outside of a page, in the colours of the page, light and dark.
 const STYLE: &str = "rect{fill:#fff}text{fill:#6a6d72;font:11.5px system-ui,sans-serif}\
@@ -72,7 +72,7 @@ impl Framed<'_> {
             .iter()
             .filter(|line| !line.name.is_empty())
             .collect();
-        let columns = if named.iter().any(|line| line.name.len() > 24) {
+        let columns = if named.iter().any(|line| line.name.len() > 20) {
             2
         } else {
             3
@@ -98,7 +98,7 @@ impl Framed<'_> {
             escape(self.steps)
         );
         for (i, line) in named.iter().enumerate() {
-            let x = MARGIN + LEFT + (i % columns) as f64 * ((WIDTH - LEFT) / columns as f64);
+            let x = MARGIN + (i % columns) as f64 * (WIDTH / columns as f64);
             let y = below + (i / columns) as f64 * KEY + 9.0;
             let colour = line.colour % COLOURS;
             let _ = match line.stroke {
