@@ -22,7 +22,7 @@ say() { echo "[$((SECONDS - began)) s] $*"; }
 
 keep() {
     [[ -z "${RESULTS:-}" || ! -d "$out/$1" ]] && return
-    tar czf "$RESULTS/.$1" -C "$out" --exclude=runs --exclude='*.safetensors' --exclude='*.u16' --exclude='*.jsonl.tmp' "$1" &&
+    tar czf "$RESULTS/.$1" -C "$out" --exclude=runs --exclude='*.safetensors' --exclude='*.u16' --exclude=checkpoints "$1" &&
         mv "$RESULTS/.$1" "$RESULTS/$1.tgz"
 }
 
@@ -68,14 +68,14 @@ for name in "${names[@]}"; do
         ;;
     clean)
         # One round of self-cleaning: the tenth that the English model finds hardest is left out; both are trained on equally many tokens.
-        mkdir -p "$out/clean"
-        [[ -e "$out/clean/cleaned.jsonl" ]] || "$fulgur" data clean data/english/train.jsonl -o "$out/clean/cleaned.jsonl" \
+        mkdir -p "$out/clean" "$out/texts"
+        [[ -e "$out/texts/cleaned.jsonl" ]] || "$fulgur" data clean data/english/train.jsonl -o "$out/texts/cleaned.jsonl" \
             --score-with models/english --drop 0.1
-        [[ -e "$out/clean/ruled.jsonl" ]] || "$fulgur" data clean data/english/train.jsonl -o "$out/clean/ruled.jsonl"
+        [[ -e "$out/texts/ruled.jsonl" ]] || "$fulgur" data clean data/english/train.jsonl -o "$out/texts/ruled.jsonl"
         for text in ruled cleaned; do
-            encode "$out/clean/$text.jsonl" "$out/clean/$text.u16"
+            encode "$out/texts/$text.jsonl" "$out/texts/$text.u16"
             study clean "$fulgur" train recipes/english.toml --set train.max_steps="${CLEAN_STEPS:-3400}" \
-                --set run_dir="\"$out/clean/$text\"" --set lm.tokens="\"$out/clean/$text.u16\"" -q
+                --set run_dir="\"$out/clean/$text\"" --set lm.tokens="\"$out/texts/$text.u16\"" -q
             grep validation "$out/clean/$text/metrics.jsonl" | tail -n 1
         done
         ;;
