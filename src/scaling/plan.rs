@@ -402,19 +402,21 @@ mod tests {
     fn the_study_of_scaling_has_the_sizes_it_names() {
         let folder = tempfile::tempdir().unwrap();
         let runs = committed("scaling.toml", folder.path()).runs().unwrap();
-        assert_eq!(runs.len(), 6 * 4);
+        assert_eq!(runs.len(), 7 * 4);
         let llama: Vec<f64> = runs
             .iter()
             .filter(|run| run.architecture == "llama")
             .map(|run| run.account.weights as f64 / 1e6)
             .collect();
-        assert!(llama.is_sorted() && (0.3..0.4).contains(&llama[1]) && (9.5..10.5).contains(&llama[5]));
+        assert!(llama.is_sorted() && (0.3..0.4).contains(&llama[2]) && (9.5..10.5).contains(&llama[6]));
         for run in &runs {
             let tokens = match run.length {
                 Length::Steps(steps) => steps * 16 * 512,
                 Length::Seconds(_) => panic!("{run:?}"),
             };
-            assert!(tokens <= 2 * run.corpus && tokens > 2 * run.corpus - 16 * 512);
+            let longer = ["0.3M", "0.8M", "1.8M"].contains(&run.size.name.as_str());
+            let epochs = if longer { 4 } else { 2 };
+            assert!(tokens <= epochs * run.corpus && tokens > epochs * run.corpus - 16 * 512);
             assert_eq!(run.validate_at.len(), 35);
             assert!(run.validate_at.is_sorted() && run.size.width.is_multiple_of(16 * run.size.heads));
             // The table's 12 L d^2 with widths of units to a multiple of 8.
