@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod block;
 pub mod config;
+pub mod diffusion;
 pub mod encoders;
 pub mod glu;
 pub mod linear;
@@ -17,4 +18,6 @@ pub mod lm;
 pub mod mixer;
 pub mod norm;
 pub mod params;
+pub mod patches;
 pub mod position;
+pub mod vision;

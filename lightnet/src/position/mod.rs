@@ -1,9 +1,11 @@
 //! Where tokens are: grids of any number of axes, and the two encodings of LightNet (section 3 of the paper):
 //! MD-TPE once after the embedding, MD-LRPE on the queries and keys of every layer.
 
+mod coordinates;
 mod lrpe;
 mod tpe;
 
+pub use coordinates::{FRACTION_WIDTH, fractions, spread};
 pub use lrpe::MdLrpe;
 pub use tpe::{MdTpe, TpeConfig};
 

@@ -16,7 +16,7 @@ use fulgur_lightnet::params::{Frozen, Params, Precision};
 use fulgur_tavdiffusion::codec::{MelCodec, VideoCodec};
 use fulgur_tavdiffusion::contrast;
 use fulgur_tavdiffusion::denoiser::{LatentShape, Latents, TextCondition, noise};
-use fulgur_tavdiffusion::diffusion::{Guidance, Mixture, Objective, Prompts, Sampler};
+use fulgur_tavdiffusion::diffusion::{Guidance, Mixture, Objective, Prompts, Sampler, sample};
 use fulgur_tavdiffusion::streams::{TwoStream, TwoStreamConfig};
 use fulgur_tavdiffusion::text::{TextBatch, TextModel};
 use serde::{Deserialize, Serialize};
@@ -265,7 +265,14 @@ impl TavTask {
             video: scale,
             audio: scale,
         };
-        Ok(sampler.run(&self.denoiser, &start, &prompts, guidance, &mut |_| true)?)
+        Ok(sample(
+            &sampler,
+            &self.denoiser,
+            &start,
+            &prompts,
+            guidance,
+            &mut |_| true,
+        )?)
     }
 }
 

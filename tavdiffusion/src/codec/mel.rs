@@ -9,9 +9,10 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_lightnet::linear::{Linear, Start};
+use fulgur_lightnet::patches::{from_patches, to_patches};
 use serde::{Deserialize, Serialize};
 
-use super::{LatentNorm, ShiftStack, from_patches, to_patches};
+use super::{LatentNorm, ShiftStack};
 use crate::error::Error;
 use crate::folder;
 

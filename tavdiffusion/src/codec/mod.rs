@@ -7,14 +7,12 @@
 
 mod latent;
 mod mel;
-mod patch;
 mod stack;
 mod video;
 mod vocoder;
 
 pub use latent::LatentNorm;
 pub use mel::{MelCodec, MelCodecConfig};
-pub use patch::{from_patches, to_patches};
 pub use stack::ShiftStack;
 pub use video::{VideoCodec, VideoCodecConfig};
 pub use vocoder::{Vocoder, VocoderConfig};

@@ -9,7 +9,7 @@ use super::folder::{ModelIndex, Part};
 use super::request::{Mode, Plan, Request};
 use crate::codec::{MelCodec, VideoCodec, Vocoder};
 use crate::denoiser::{Denoiser, LatentShape, Latents, TextCondition, noise};
-use crate::diffusion::{Objective, Prompts, Sampler};
+use crate::diffusion::{Objective, Prompts, Sampler, sample};
 use crate::error::Error;
 use crate::streams::TwoStream;
 use crate::text::TextModel;
@@ -220,7 +220,14 @@ impl Generator {
                 total: step.total,
             })
         };
-        Ok(sampler.run(&self.denoiser, &noise, &prompts, request.guidance, &mut on_step)?)
+        Ok(sample(
+            &sampler,
+            &self.denoiser,
+            &noise,
+            &prompts,
+            request.guidance,
+            &mut on_step,
+        )?)
     }
 
     /// Frames of each clip of a batch.

@@ -6,9 +6,8 @@
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_lightnet::linear::{Linear, Start};
+use fulgur_lightnet::position::{FRACTION_WIDTH, fractions, spread};
 
-/// Octaves of an axis' fraction.
-const OCTAVES: usize = 5;
 /// Periods in seconds, geometric from the shortest to the longest.
 const PERIODS: usize = 16;
 const SHORTEST_S: f64 = 0.2;
@@ -42,7 +41,7 @@ pub(super) struct AxisEmbedding {
 impl AxisEmbedding {
     /// For `axes` axes, the first of which is time.
     pub(super) fn new(axes: usize, dim: usize, vb: &VarBuilder) -> Result<Self> {
-        let width = SECONDS_WIDTH + axes * 2 * OCTAVES;
+        let width = SECONDS_WIDTH + axes * FRACTION_WIDTH;
         Ok(Self {
             map: Linear::new(width, dim, true, Start::FanIn, vb)?,
         })
@@ -50,36 +49,11 @@ impl AxisEmbedding {
 
     /// Embedding `[N, d]` of all tokens of `axes`, `step_s` seconds a token of the first axis.
     pub(super) fn forward(&self, axes: &[usize], step_s: f64, device: &Device) -> Result<Tensor> {
-        let tokens: usize = axes.iter().product();
-        let mut parts = Vec::with_capacity(axes.len() + 1);
-        let spread = |features: &Tensor, axis: usize| {
-            let outer: usize = axes[..axis].iter().product();
-            let inner: usize = axes[axis + 1..].iter().product();
-            let width = features.dim(1)?;
-            features
-                .reshape((1, axes[axis], 1, width))?
-                .broadcast_as((outer, axes[axis], inner, width))?
-                .contiguous()?
-                .reshape((tokens, width))
-        };
+        let mut parts = Vec::with_capacity(2);
         if let Some(&n) = axes.first() {
-            parts.push(spread(&seconds(n, step_s, device)?, 0)?);
+            parts.push(spread(&seconds(n, step_s, device)?, axes, 0)?);
         }
-        for (axis, &n) in axes.iter().enumerate() {
-            parts.push(spread(&fractions(n, device)?, axis)?);
-        }
+        parts.push(fractions(axes, device)?);
         self.map.forward(&Tensor::cat(&parts, 1)?)
     }
-}
-
-fn fractions(n: usize, device: &Device) -> Result<Tensor> {
-    let mut values = Vec::with_capacity(n * 2 * OCTAVES);
-    for i in 0..n {
-        let fraction = (i as f64 + 0.5) / n as f64;
-        for octave in 0..OCTAVES {
-            let (sin, cos) = (std::f64::consts::PI * fraction * f64::from(1u32 << octave)).sin_cos();
-            values.extend([sin as f32, cos as f32]);
-        }
-    }
-    Tensor::from_vec(values, (n, 2 * OCTAVES), device)
 }

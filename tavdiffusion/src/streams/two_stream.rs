@@ -19,13 +19,13 @@ use fulgur_kernels::rows::add_row;
 use fulgur_lightnet::block::{Block, BlockConfig, BlockContext, MODULATIONS};
 use fulgur_lightnet::linear::{Linear, Start};
 use fulgur_lightnet::norm::EPS;
+use fulgur_lightnet::patches::{from_patches, to_patches};
 use fulgur_lightnet::position::{Grid, MdTpe, TpeConfig};
 use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
 use super::embed::{AxisEmbedding, seconds};
 use super::fusion::Fusion;
-use crate::codec::{from_patches, to_patches};
 use crate::denoiser::{Denoiser, Latents, TextCondition};
 use crate::diffusion::Objective;
 use crate::error::Error;

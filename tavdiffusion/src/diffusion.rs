@@ -1,10 +1,8 @@
-//! From noise to latents: Euler steps along the flow, or DDIM on the linear schedule, with classifier-free guidance of
-//! its own for each stream.
+//! From noise to latents of both streams, with classifier-free guidance of its own for each.
 
 use candle_core::{Result, Tensor};
+pub use fulgur_lightnet::diffusion::{LinearSchedule, Mixture, Objective, Sampler, Step};
 
-use super::objective::Objective;
-use super::schedule::{LinearSchedule, STEPS};
 use crate::denoiser::{Denoiser, Latents, TextCondition};
 
 /// Strength of the text: 1 follows the model alone, more pushes away from the negative prompt.
@@ -33,89 +31,36 @@ pub struct Prompts {
     pub audio_negative: Option<TextCondition>,
 }
 
-/// A finished step, for progress and cancellation.
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    /// Steps done.
-    pub done: usize,
-    /// Steps in all.
-    pub total: usize,
-}
-
-/// The sampler of an objective.
-#[derive(Clone, Copy, Debug)]
-pub struct Sampler {
-    /// What the network predicts.
-    pub objective: Objective,
-    /// Number of steps.
-    pub steps: usize,
-    /// Bends the times of the flow towards noise: `s t / (1 + (s - 1) t)`; 1 is uniform.
-    pub shift: f64,
-}
-
-impl Sampler {
-    /// Times in [0, 1] from noise to data: `steps + 1` values for the flow, one a step for DDIM.
-    pub fn times(&self) -> Vec<f64> {
-        match self.objective {
-            Objective::Flow => (0..=self.steps)
-                .map(|k| {
-                    let t = 1.0 - k as f64 / self.steps as f64;
-                    self.shift * t / (1.0 + (self.shift - 1.0) * t)
-                })
-                .collect(),
-            Objective::Ddpm => LinearSchedule::timesteps(self.steps)
-                .into_iter()
-                .map(|t| t as f64 / (STEPS - 1) as f64)
-                .collect(),
+/// Denoises `noise`; `on_step` is called after each step and ends the loop with `None` by returning false.
+///
+/// # Errors
+/// A failing operation.
+pub fn sample(
+    sampler: &Sampler,
+    denoiser: &dyn Denoiser,
+    noise: &Latents,
+    prompts: &Prompts,
+    guidance: Guidance,
+    on_step: &mut dyn FnMut(Step) -> bool,
+) -> Result<Option<Latents>> {
+    let times = sampler.times();
+    let guided = Guided::new(prompts, guidance)?;
+    let mut x = noise.clone();
+    for (k, &time) in times.iter().enumerate().take(sampler.steps) {
+        // Detached: under training weights the graph of every step would be kept to the last one.
+        let prediction = guided
+            .predict(denoiser, &x, time)?
+            .map(|prediction| Ok(prediction.detach()))?;
+        x = x.zip(&prediction, |x, prediction| sampler.advance(x, prediction, k))?;
+        let step = Step {
+            done: k + 1,
+            total: sampler.steps,
+        };
+        if !on_step(step) {
+            return Ok(None);
         }
     }
-
-    /// Denoises `noise`; `on_step` is called after each step and ends the loop with `None` by returning false.
-    pub fn run(
-        &self,
-        denoiser: &dyn Denoiser,
-        noise: &Latents,
-        prompts: &Prompts,
-        guidance: Guidance,
-        on_step: &mut dyn FnMut(Step) -> bool,
-    ) -> Result<Option<Latents>> {
-        let times = self.times();
-        let guided = Guided::new(prompts, guidance)?;
-        let mut x = noise.clone();
-        for k in 0..self.steps {
-            // Detached: under training weights the graph of every step would be kept to the last one.
-            let prediction = guided
-                .predict(denoiser, &x, times[k])?
-                .map(|prediction| Ok(prediction.detach()))?;
-            x = match self.objective {
-                Objective::Flow => {
-                    let h = times[k + 1] - times[k];
-                    x.zip(&prediction, |x, v| x + (v * h)?)?
-                }
-                Objective::Ddpm => self.ddim(&x, &prediction, k)?,
-            };
-            if !on_step(Step {
-                done: k + 1,
-                total: self.steps,
-            }) {
-                return Ok(None);
-            }
-        }
-        Ok(Some(x))
-    }
-
-    /// One deterministic DDIM step (eta 0); the last one ends at clean latents.
-    fn ddim(&self, x: &Latents, e: &Latents, k: usize) -> Result<Latents> {
-        let schedule = LinearSchedule::default();
-        let steps = LinearSchedule::timesteps(self.steps);
-        let t = steps[k] as isize;
-        let previous = t - (STEPS / self.steps.clamp(1, STEPS)) as isize;
-        let (now, next) = (schedule.alpha_bar(t), schedule.alpha_bar(previous));
-        x.zip(e, |x, e| {
-            let clean = ((x - (e * (1.0 - now).sqrt())?)? / now.sqrt())?;
-            (clean * next.sqrt())? + (e * (1.0 - next).sqrt())?
-        })
-    }
+    Ok(Some(x))
 }
 
 /// All texts of a step in one batch: the prompt and, where guidance is on, what to keep away from.
@@ -183,7 +128,7 @@ mod tests {
                 // Guidance repeats the batch; the clean latents stay single.
                 Objective::Flow => x.broadcast_sub(clean)? / t,
                 Objective::Ddpm => {
-                    let step = super::super::objective::ddpm_step(t as f32) as isize;
+                    let step = fulgur_lightnet::diffusion::ddpm_step(t as f32) as isize;
                     let alpha = LinearSchedule::default().alpha_bar(step);
                     (x - (clean * alpha.sqrt())?)? / (1.0 - alpha).sqrt()
                 }
@@ -234,7 +179,7 @@ mod tests {
                 shift: 1.5,
             };
             let mut seen = 0;
-            let result = sampler.run(&oracle, &start, &prompts, off, &mut |step| {
+            let result = sample(&sampler, &oracle, &start, &prompts, off, &mut |step| {
                 seen = step.done;
                 true
             })?;
@@ -280,7 +225,9 @@ mod tests {
             audio_negative: Some(text.clone()),
             text,
         };
-        let result = sampler.run(&oracle, &clean, &prompts, guidance, &mut |step| step.done < 3)?;
+        let result = sample(&sampler, &oracle, &clean, &prompts, guidance, &mut |step| {
+            step.done < 3
+        })?;
         assert!(result.is_none());
         Ok(())
     }

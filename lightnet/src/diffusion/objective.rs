@@ -73,7 +73,7 @@ pub struct Mixture {
 }
 
 /// Step of the linear schedule that a time in [0, 1] stands for.
-pub(super) fn ddpm_step(time: f32) -> usize {
+pub fn ddpm_step(time: f32) -> usize {
     (time.clamp(0.0, 1.0) * (STEPS - 1) as f32).round() as usize
 }
 
