@@ -18,3 +18,4 @@ pub mod mixer;
 pub mod norm;
 pub mod params;
 pub mod position;
+pub mod vision;
