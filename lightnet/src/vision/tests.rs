@@ -3,8 +3,9 @@ use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 
 use super::*;
+use crate::lm;
 use crate::mixer::causal::{CausalContext, Form, Hgrn2, Tnl};
-use crate::params::Params;
+use crate::params::{Outline, Params};
 
 const CPU: &Device = &Device::Cpu;
 
@@ -198,7 +199,13 @@ fn turned_scans_see_offsets_alone() -> Result<()> {
     let phase = random(&[9, 8], "phase")?;
     let further = phase.broadcast_add(&random(&[1, 8], "offset")?)?;
     let mix = |mixer: Mixer, turn: Option<&Tensor>| -> Result<Tensor> {
-        let layers = config(mixer, Form::Causal).layers(mixer.scans().expect("a scan"));
+        let layers = lm::Config {
+            hidden_size: 16,
+            num_attention_heads: 2,
+            num_hidden_layers: 2,
+            initializer_range: 0.25,
+            ..lm::Config::of(mixer.scans().expect("a scan"))
+        };
         let params = Params::random(3, CPU);
         let context = CausalContext {
             turn,
@@ -422,7 +429,7 @@ fn sizes_have_the_weights_of_their_names() -> Result<()> {
                 form: mixer.form(),
                 ..Config::of(size, labels)
             };
-            let outline = crate::params::Outline::new();
+            let outline = Outline::new();
             Classifier::new(&config, DType::F32, &outline.builder())?;
             let count = outline.count() as f64 / 1e6;
             assert_eq!((config.hidden_size, config.head_width()), (width, 64));
@@ -443,7 +450,7 @@ fn what_cannot_be_is_refused_in_one_line() {
             serde_json::json!(15),
             "expected a multiple of num_attention_heads 2",
         ),
-        ("hidden_size", serde_json::json!(1 << 40), "hidden_size is"),
+        ("hidden_size", serde_json::json!(1u64 << 40), "hidden_size is"),
         (
             "num_hidden_layers",
             serde_json::json!(0),

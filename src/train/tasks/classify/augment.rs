@@ -17,7 +17,7 @@ const RATIOS: [f32; 2] = [0.3, 3.3];
 /// How pictures are changed.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Augment {
+pub(in crate::train::tasks) struct Augment {
     /// Pixels that a picture is moved by at most, in both axes; zeros come in.
     pub shift: usize,
     /// Half of the pictures are mirrored.

@@ -16,7 +16,7 @@ use fulgur_lightnet::params::outline::values_of;
 use fulgur_lightnet::vision::{Config, Mixer};
 
 /// Forward and backward, of one picture of the size that the model is made for. `shapes` are those of all parameters.
-pub(super) fn per_picture(config: &Config, shapes: &BTreeMap<String, Vec<usize>>) -> f64 {
+pub(in crate::train::tasks) fn per_picture(config: &Config, shapes: &BTreeMap<String, Vec<usize>>) -> f64 {
     let [height, width] = config.image_size.map(|side| (side / config.patch_size) as f64);
     let tokens = height * width;
     let products = |wanted: &dyn Fn(&str) -> bool| -> f64 {
