@@ -24,6 +24,7 @@ pub mod atomic;
 pub mod draw;
 pub mod fetch;
 pub mod film;
+pub mod labelled;
 pub mod long_range;
 pub mod media;
 pub mod pictures;

@@ -1,5 +1,7 @@
 //! `fulgur eval`: how good a model is, on data that it was not trained on.
 
+mod classify;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -35,6 +37,7 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Subject {
     Tav(TavArguments),
+    Classify(classify::Arguments),
 }
 
 /// Judge a generator of audible video on held-out prompts
@@ -110,6 +113,7 @@ enum Wording {
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     match arguments.subject {
         Subject::Tav(arguments) => tav(context, arguments),
+        Subject::Classify(arguments) => classify::run(context, &arguments),
     }
 }
 

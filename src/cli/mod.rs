@@ -16,6 +16,7 @@ use answer::{Answer, Status};
 use context::Context;
 
 mod answer;
+mod classify;
 #[cfg(feature = "media")]
 mod clean;
 mod commands;
@@ -90,6 +91,7 @@ enum Command {
     Score(score::Arguments),
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
+    Classify(classify::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
     Lm(lm::Arguments),
@@ -115,6 +117,7 @@ impl Command {
             Self::Score(arguments) => score::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
+            Self::Classify(arguments) => classify::run(context, &arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Lm(arguments) => lm::run(context, arguments),

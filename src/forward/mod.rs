@@ -26,6 +26,7 @@
 
 mod avhscore;
 mod bert;
+mod classifier;
 mod folder;
 mod generator;
 mod lm;
@@ -54,10 +55,11 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 4] = [
+const FAMILIES: [(&str, Recognise); 5] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("bert", bert::recognise),
+    ("vision_classifier", classifier::recognise),
     (
         "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
         lm::recognise,

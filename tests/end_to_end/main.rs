@@ -6,6 +6,7 @@ mod bad_input;
 mod builtin;
 #[cfg(unix)]
 mod checkpoints;
+mod classify;
 mod data;
 mod documentation;
 mod eval;

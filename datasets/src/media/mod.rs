@@ -25,7 +25,10 @@ mod write;
 
 pub use clip::{Clip, Info, SILENCE, Sound, SoundInfo, Video, VideoInfo};
 pub use error::MediaError;
-pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, read_picture, write_png};
+pub use picture::{
+    MAX_PICTURE_PIXELS, Picture, decode_picture, decode_upright, probe_picture, read_picture, read_upright,
+    write_png,
+};
 #[cfg(feature = "media")]
 pub use read::{Frame, ReadOptions, Streamed, for_each_frame, probe, read_clip, read_sound};
 pub use resample::resample;

@@ -1,10 +1,13 @@
-//! Pictures through image: PNG, JPEG and WebP in, PNG out.
+//! Pictures through image: PNG, JPEG, WebP, GIF and BMP in, PNG out.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Cursor, Read};
 use std::path::Path;
 
-use image::{ColorType, ImageEncoder, ImageError, ImageReader, Limits};
+use image::metadata::Orientation;
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageEncoder, ImageError, ImageFormat, ImageReader, Limits,
+};
 
 use super::error::MediaError;
 use crate::atomic::write_atomic;
@@ -93,30 +96,42 @@ impl Picture {
     }
 }
 
-/// Reads a PNG, JPEG or WebP file: 4 channels where the file has opacity, else 3. Depths beyond 8 bits are
-/// rounded, grey becomes RGB. The format is read from the bytes, not from the name.
+/// Reads a PNG, JPEG, WebP, GIF or BMP file: 4 channels where the file has opacity, else 3. Depths beyond 8 bits are
+/// rounded, grey and CMYK become RGB, of an animation the first frame is taken. The format is read from the bytes, not from
+/// the name. Pixels are as they are stored: [`read_upright`] turns them.
 ///
 /// # Errors
-/// The file is absent, no picture of these formats, broken, or larger than [`MAX_PICTURE_PIXELS`].
+/// The file is absent, no picture of these formats, broken or cut off, or larger than [`MAX_PICTURE_PIXELS`].
 pub fn read_picture(path: &Path) -> Result<Picture, MediaError> {
+    decode_picture(&read_bytes(path)?, path)
+}
+
+/// As [`read_picture`], turned and mirrored as the orientation in its EXIF data says.
+///
+/// # Errors
+/// As [`read_picture`].
+pub fn read_upright(path: &Path) -> Result<Picture, MediaError> {
+    decode_upright(&read_bytes(path)?, path)
+}
+
+/// Width and height of the picture in a file, as stored, from its header alone.
+///
+/// # Errors
+/// The file is absent, no picture of the formats of [`read_picture`], or larger than [`MAX_PICTURE_PIXELS`].
+pub fn probe_picture(path: &Path) -> Result<(usize, usize), MediaError> {
     let file = File::open(path).map_err(|error| MediaError::io(path, "open", error))?;
-    let mut bytes = Vec::new();
-    // Compressed pictures are smaller than their pixels; more than this is no picture that passes the cap.
-    let limit = MAX_PICTURE_PIXELS * 4;
-    BufReader::new(file)
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| MediaError::io(path, "read", error))?;
-    if bytes.len() as u64 > limit {
-        let (found, path) = (bytes.len() as u64, path.to_path_buf());
-        return Err(MediaError::TooLarge {
-            path,
-            what: "bytes of picture",
-            found,
-            limit,
-        });
+    let found = file
+        .metadata()
+        .map_err(|error| MediaError::io(path, "read", error))?
+        .len();
+    if found > MAX_FILE_BYTES {
+        return Err(too_large(path, "bytes of picture", found, MAX_FILE_BYTES));
     }
-    decode_picture(&bytes, path)
+    let reader = ImageReader::new(BufReader::new(file))
+        .with_guessed_format()
+        .map_err(|error| MediaError::io(path, "read", error))?;
+    let size = reader.into_dimensions().map_err(|error| refused(path, &error))?;
+    checked_size(size, path)
 }
 
 /// Decodes a picture in memory; `path` is only named in errors. See [`read_picture`].
@@ -124,28 +139,66 @@ pub fn read_picture(path: &Path) -> Result<Picture, MediaError> {
 /// # Errors
 /// As [`read_picture`], except for those of the disk.
 pub fn decode_picture(bytes: &[u8], path: &Path) -> Result<Picture, MediaError> {
-    let failed = |error: ImageError| MediaError::not_media(path, one_line(&error.to_string()));
+    decode(bytes, path, false)
+}
+
+/// Decodes a picture in memory; `path` is only named in errors. See [`read_upright`].
+///
+/// # Errors
+/// As [`read_picture`], except for those of the disk.
+pub fn decode_upright(bytes: &[u8], path: &Path) -> Result<Picture, MediaError> {
+    decode(bytes, path, true)
+}
+
+/// Compressed pictures are smaller than their pixels; more than this is no picture that passes the cap.
+const MAX_FILE_BYTES: u64 = MAX_PICTURE_PIXELS * 4;
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, MediaError> {
+    let file = File::open(path).map_err(|error| MediaError::io(path, "open", error))?;
+    let mut bytes = Vec::new();
+    BufReader::new(file)
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| MediaError::io(path, "read", error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(too_large(
+            path,
+            "bytes of picture",
+            bytes.len() as u64,
+            MAX_FILE_BYTES,
+        ));
+    }
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8], path: &Path, upright: bool) -> Result<Picture, MediaError> {
+    let failed = |error: ImageError| refused(path, &error);
     let open = || {
         ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
             .map_err(|error| MediaError::io(path, "read", error))
     };
-    let (width, height) = open()?.into_dimensions().map_err(failed)?;
-    let found = u64::from(width) * u64::from(height);
-    if found > MAX_PICTURE_PIXELS {
-        let (path, limit) = (path.to_path_buf(), MAX_PICTURE_PIXELS);
-        return Err(MediaError::TooLarge {
-            path,
-            what: "pixels",
-            found,
-            limit,
-        });
-    }
+    checked_size(open()?.into_dimensions().map_err(failed)?, path)?;
     let mut reader = open()?;
+    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_is_whole(bytes) {
+        // The decoder fills what is missing with grey.
+        return Err(MediaError::not_media(
+            path,
+            "cut off: a JPEG file without its end",
+        ));
+    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PICTURE_PIXELS * 16);
-    reader.limits(limits);
-    let decoded = reader.decode().map_err(failed)?;
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder().map_err(failed)?;
+    limits.reserve(decoder.total_bytes()).map_err(failed)?;
+    decoder.set_limits(limits).map_err(failed)?;
+    let orientation = match upright {
+        true => decoder.orientation().map_err(failed)?,
+        false => Orientation::NoTransforms,
+    };
+    let mut decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    decoded.apply_orientation(orientation);
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let (pixels, channels) = if decoded.color().has_alpha() {
         (decoded.into_rgba8().into_raw(), 4)
@@ -154,6 +207,54 @@ pub fn decode_picture(bytes: &[u8], path: &Path) -> Result<Picture, MediaError> 
     };
     Picture::new(pixels, width, height, channels)
         .map_err(|error| MediaError::not_media(path, error.to_string()))
+}
+
+fn refused(path: &Path, error: &ImageError) -> MediaError {
+    MediaError::not_media(path, one_line(&error.to_string()))
+}
+
+fn too_large(path: &Path, what: &'static str, found: u64, limit: u64) -> MediaError {
+    let path = path.to_path_buf();
+    MediaError::TooLarge {
+        path,
+        what,
+        found,
+        limit,
+    }
+}
+
+fn checked_size((width, height): (u32, u32), path: &Path) -> Result<(usize, usize), MediaError> {
+    let found = u64::from(width) * u64::from(height);
+    if found > MAX_PICTURE_PIXELS {
+        return Err(too_large(path, "pixels", found, MAX_PICTURE_PIXELS));
+    }
+    if found == 0 {
+        return Err(MediaError::not_media(path, format!("{width} x {height} pixels")));
+    }
+    Ok((width as usize, height as usize))
+}
+
+/// Whether an end marker follows the first scan: in compressed data every 0xff is stuffed, so none is found by chance.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    const SCAN: u8 = 0xda;
+    const END: [u8; 2] = [0xff, 0xd9];
+    // Segments are skipped, because thumbnails in them have ends of their own.
+    let mut at = 2;
+    while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
+        at += 2;
+        match marker {
+            SCAN => return bytes[at..].windows(2).any(|pair| pair == END),
+            // Fill bytes, and markers without a length.
+            0xff => at -= 1,
+            0x01 | 0xd0..=0xd8 => {}
+            _ => match bytes.get(at..at + 2) {
+                Some(&[high, low]) => at += usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+        }
+    }
+    // Not in the form that is known here: what the decoder says counts.
+    at < bytes.len()
 }
 
 /// Writes a PNG file, whole or not at all.

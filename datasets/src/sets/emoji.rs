@@ -7,11 +7,15 @@
 use std::path::Path;
 
 use safetensors::tensor::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{Job, Set};
 use crate::fetch::FetchError;
 use crate::fetch::packages::EMOJI;
+pub use crate::labelled::prepared::Emoji as Label;
+pub use crate::labelled::prepared::emoji::SIDE;
+use crate::labelled::prepared::emoji::{FILE, KEY};
+use crate::labelled::prepared::open_emoji;
 use crate::media::decode_picture;
 use crate::store::{Mapped, Plain, StoreError, write_tensors};
 
@@ -23,30 +27,10 @@ pub(super) const SET: Set = Set {
     prepare,
 };
 
-/// Width and height of a picture.
-pub const SIDE: usize = 64;
-
-const FILE: &str = "emoji.safetensors";
-const KEY: &str = "emoji";
 const NAMES: &str = "package/emoji.json";
 const FOLDER: &str = "package/img/google/64/";
 /// Bytes of a picture.
 const BYTES: usize = SIDE * SIDE * 4;
-
-/// What is known about a picture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Label {
-    /// Code points in lower-case hexadecimal, joined by hyphens.
-    pub code: String,
-    /// Code of the variant without skin tone; the code itself where there is none.
-    pub base: String,
-    /// Lower-case name.
-    pub name: String,
-    /// One of 10 categories.
-    pub category: String,
-    /// One of 99 subcategories.
-    pub subcategory: String,
-}
 
 /// The prepared set.
 #[derive(Debug)]
@@ -61,15 +45,7 @@ impl Emoji {
     /// # Errors
     /// The file is missing or damaged.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let file = Mapped::open(&dir.join(FILE))?;
-        let labels: Vec<Label> =
-            serde_json::from_str(file.metadata(KEY).unwrap_or("absent")).map_err(|e| {
-                StoreError::Damaged {
-                    path: file.path().to_owned(),
-                    found: format!("metadata entry {KEY}: {e}"),
-                }
-            })?;
-        file.expect("images", Dtype::U8, &[labels.len(), SIDE, SIDE, 4])?;
+        let (file, labels) = open_emoji(dir)?;
         Ok(Self { file, labels })
     }
 

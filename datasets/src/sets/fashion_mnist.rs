@@ -10,6 +10,9 @@ use safetensors::tensor::Dtype;
 use super::{Job, Set};
 use crate::fetch::packages::FASHION_MNIST;
 use crate::fetch::{FetchError, unpack};
+use crate::labelled::idx;
+pub use crate::labelled::prepared::fashion_mnist::{CLASSES, SIDE};
+use crate::labelled::prepared::fashion_mnist::{FILE, SPLITS};
 use crate::store::{Mapped, Plain, StoreError, write_tensors};
 
 pub(super) const SET: Set = Set {
@@ -20,26 +23,7 @@ pub(super) const SET: Set = Set {
     prepare,
 };
 
-/// What the labels mean.
-pub const CLASSES: [&str; 10] = [
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-];
-/// Width and height of a picture.
-pub const SIDE: usize = 28;
-
-const FILE: &str = "fashion-mnist.safetensors";
 const FOLDER: &str = "usr/share/datasets/fashion-mnist/";
-/// Name of a split here, in the package, and its number of pictures.
-const SPLITS: [(&str, &str, usize); 2] = [("train", "train", 60_000), ("test", "t10k", 10_000)];
 
 /// The prepared set.
 #[derive(Debug)]
@@ -90,29 +74,13 @@ fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
     Ok(total)
 }
 
-/// The bytes of an IDX file of unsigned bytes: 0, 0, 8, number of dimensions, every dimension as big-endian u32.
+/// The bytes of an IDX file of this shape.
 fn read_idx<'a>(bytes: &'a [u8], shape: &[usize], label: &str) -> Result<&'a [u8], FetchError> {
-    let mut header = vec![0, 0, 8, shape.len() as u8];
-    for length in shape {
-        header.extend((*length as u32).to_be_bytes());
-    }
-    let expected = || format!("{} bytes of shape {shape:?}", shape.iter().product::<usize>());
-    let Some(data) = bytes.strip_prefix(header.as_slice()) else {
-        let found = format!("{:02x?}", &bytes[..header.len().min(bytes.len())]);
-        return Err(FetchError::format(
-            label,
-            "header",
-            found,
-            format!("{header:02x?}"),
-        ));
-    };
-    if data.len() != shape.iter().product::<usize>() {
-        return Err(FetchError::format(
-            label,
-            "length",
-            data.len().to_string(),
-            expected(),
-        ));
+    let (found, data) = idx::parse(bytes, shape.len())
+        .map_err(|fault| FetchError::format(label, fault.field, fault.found, fault.expected))?;
+    if found != shape {
+        let (found, expected) = (format!("{found:?}"), format!("{shape:?}"));
+        return Err(FetchError::format(label, "shape", found, expected));
     }
     Ok(data)
 }
@@ -129,11 +97,13 @@ mod tests {
             assert!(read_idx(&whole[..length], &[2, 3], "a").is_err(), "{length}");
         }
         let text = read_idx(&whole, &[2, 4], "a").unwrap_err().to_string();
+        assert_eq!(text, "a: shape: found [2, 3], expected [2, 4]");
+        let text = read_idx(&whole, &[6], "a").unwrap_err().to_string();
         assert!(text.starts_with("a: header: found [00, 00, 08, 02"), "{text}");
         let long = [whole.as_slice(), &[7]].concat();
         assert_eq!(
             read_idx(&long, &[2, 3], "a").unwrap_err().to_string(),
-            "a: length: found 7, expected 6 bytes of shape [2, 3]"
+            "a: bytes: found 7, expected as many as shape [2, 3] has"
         );
     }
 }

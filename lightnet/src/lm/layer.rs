@@ -115,7 +115,7 @@ impl Layer {
 
 /// HGRN's lower bounds of gates, one vector a layer, from their `table` `[L, d]`: sums of the softmax over layers, from the second on
 /// (section 3.2), or from the first on without the layer's own. Empty without a table.
-pub(super) fn lower_bounds(config: &Config, table: Option<&Tensor>) -> Result<Vec<Tensor>> {
+pub(crate) fn lower_bounds(config: &Config, table: Option<&Tensor>) -> Result<Vec<Tensor>> {
     let Some(table) = table else {
         return Ok(Vec::new());
     };

@@ -65,6 +65,7 @@ pub use config::{
     Activation, Architecture, Config, Decay, DecaySchedule, EosConfig, GateForm, Instance, Oscillation,
     OutputGate, OutputNorm, SoftmaxLayers, Source, Turn,
 };
+pub(crate) use layer::lower_bounds;
 pub use load::{LoadError, expected_shapes};
 pub use model::LanguageModel;
 pub use rope::{RopeParameters, Rotary, Scaling};

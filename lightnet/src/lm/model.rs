@@ -533,6 +533,7 @@ impl Block {
             lower_bound: self.lower_bound.as_ref(),
             position: self.position,
             clock: self.clock.as_ref(),
+            ..CausalContext::default()
         };
         let mut packed = self.packed.clone().map(Memory::packed);
         let memory = memory.or(packed.as_mut());

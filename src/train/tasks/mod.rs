@@ -1,5 +1,6 @@
 //! What can be trained: one file a task, one line in the table.
 
+pub(crate) mod classify;
 pub mod clips;
 mod encoder;
 mod export;
@@ -53,6 +54,9 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("lra", |r, d, _| {
         Ok(Box::new(lra::LraTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("classify", |r, d, _| {
+        Ok(Box::new(classify::ClassifyTask::open(r.own()?, r.seed, d)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

@@ -14,13 +14,14 @@ use fulgur_lightnet::config;
 use fulgur_lightnet::lm::classifier::SequenceClassifier;
 use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
+use fulgur_lightnet::vision::Classifier;
 use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
 use fulgur_tavdiffusion::streams::TwoStream;
 use fulgur_tavdiffusion::text::TextEncoder;
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{encoder, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
+use super::{classify, encoder, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
 use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
@@ -71,6 +72,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("lm", lm),
     ("recall", recall),
     ("lra", lra),
+    ("classify", classify),
     ("tav", tav),
 ];
 
@@ -162,6 +164,34 @@ fn lra(recipe: &Recipe) -> TaskResult<Needs> {
         rounded: ALL,
         pool: Some(0),
         batch: Some(batch),
+        ..Needs::default()
+    })
+}
+
+fn classify(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: classify::Options = recipe.own()?;
+    let config = classify::outlined(&options)?;
+    let params = Outline::new();
+    let model = Classifier::new(&config, DType::F32, &params.builder())?;
+    let [height, width] = config.image_size;
+    // Pixels, shares of classes, and what stochastic depth keeps.
+    let picture = [config.num_channels, height, width];
+    let branches = if options.stochastic_depth > 0.0 {
+        model.branches()
+    } else {
+        0
+    };
+    let values = values(&picture)
+        .saturating_add((config.classes() + branches) as u64)
+        .saturating_mul(values(&[options.batch]));
+    let shapes = params.shapes().into_iter().collect();
+    let flops = classify::flops::per_picture(&config, &shapes);
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        batch: Some(WIDE.saturating_mul(values)),
+        flops: Some(options.batch as f64 * flops),
         ..Needs::default()
     })
 }

@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::super::config::Config;
-use super::layout::Form;
+use super::Form;
 use crate::config::ConfigError;
 
 /// Most classes.

@@ -40,7 +40,9 @@ mod layout;
 mod tests;
 
 pub use config::{ClassifierConfig, Input, Positions};
-pub use layout::{Form, Layout};
+pub use layout::Layout;
+
+pub use crate::mixer::causal::Form;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -212,7 +214,9 @@ impl SequenceClassifier {
             Some(_) => Some(Order::new(&layout.padded(), layout.tokens, device)?),
         };
         let ways = Ways {
-            stages: config.form.stages(layout, config.grid, device)?,
+            stages: config
+                .form
+                .stages(layout.tokens, layout.borders.as_ref(), config.grid, device)?,
             layout,
             places,
             padded,
@@ -302,8 +306,7 @@ impl SequenceClassifier {
             let context = CausalContext {
                 phase: layer.rotary().and(phases.as_ref()).map(|(_, phase)| phase),
                 lower_bound: bounds.get(index),
-                position: 0,
-                clock: None,
+                ..CausalContext::default()
             };
             let stages = ways.stages.len();
             for (stage, paths) in ways.stages.iter().enumerate() {

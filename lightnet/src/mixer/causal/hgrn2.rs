@@ -5,10 +5,13 @@
 //! S_t = diag(f_t) S_{t-1} + (1 - f_t) i_t^T                         o_t = S_t^T q_t
 //! y = norm(o) W_o
 //! ```
+//!
+//! On pictures queries and keys may turn by MD-LRPE; every channel then has its gate twice (LightNet, arXiv 2405.21022, MD-LRPE).
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
+use fulgur_kernels::lrpe::double;
 
 use super::memory::decayed;
 use super::projections::{Projections, Use};
@@ -59,7 +62,13 @@ impl Hgrn2 {
         let wide = self.projections.wide(x, memory.as_deref_mut())?;
         let parts = self.projections.parts(&wide, context.lower_bound)?;
         let [q, k, log, v] = [0, 1, 2, 3].map(|part| self.projections.heads(&parts[part]));
-        let o = decayed(&q?, &k?, &v?, LogDecay::Channel(&log?), memory)?;
+        let (mut q, mut k, mut log) = (q?, k?, log?);
+        if let Some(phase) = context.turn {
+            // Channel c has its cosine at c and its sine at D + c, and one gate for both.
+            [q, k] = [double(&q, phase)?, double(&k, phase)?];
+            log = Tensor::cat(&[&log, &log], D::Minus1)?;
+        }
+        let o = decayed(&q, &k, &v?, LogDecay::Channel(&log), memory)?;
         self.projections.finish(&o.flatten_from(2)?, x, &parts)
     }
 }

@@ -8,6 +8,7 @@ mod attention;
 mod bidirectional;
 mod cosformer2;
 mod eos;
+mod form;
 mod hgrn1;
 mod hgrn2;
 mod lightnet;
@@ -22,6 +23,7 @@ pub use attention::{Attention, AttentionShape};
 pub use bidirectional::BidirectionalLightNet;
 pub use cosformer2::CosFormer2;
 pub use eos::Eos;
+pub use form::Form;
 pub use hgrn1::Hgrn1;
 pub use hgrn2::Hgrn2;
 pub use lightnet::CausalLightNet;
@@ -47,6 +49,8 @@ pub struct CausalContext<'a> {
     pub position: usize,
     /// `[1]` of type u32 where the device knows them instead, so that a step can be recorded.
     pub clock: Option<&'a Tensor>,
+    /// Phases `[N, D]` of MD-LRPE, by which HGRN2 and TNL turn queries and keys.
+    pub turn: Option<&'a Tensor>,
 }
 
 /// A map without bias, from one of the model's weights on.

@@ -7,11 +7,13 @@
 //! ```
 //!
 //! Decays are fixed: by default the slopes of ALiBi, slower from layer to layer. Activations, the norm of the output and the
-//! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation.
+//! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation, and on pictures
+//! they may turn by MD-LRPE.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::{Fused, LogDecay};
+use fulgur_kernels::lrpe::double;
 use fulgur_kernels::split::{Part, split};
 
 use super::memory::{decayed, decayed_token};
@@ -78,7 +80,7 @@ impl Tnl {
     ) -> Result<Tensor> {
         let wide = self.projections.wide(x, memory.as_deref_mut())?;
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
-        if let Some(fused) = self.fused
+        if let (Some(fused), None) = (self.fused, context.turn)
             && let Some(o) = decayed_token(&wide, fused, decay, memory.as_deref_mut())?
         {
             let used = self.projections.width();
@@ -92,7 +94,10 @@ impl Tnl {
         }
         let parts = self.projections.parts(&wide, None)?;
         let [q, k, v] = [0, 1, 2].map(|part| self.projections.heads(&parts[part]));
-        let [q, k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
+        let [mut q, mut k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
+        if let Some(phase) = context.turn {
+            [q, k] = [double(&q, phase)?, double(&k, phase)?];
+        }
         let o = decayed(&q, &k, &v?, decay, memory)?.flatten_from(2)?;
         self.projections.finish(&o, x, &parts)
     }

@@ -1,0 +1,8 @@
+//! Classifiers of pictures at work: what they say about a picture, why, and how often they are right.
+
+pub mod figures;
+mod model;
+pub mod prepare;
+pub mod saliency;
+
+pub use model::{Guess, Model, ModelError};

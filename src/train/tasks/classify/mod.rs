@@ -1,0 +1,527 @@
+//! Task `classify`: the class of a picture.
+//!
+//! Pictures are changed on their way into a batch and their classes become shares ([`augment`]). What stochastic depth drops is drawn
+//! with the batch, so that steps repeat.
+
+mod augment;
+pub(crate) mod data;
+pub(super) mod flops;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use fulgur_kernels::philox::Philox;
+use fulgur_lightnet::mixer::causal::Form;
+use fulgur_lightnet::params::{Params, Precision};
+use fulgur_lightnet::vision::{Classifier, Config, Kind, Mixer, Size, Tpe, soft_cross_entropy};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::export::{compute_dtype, write_part};
+use crate::classify::figures::Tally;
+use crate::classify::prepare::{self, Fit};
+use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
+use augment::{Augment, Planes};
+use data::{Part, Set};
+
+/// Largest batch: beyond all reason.
+const MOST: usize = 1 << 20;
+/// What is taken from values of 0 to 1, and what they are divided by.
+const MIDDLE: f32 = 0.5;
+
+/// Recipe of the task.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Options {
+    /// The data set: `fashion-mnist`.
+    pub set: String,
+    /// Folder of prepared data sets.
+    pub data: PathBuf,
+    /// Height and width of the pictures; as in the set if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
+    /// Pictures in a batch.
+    pub batch: usize,
+    /// Held-out pictures that a validation takes; 0 for all.
+    pub validation: usize,
+    /// Share of the classes' weight that is spread over all of them.
+    pub label_smoothing: f64,
+    /// Probability with which the last branches are dropped; it grows evenly from 0 at the first.
+    pub stochastic_depth: f64,
+    /// How pictures are changed.
+    pub augment: Augment,
+    /// The network.
+    pub model: ModelOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            set: "fashion-mnist".to_owned(),
+            data: "data".into(),
+            size: None,
+            batch: 256,
+            validation: 0,
+            label_smoothing: 0.1,
+            stochastic_depth: 0.0,
+            augment: Augment::default(),
+            model: ModelOptions::default(),
+        }
+    }
+}
+
+/// The network of a recipe.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModelOptions {
+    /// A standard size, `tiny`, `small` or `base`, whose numbers the others replace.
+    pub size: String,
+    /// Side of a patch.
+    pub patch: usize,
+    /// Layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
+    /// Width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// Heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// Hidden width of the gated linear units.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<usize>,
+    /// How tokens are mixed.
+    pub mixer: Mixer,
+    /// How the mixer goes through them; the usual way of the mixer if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<Form>,
+    /// MD-TPE.
+    pub tpe: Tpe,
+    /// MD-LRPE.
+    pub lrpe: bool,
+    /// Whether gated linear units see neighbours.
+    pub token_shift: bool,
+    /// What layer scale starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_scale: Option<f64>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            size: "tiny".to_owned(),
+            patch: 4,
+            layers: None,
+            width: None,
+            heads: None,
+            hidden: None,
+            mixer: Mixer::LightNet,
+            form: None,
+            tpe: Tpe::TwoSided,
+            lrpe: true,
+            token_shift: false,
+            layer_scale: None,
+        }
+    }
+}
+
+impl ModelOptions {
+    /// The network for pictures of these classes, size and number of channels.
+    ///
+    /// # Errors
+    /// Settings that do not fit together.
+    fn config(&self, labels: Vec<String>, side: [usize; 2], channels: usize) -> TaskResult<Config> {
+        let size = match self.size.as_str() {
+            "tiny" => Size::Tiny,
+            "small" => Size::Small,
+            "base" => Size::Base,
+            other => {
+                return Err(
+                    format!("[classify.model]: size is {other:?}, expected tiny, small or base").into(),
+                );
+            }
+        };
+        let standard = Config::of(size, labels);
+        let width = self.width.unwrap_or(standard.hidden_size);
+        // Heads stay 64 wide, and gated linear units in proportion, where a recipe says nothing else.
+        let config = Config {
+            model_type: Kind::VisionClassifier,
+            image_size: side,
+            num_channels: channels,
+            patch_size: self.patch,
+            image_mean: vec![MIDDLE; channels],
+            image_std: vec![MIDDLE; channels],
+            hidden_size: width,
+            num_hidden_layers: self.layers.unwrap_or(standard.num_hidden_layers),
+            num_attention_heads: self.heads.unwrap_or((width / 64).max(1)),
+            intermediate_size: self.hidden.unwrap_or(width * 8 / 3),
+            mixer: self.mixer,
+            form: self.form.unwrap_or(self.mixer.form()),
+            tpe: self.tpe,
+            lrpe: self.lrpe,
+            token_shift: self.token_shift,
+            layer_scale: self.layer_scale,
+            ..standard
+        };
+        config.check().map_err(|e| {
+            let words = e.to_string();
+            format!("[classify.model]: {}", words.lines().next().unwrap_or_default())
+        })?;
+        Ok(config)
+    }
+}
+
+impl Options {
+    /// Refuses numbers that are out of range.
+    ///
+    /// # Errors
+    /// The first of them, by name.
+    fn check(&self) -> TaskResult<()> {
+        if self.batch == 0 || self.batch > MOST {
+            return Err(format!("[classify]: batch is {}, expected 1 to {MOST}", self.batch).into());
+        }
+        for (name, value) in [
+            ("label_smoothing", self.label_smoothing),
+            ("stochastic_depth", self.stochastic_depth),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(format!("[classify]: {name} is {value}, expected 0 up to but not 1").into());
+            }
+        }
+        self.augment
+            .check()
+            .map_err(|line| format!("[classify.augment]: {line}").into())
+    }
+}
+
+/// The task.
+pub(super) struct ClassifyTask {
+    options: Options,
+    set: Set,
+    params: Params,
+    model: Classifier,
+    flops: f64,
+}
+
+impl ClassifyTask {
+    /// Opens the data and builds the network for it.
+    ///
+    /// # Errors
+    /// Settings that do not fit together, or a data set that is not there.
+    pub(super) fn open(options: Options, seed: u64, device: &Device) -> TaskResult<Self> {
+        options.check()?;
+        let set = Set::open(&options.set, &options.data).map_err(|e| format!("[classify]: {e}"))?;
+        Self::with(options, set, seed, device)
+    }
+
+    /// Of a set that is open.
+    fn with(options: Options, set: Set, seed: u64, device: &Device) -> TaskResult<Self> {
+        let side = options.size.unwrap_or(set.side());
+        let config = options.model.config(set.classes().to_vec(), side, 1)?;
+        let params = Params::random(seed, device);
+        let model = Classifier::new(&config, compute_dtype(device), &params.builder())?;
+        let vars = params.vars().into_iter();
+        let shapes = vars.map(|(name, var)| (name, var.dims().to_vec())).collect();
+        Ok(Self {
+            flops: flops::per_picture(&config, &shapes),
+            options,
+            set,
+            params,
+            model,
+        })
+    }
+
+    /// A picture as the model takes it.
+    fn planes(&self, part: Part, index: usize) -> Planes {
+        let config = self.model.config();
+        let picture = prepare::fit(&self.set.picture(part, index), config, Fit::Model);
+        Planes {
+            values: prepare::values(&picture, config),
+            side: config.image_size,
+        }
+    }
+
+    /// Shares of the classes: those of a picture and of what it is mixed with, smoothed.
+    fn target(&self, [own, other]: [usize; 2], share: f32) -> Vec<f32> {
+        let classes = self.set.classes().len();
+        let smooth = self.options.label_smoothing as f32;
+        let mut target = vec![smooth / classes as f32; classes];
+        target[own] += (1.0 - smooth) * share;
+        target[other] += (1.0 - smooth) * (1.0 - share);
+        target
+    }
+}
+
+/// What stochastic depth multiplies `branches` of `pictures` pictures by, `[branches, pictures]`: 0, or as much as makes the mean 1. The
+/// two branches of a layer are dropped with one probability, which grows to `most` in the last layer.
+fn kept(branches: usize, pictures: usize, most: f64, noise: &mut Philox) -> Vec<f32> {
+    let last = (branches / 2).saturating_sub(1).max(1) as f64;
+    let mut kept = Vec::with_capacity(branches * pictures);
+    for branch in 0..branches {
+        let stays = 1.0 - most * ((branch / 2) as f64 / last);
+        kept.extend((0..pictures).map(|_| match noise.chance(stays as f32) {
+            true => (1.0 / stays) as f32,
+            false => 0.0,
+        }));
+    }
+    kept
+}
+
+impl Task for ClassifyTask {
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn unit(&self) -> &'static str {
+        "images"
+    }
+
+    fn flops_per_sample(&self) -> Option<f64> {
+        Some(self.flops)
+    }
+
+    fn repeats(&self) -> bool {
+        true
+    }
+
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+        let (config, options) = (self.model.config(), &self.options);
+        let (size, augment) = (options.batch, &options.augment);
+        let chosen = cursor.shuffled(self.set.len(Part::Train), size);
+        // Black, which is what pictures of things on black are made of at their edges.
+        let empty = -MIDDLE / MIDDLE;
+        let alone: Vec<Planes> = chosen
+            .par_iter()
+            .enumerate()
+            .map(|(place, &index)| {
+                let mut noise = cursor.noise(&format!("picture/{place}"));
+                self.planes(Part::Train, index).alone(augment, empty, &mut noise)
+            })
+            .collect();
+        let label = |place: usize| self.set.label(Part::Train, chosen[place]);
+        // A picture is mixed with the one at the other end of the batch.
+        let mixed: Vec<(Planes, Vec<f32>)> = (0..size)
+            .into_par_iter()
+            .map(|place| {
+                let other = size - 1 - place;
+                let mut noise = cursor.noise(&format!("mix/{place}"));
+                let (planes, share) = alone[place].clone().mixed(&alone[other], augment, &mut noise);
+                (planes, self.target([label(place), label(other)], share))
+            })
+            .collect();
+        let [height, width] = config.image_size;
+        let pixels: Vec<f32> = mixed
+            .iter()
+            .flat_map(|(planes, _)| planes.values.iter().copied())
+            .collect();
+        let targets: Vec<f32> = mixed
+            .iter()
+            .flat_map(|(_, target)| target.iter().copied())
+            .collect();
+        let shape = (size, config.num_channels, height, width);
+        let mut batch = Batch::new(size)
+            .with("pixels", Tensor::from_vec(pixels, shape, &Device::Cpu)?)
+            .with(
+                "targets",
+                Tensor::from_vec(targets, (size, config.classes()), &Device::Cpu)?,
+            );
+        if options.stochastic_depth > 0.0 {
+            let branches = self.model.branches();
+            let drawn = kept(
+                branches,
+                size,
+                options.stochastic_depth,
+                &mut cursor.noise("stochastic depth"),
+            );
+            batch = batch.with("kept", Tensor::from_vec(drawn, (branches, size), &Device::Cpu)?);
+        }
+        Ok(batch)
+    }
+
+    fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
+        let kept = match self.options.stochastic_depth > 0.0 {
+            true => Some(batch.get("kept")?),
+            false => None,
+        };
+        let logits = self.model.logits(batch.get("pixels")?, kept)?;
+        Ok(soft_cross_entropy(&logits, batch.get("targets")?)?.into())
+    }
+
+    /// The loss of held-out pictures, and the shares of them whose class is the likeliest, and among the five likeliest.
+    fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
+        let config = self.model.config();
+        let all = self.set.len(Part::HeldOut);
+        let count = match self.options.validation {
+            0 => all,
+            asked => asked.min(all),
+        };
+        let mut tally = Tally::new(config.classes());
+        let places: Vec<usize> = (0..count).collect();
+        for places in places.chunks(self.options.batch) {
+            let values: Vec<f32> = places
+                .par_iter()
+                .flat_map_iter(|&index| self.planes(Part::HeldOut, index).values)
+                .collect();
+            let [height, width] = config.image_size;
+            let shape = (places.len(), config.num_channels, height, width);
+            let pixels = Tensor::from_vec(values, shape, self.params.device())?;
+            let logits = self.model.logits(&pixels, None)?.detach();
+            let shares = candle_nn::ops::softmax(&logits, candle_core::D::Minus1)?.to_vec2::<f32>()?;
+            for (&index, shares) in places.iter().zip(&shares) {
+                tally.add(self.set.label(Part::HeldOut, index), shares);
+            }
+        }
+        let Some(figures) = tally.figures(&config.labels) else {
+            return Err("no picture is held out".into());
+        };
+        Ok(vec![
+            ("loss".to_owned(), figures.loss),
+            ("top1".to_owned(), figures.top1),
+            ("top5".to_owned(), figures.top5),
+        ])
+    }
+
+    fn export(&self, folder: &Path) -> TaskResult<()> {
+        write_part(folder, self.model.config(), &self.params, None, Precision::F32)
+    }
+}
+
+/// The network of a recipe without its data: its shape for pictures of the set's size and number of classes.
+///
+/// # Errors
+/// Settings that do not fit together.
+pub(super) fn outlined(options: &Options) -> TaskResult<Config> {
+    options.check()?;
+    let (classes, side) = data::shape(&options.set).map_err(|e| format!("[classify]: {e}"))?;
+    options.model.config(classes, options.size.unwrap_or(side), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::{Options as RunOptions, Recipe, run};
+
+    fn recipe(steps: u64, own: &str, folder: &Path) -> Recipe {
+        let text = format!(
+            "task = 'classify'\n[train]\nmax_steps = {steps}\nema = 0.9\ncheckpoint_seconds = 1e9\n[optimiser]\nlr = 3e-3\n[schedule]\n\
+             warmup = 10\n[classify]\n{own}\n"
+        );
+        Recipe::check(text.parse().unwrap(), "test".into(), folder).unwrap()
+    }
+
+    fn stripes(recipe: &Recipe) -> ClassifyTask {
+        let options: Options = recipe.own().unwrap();
+        options.check().unwrap();
+        ClassifyTask::with(options, data::testing::stripes([200, 100]), 1, &Device::Cpu).unwrap()
+    }
+
+    /// Every mixer learns stripes, mixed and with dropped branches; the exported model has the same logits.
+    #[test]
+    fn small_models_learn_two_classes() {
+        let folder = tempfile::tempdir().unwrap();
+        for mixer in Mixer::ALL {
+            let own = format!(
+                "batch = 32\nstochastic_depth = 0.1\nlabel_smoothing = 0.05\n[classify.augment]\nshift = 1\nmix = 0.3\n[classify.model]\n\
+                 mixer = '{}'\nlayers = 2\nwidth = 16\nheads = 2\nhidden = 24\npatch = 2\n",
+                mixer.name()
+            );
+            let recipe = recipe(60, &own, &folder.path().join(mixer.name()));
+            let task = stripes(&recipe);
+            let before = task.validate().unwrap();
+            run(&task, &recipe, &RunOptions::default(), |_| {}).unwrap();
+            let exported = recipe.run_dir.join("model");
+            let loaded = Classifier::load(&exported, candle_core::DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(loaded.config(), task.model.config());
+            task.params.load(&exported.join("model.safetensors")).unwrap();
+            let after = task.validate().unwrap();
+            assert!(before[1].1 < 0.8, "{mixer:?}: {before:?}");
+            assert!(after[1].1 > 0.95 && after[0].1 < 0.4, "{mixer:?}: {after:?}");
+            assert_eq!(after[2], ("top5".to_owned(), 1.0));
+        }
+    }
+
+    /// Batches are functions of their number; targets sum to one, and say what is in the picture.
+    #[test]
+    fn batches_hold_shares_of_classes() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = "batch = 16\nlabel_smoothing = 0.2\nstochastic_depth = 0.5\naugment = { shift = 0, flip = false, mix = 0.5 }\n\
+                   model = { layers = 3, width = 16, heads = 2, patch = 2 }";
+        let recipe = recipe(1, own, folder.path());
+        let task = stripes(&recipe);
+        let batch = |index| task.batch(&Cursor { seed: 1, index }).unwrap();
+        let list = |batch: &Batch, name: &str| {
+            batch
+                .get(name)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        };
+        let first = batch(0);
+        assert_eq!(first.get("pixels").unwrap().dims(), [16, 1, 8, 8]);
+        assert_eq!(first.get("kept").unwrap().dims(), [6, 16]);
+        for name in ["pixels", "targets", "kept"] {
+            assert_eq!(list(&first, name), list(&batch(0), name));
+            assert_ne!(list(&first, name), list(&batch(1), name));
+        }
+        let targets = list(&first, "targets");
+        let mut plain = 0;
+        for (place, target) in targets.chunks(2).enumerate() {
+            assert!((target[0] + target[1] - 1.0).abs() < 1e-6);
+            assert!(target.iter().all(|&share| (0.099..0.901).contains(&share)));
+            let index = Cursor { seed: 1, index: 0 }.shuffled(200, 16)[place];
+            let own = task.planes(Part::Train, index).values;
+            if list(&first, "pixels")[place * 64..][..64] == own[..] {
+                plain += 1;
+                assert!((target[index % 2] - 0.9).abs() < 1e-6);
+            }
+        }
+        assert!((3..14).contains(&plain), "{plain}");
+    }
+
+    /// The mean of what is kept is one in every layer, and the first is never dropped.
+    #[test]
+    fn what_is_dropped_is_made_up_for() {
+        let drawn = kept(8, 20_000, 0.4, &mut Philox::new(2, 0));
+        for (branch, drawn) in drawn.chunks(20_000).enumerate() {
+            let stays = 1.0 - 0.4 * (branch / 2) as f64 / 3.0;
+            let mean = drawn.iter().sum::<f32>() / 20_000.0;
+            assert!((mean - 1.0).abs() < 0.03, "{branch}: {mean}");
+            let zeros = drawn.iter().filter(|&&kept| kept == 0.0).count() as f64 / 20_000.0;
+            assert!((zeros - (1.0 - stays)).abs() < 0.01, "{branch}: {zeros}");
+        }
+        assert!(drawn[..40_000].iter().all(|&kept| kept == 1.0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (own, words) in [
+            ("set = 'imagenet'", "found set \"imagenet\""),
+            ("batch = 0", "batch is 0"),
+            ("label_smoothing = 1.0", "label_smoothing is 1"),
+            ("stochastic_depth = nan", "stochastic_depth is NaN"),
+            ("augment = { mix = 2.0 }", "[classify.augment]: mix is 2"),
+            ("data = 'nowhere'", "fulgur data fetch fashion-mnist"),
+        ] {
+            let recipe = recipe(1, own, folder.path());
+            let line = match ClassifyTask::open(recipe.own().unwrap(), 1, &Device::Cpu) {
+                Ok(_) => panic!("{own}: not refused"),
+                Err(e) => e.to_string(),
+            };
+            assert!(line.contains(words) && !line.contains('\n'), "{line}");
+        }
+        for (own, words) in [
+            ("model = { size = 'huge' }", "size is \"huge\""),
+            ("model = { patch = 5 }", "multiples of the patch_size 5"),
+            ("size = [30, 28]", "multiples of the patch_size 4"),
+            ("model = { form = 'parallel' }", "expected whole"),
+            ("model = { layer_scale = -1.0 }", "layer_scale is -1"),
+        ] {
+            let recipe = recipe(1, own, folder.path());
+            let line = outlined(&recipe.own().unwrap()).unwrap_err().to_string();
+            assert!(line.contains(words) && !line.contains('\n'), "{line}");
+        }
+    }
+}
