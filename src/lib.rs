@@ -32,6 +32,7 @@ pub mod forward;
 pub mod lm_eval;
 pub mod lra;
 pub mod models;
+pub mod paint;
 pub mod report;
 pub mod scaling;
 pub mod sheet;

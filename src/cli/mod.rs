@@ -33,6 +33,7 @@ mod files;
 mod forward;
 #[cfg(feature = "media")]
 mod generate;
+mod image;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
@@ -92,6 +93,7 @@ enum Command {
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Classify(classify::Arguments),
+    Image(image::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
     Lm(lm::Arguments),
@@ -118,6 +120,7 @@ impl Command {
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Classify(arguments) => classify::run(context, &arguments),
+            Self::Image(arguments) => image::run(context, &arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
             Self::Lm(arguments) => lm::run(context, arguments),

@@ -64,18 +64,50 @@ impl Sampler {
     pub fn run(
         &self,
         noise: &Tensor,
+        predict: impl FnMut(&Tensor, f64) -> Result<Tensor>,
+        on_step: impl FnMut(Step) -> bool,
+    ) -> Result<Option<Tensor>> {
+        self.steps_from(0, noise, predict, on_step)
+    }
+
+    /// As [`Self::run`], from `clean` `[B, ..]` with as much of `noise` as belongs to the first time that is at most `strength`: what is
+    /// made resembles it the more, the less that is.
+    ///
+    /// # Errors
+    /// As [`Self::run`], or the two have different shapes.
+    pub fn run_from(
+        &self,
+        clean: &Tensor,
+        noise: &Tensor,
+        strength: f64,
+        predict: impl FnMut(&Tensor, f64) -> Result<Tensor>,
+        on_step: impl FnMut(Step) -> bool,
+    ) -> Result<Option<Tensor>> {
+        let times = self.times();
+        let first = times[..self.steps].iter().position(|&time| time <= strength);
+        let first = first.unwrap_or(self.steps.saturating_sub(1));
+        let time = vec![times[first] as f32; clean.dim(0)?];
+        let mixture = self.objective.mixture(&time, clean.device())?;
+        let (x, _) = self.objective.noisy(clean, noise, &mixture)?;
+        self.steps_from(first, &x, predict, on_step)
+    }
+
+    fn steps_from(
+        &self,
+        first: usize,
+        start: &Tensor,
         mut predict: impl FnMut(&Tensor, f64) -> Result<Tensor>,
         mut on_step: impl FnMut(Step) -> bool,
     ) -> Result<Option<Tensor>> {
         let times = self.times();
-        let mut x = noise.clone();
-        for (k, &time) in times.iter().enumerate().take(self.steps) {
+        let mut x = start.clone();
+        for (k, &time) in times.iter().enumerate().take(self.steps).skip(first) {
             // Detached: under training weights the graph of every step would be kept to the last one.
             let prediction = predict(&x, time)?.detach();
             x = self.advance(&x, &prediction, k)?;
             let step = Step {
-                done: k + 1,
-                total: self.steps,
+                done: k + 1 - first,
+                total: self.steps - first,
             };
             if !on_step(step) {
                 return Ok(None);

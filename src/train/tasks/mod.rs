@@ -4,6 +4,7 @@ pub(crate) mod classify;
 pub mod clips;
 mod encoder;
 mod export;
+mod image;
 mod judge;
 mod lm;
 pub(crate) mod lra;
@@ -57,6 +58,9 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("classify", |r, d, _| {
         Ok(Box::new(classify::ClassifyTask::open(r.own()?, r.seed, d)?))
+    }),
+    ("image", |r, d, _| {
+        Ok(Box::new(image::ImageTask::open(r.own()?, r.seed, d)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

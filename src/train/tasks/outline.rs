@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use fulgur_benchmark::encoder::BuiltinEncoder;
 use fulgur_benchmark::judge::{JudgeConfig, Judges};
+use fulgur_datasets::labelled::Labelled;
 use fulgur_datasets::scenes::{ClipSpec, Motion};
 use fulgur_datasets::things::Things;
 use fulgur_kernels::spectrum::LogMel;
@@ -14,14 +15,14 @@ use fulgur_lightnet::config;
 use fulgur_lightnet::lm::classifier::SequenceClassifier;
 use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
-use fulgur_lightnet::vision::Classifier;
+use fulgur_lightnet::vision::{Classifier, Dit};
 use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
 use fulgur_tavdiffusion::streams::TwoStream;
-use fulgur_tavdiffusion::text::TextEncoder;
+use fulgur_tavdiffusion::text::{TextConfig, TextEncoder};
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{classify, encoder, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
+use super::{classify, encoder, image, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
 use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
@@ -73,6 +74,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("recall", recall),
     ("lra", lra),
     ("classify", classify),
+    ("image", image),
     ("tav", tav),
 ];
 
@@ -192,6 +194,34 @@ fn classify(recipe: &Recipe) -> TaskResult<Needs> {
         pool: Some(0),
         batch: Some(WIDE.saturating_mul(values)),
         flops: Some(options.batch as f64 * flops),
+        ..Needs::default()
+    })
+}
+
+/// Of a denoiser of pictures; without a text encoder, whose width and captions are not known before they are read.
+fn image(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: image::Options = recipe.own()?;
+    let set = Labelled::open(&options.set, &options.data)?;
+    let channels = options.channels.unwrap_or(if set.is_grey() { 1 } else { 3 });
+    let width = options.text.as_ref().map(|folder| TextConfig::read(folder));
+    let width = width.transpose()?.map(|config| config.hidden_size);
+    let config = options.config(channels, set.classes().to_vec(), width)?;
+    let params = Outline::new();
+    Dit::new(&config, DType::F32, &params.builder())?;
+    let [height, width] = config.image_size;
+    // Pixels and noise, both weights, time and class.
+    let picture = values(&[2, config.num_channels, height, width]).saturating_add(4);
+    let known = config.text_dim.is_none();
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        batch: known.then(|| WIDE.saturating_mul(picture.saturating_mul(values(&[options.batch])))),
+        frozen: options.text.into_iter().collect(),
+        unknown: match known {
+            true => Vec::new(),
+            false => vec!["the batch: how long the longest caption is".to_owned()],
+        },
         ..Needs::default()
     })
 }
