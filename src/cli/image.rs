@@ -20,6 +20,9 @@ const MOST: usize = 4096;
 
 /// Draw pictures by class and by text
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  fulgur image generate --model runs/image/model --class 3 --grid 4x4 -o grid.png"
+)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -13,6 +13,7 @@ mod eval;
 mod forward;
 #[cfg(feature = "media")]
 mod generate;
+mod image;
 #[cfg(feature = "media")]
 mod inspect;
 #[cfg(unix)]
