@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use fulgur_datasets::media::{Picture, read_picture, write_png};
+use fulgur_datasets::media::{Picture, read_upright, write_png};
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
@@ -70,7 +70,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
             stopped = true;
             break;
         }
-        match read_picture(path) {
+        match read_upright(path) {
             Err(error) => results.push(Looked::failed(path, error.to_string())),
             Ok(picture) => {
                 let seen = prepare::fit(&picture, model.config(), how);

@@ -332,7 +332,7 @@ fn a_trained_classifier_is_judged() {
         "{line}"
     );
     let line = eval(&model, &["--set", "imagenet"]).error().to_owned();
-    assert!(line.contains("--set: found set \"imagenet\""), "{line}");
+    assert!(line.contains("--set: imagenet: no such pictures"), "{line}");
     let line = run(["eval", "classify", "--model", &model, "--data", &file("none")])
         .error()
         .to_owned();

@@ -338,6 +338,10 @@ fn the_softmax_model_is_its_formulas() -> Result<()> {
             v[pair + 4] = a * sin + b * cos;
         }
     };
+    let add = |x: &mut Vec<f64>, scale: &[f64], branch: &[f64]| {
+        let branch = branch.iter().zip(scale);
+        x.iter_mut().zip(branch).for_each(|(x, (y, s))| *x += s * y);
+    };
     for layer in 0..2 {
         let at = |name: &str| format!("layers.{layer}.{name}");
         let scales = [&plain.0[&at("scale_mixer")], &plain.0[&at("scale_glu")]];
@@ -364,15 +368,13 @@ fn the_softmax_model_is_its_formulas() -> Result<()> {
                     .collect();
                 let total: f64 = weights.iter().sum();
                 for (other, weight) in qkv.iter().zip(&weights) {
-                    for channel in first..first + head {
-                        o[channel] += weight / total * other[2 * width + channel];
-                    }
+                    let values = &other[2 * width + first..][..head];
+                    let o = o[first..first + head].iter_mut().zip(values);
+                    o.for_each(|(o, value)| *o += weight / total * value);
                 }
             }
             let branch = plain.map(&at("mixer.output"), &o);
-            for channel in 0..width {
-                x[channel] += scales[0][channel] * branch[channel];
-            }
+            add(x, scales[0], &branch);
         }
         for x in &mut x {
             let wide = plain.map(&at("glu.input"), &plain.norm(&at("norm_glu"), x));
@@ -383,9 +385,7 @@ fn the_softmax_model_is_its_formulas() -> Result<()> {
                 .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
                 .collect();
             let branch = plain.map(&at("glu.output"), &hidden);
-            for channel in 0..width {
-                x[channel] += scales[1][channel] * branch[channel];
-            }
+            add(x, scales[1], &branch);
         }
     }
     let mean: Vec<f64> = (0..width)

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, anyhow, bail};
 use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::fetch::DataDir;
+use fulgur_datasets::labelled::{Labelled, Part, Skipped};
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report, Status};
@@ -17,7 +18,6 @@ use super::super::progress::Unit;
 use crate::classify::Model;
 use crate::classify::figures::{Figures, Tally};
 use crate::classify::prepare::{self, Fit};
-use crate::train::tasks::classify::data::{Part, Set};
 
 /// Columns of the tables of results that timm publishes.
 const CSV: &str = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation";
@@ -35,8 +35,8 @@ pub(super) struct Arguments {
     /// Folder of the classifier, as `fulgur train` writes it
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The data set, whose held-out part is looked at
-    #[arg(long, value_name = "NAME", default_value = "fashion-mnist")]
+    /// The pictures, whose held-out part is looked at: a prepared set, a folder with a folder a class, JSONL or IDX
+    #[arg(long, value_name = "SET|PATH", default_value = "fashion-mnist")]
     set: String,
     /// Folder of prepared data sets [default: $FULGUR_DATA, else ./data]
     #[arg(long, value_name = "DIR")]
@@ -60,38 +60,42 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         .data
         .clone()
         .map_or_else(DataDir::from_env, DataDir::new);
-    let set = Set::open(&arguments.set, data.path()).map_err(|error| anyhow!("--set: {error}"))?;
+    let mut set = Labelled::open(&arguments.set, data.path()).map_err(|error| anyhow!("--set: {error}"))?;
     let device = context.open_device()?;
     let model = Model::load(&arguments.model, &device)?;
     let config = model.config();
     check_classes(&arguments.model, &config.labels, set.classes())?;
     let [height, width] = config.image_size;
-    let count = set.len(Part::HeldOut);
-    let count = arguments.limit.map_or(count, |limit| count.min(limit as usize));
+    set.drop_broken();
+    let mut indices = set.part(Part::HeldOut);
+    indices.truncate(arguments.limit.map_or(usize::MAX, |limit| limit as usize));
+    let count = indices.len();
 
     let began = Instant::now();
     let mut progress = context.progress("eval", Unit::Items("pictures"));
     let mut tally = Tally::new(config.classes());
     let mut done = 0;
-    let places: Vec<usize> = (0..count).collect();
-    for places in places.chunks(Model::together(height, width)) {
+    for indices in indices.chunks(Model::together(height, width)) {
         if context.interrupt.requested() {
             break;
         }
-        let pictures: Vec<_> = places
+        let pictures = indices
             .iter()
-            .map(|&index| prepare::fit(&set.picture(Part::HeldOut, index), config, Fit::Model))
-            .collect();
-        for (&index, shares) in places.iter().zip(model.look(&pictures)?) {
-            tally.add(set.label(Part::HeldOut, index), &shares);
+            .map(|&index| Ok(prepare::fit(&set.picture(index)?, config, Fit::Model)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for (&index, shares) in indices.iter().zip(model.look(&pictures)?) {
+            let Some(label) = set.label(index) else {
+                bail!("--set: picture {:?} has no class", set.key(index));
+            };
+            tally.add(label, &shares);
         }
-        done += places.len();
+        done += indices.len();
         progress.set(done as u64, Some(count as u64));
     }
     drop(progress);
     let seconds = began.elapsed().as_secs_f64();
     let Some(figures) = tally.figures(&config.labels) else {
-        bail!("no picture was looked at");
+        bail!("--set: no picture was looked at");
     };
     let judged = Judged {
         model: arguments.model.clone(),
@@ -102,6 +106,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         finished: done == count,
         confusion_picture: arguments.confusion.clone(),
         csv: arguments.csv.clone(),
+        skipped: set.skipped().clone(),
         figures,
     };
     if let Some(path) = &judged.confusion_picture {
@@ -156,6 +161,8 @@ struct Judged {
     finished: bool,
     confusion_picture: Option<PathBuf>,
     csv: Option<PathBuf>,
+    /// Files that are no pictures or cannot be read.
+    skipped: Skipped,
 }
 
 impl Judged {
@@ -225,6 +232,14 @@ impl fmt::Display for Judged {
                 share(class.precision),
                 share(class.top5),
                 class.mistaken_for.as_deref().unwrap_or("-")
+            )?;
+        }
+        if self.skipped.total() > 0 {
+            writeln!(
+                f,
+                "{} skipped: {}",
+                self.skipped.total(),
+                self.skipped.messages.join("; ")
             )?;
         }
         if let Some(speed) = self.images_per_s {

@@ -168,15 +168,12 @@ impl Planes {
 
 /// A rectangle with about this share of the area, and this ratio of height and width, around any pixel; what is outside is cut off.
 fn rectangle(side: [usize; 2], share: f32, ratio: f32, noise: &mut Philox) -> Rectangle {
-    let scales = [ratio.sqrt(), 1.0 / ratio.sqrt()];
-    let mut ends = [[0; 2]; 2];
-    for axis in 0..2 {
-        let length = side[axis];
-        let half = (share.sqrt() * scales[axis] * length as f32 / 2.0).round() as usize;
+    let mut ends = |length: usize, scale: f32| {
+        let half = (share.sqrt() * scale * length as f32 / 2.0).round() as usize;
         let middle = noise.below(length);
-        ends[axis] = [middle.saturating_sub(half), (middle + half).min(length)];
-    }
-    ends
+        [middle.saturating_sub(half), (middle + half).min(length)]
+    };
+    [ends(side[0], ratio.sqrt()), ends(side[1], 1.0 / ratio.sqrt())]
 }
 
 /// A draw from Beta(alpha, alpha) by Johnk's method: two powers of uniform draws, taken where their sum is at most one.

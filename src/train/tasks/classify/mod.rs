@@ -4,12 +4,12 @@
 //! with the batch, so that steps repeat.
 
 mod augment;
-pub(crate) mod data;
 pub(super) mod flops;
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use fulgur_datasets::labelled::{Labelled, Part};
 use fulgur_kernels::philox::Philox;
 use fulgur_lightnet::mixer::causal::Form;
 use fulgur_lightnet::params::{Params, Precision};
@@ -22,7 +22,6 @@ use crate::classify::figures::Tally;
 use crate::classify::prepare::{self, Fit};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 use augment::{Augment, Planes};
-use data::{Part, Set};
 
 /// Largest batch: beyond all reason.
 const MOST: usize = 1 << 20;
@@ -33,11 +32,11 @@ const MIDDLE: f32 = 0.5;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
-    /// The data set: `fashion-mnist`.
+    /// The pictures, by any name that [`Labelled::open`] takes: a prepared set, a folder with a folder a class, JSONL or IDX.
     pub set: String,
     /// Folder of prepared data sets.
     pub data: PathBuf,
-    /// Height and width of the pictures; as in the set if absent.
+    /// Height and width of the pictures; as in the set if absent, where all of its pictures have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<[usize; 2]>,
     /// Pictures in a batch.
@@ -172,6 +171,18 @@ impl ModelOptions {
 }
 
 impl Options {
+    /// The network for the pictures of `set`.
+    ///
+    /// # Errors
+    /// Settings that do not fit together.
+    fn config(&self, set: &Labelled) -> TaskResult<Config> {
+        let Some(side) = self.size.or(set.side()) else {
+            return Err("[classify]: size is absent, expected one: pictures of the set have several".into());
+        };
+        let channels = if set.is_grey() { 1 } else { 3 };
+        self.model.config(set.classes().to_vec(), side, channels)
+    }
+
     /// Refuses numbers that are out of range.
     ///
     /// # Errors
@@ -197,7 +208,9 @@ impl Options {
 /// The task.
 pub(super) struct ClassifyTask {
     options: Options,
-    set: Set,
+    set: Labelled,
+    /// Numbers of the pictures that are trained on, and of those held out.
+    parts: [Vec<usize>; 2],
     params: Params,
     model: Classifier,
     flops: f64,
@@ -210,20 +223,23 @@ impl ClassifyTask {
     /// Settings that do not fit together, or a data set that is not there.
     pub(super) fn open(options: Options, seed: u64, device: &Device) -> TaskResult<Self> {
         options.check()?;
-        let set = Set::open(&options.set, &options.data).map_err(|e| format!("[classify]: {e}"))?;
+        let mut set = opened(&options)?;
+        // One broken file among many must not end a run.
+        set.drop_broken();
+        set.check_classes().map_err(|e| format!("[classify]: set: {e}"))?;
         Self::with(options, set, seed, device)
     }
 
     /// Of a set that is open.
-    fn with(options: Options, set: Set, seed: u64, device: &Device) -> TaskResult<Self> {
-        let side = options.size.unwrap_or(set.side());
-        let config = options.model.config(set.classes().to_vec(), side, 1)?;
+    fn with(options: Options, set: Labelled, seed: u64, device: &Device) -> TaskResult<Self> {
+        let config = options.config(&set)?;
         let params = Params::random(seed, device);
         let model = Classifier::new(&config, compute_dtype(device), &params.builder())?;
         let vars = params.vars().into_iter();
         let shapes = vars.map(|(name, var)| (name, var.dims().to_vec())).collect();
         Ok(Self {
             flops: flops::per_picture(&config, &shapes),
+            parts: [Part::Train, Part::HeldOut].map(|part| set.part(part)),
             options,
             set,
             params,
@@ -232,13 +248,19 @@ impl ClassifyTask {
     }
 
     /// A picture as the model takes it.
-    fn planes(&self, part: Part, index: usize) -> Planes {
+    fn planes(&self, index: usize) -> TaskResult<Planes> {
         let config = self.model.config();
-        let picture = prepare::fit(&self.set.picture(part, index), config, Fit::Model);
-        Planes {
+        let picture = prepare::fit(&self.set.picture(index)?, config, Fit::Model);
+        Ok(Planes {
             values: prepare::values(&picture, config),
             side: config.image_size,
-        }
+        })
+    }
+
+    /// The class of a picture; every picture of a checked set has one.
+    fn label(&self, index: usize) -> TaskResult<usize> {
+        let label = self.set.label(index);
+        label.ok_or_else(|| format!("picture {:?} has no class", self.set.key(index)).into())
     }
 
     /// Shares of the classes: those of a picture and of what it is mixed with, smoothed.
@@ -287,7 +309,12 @@ impl Task for ClassifyTask {
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let (config, options) = (self.model.config(), &self.options);
         let (size, augment) = (options.batch, &options.augment);
-        let chosen = cursor.shuffled(self.set.len(Part::Train), size);
+        let train = &self.parts[0];
+        let chosen: Vec<usize> = cursor
+            .shuffled(train.len(), size)
+            .into_iter()
+            .map(|place| train[place])
+            .collect();
         // Black, which is what pictures of things on black are made of at their edges.
         let empty = -MIDDLE / MIDDLE;
         let alone: Vec<Planes> = chosen
@@ -295,10 +322,9 @@ impl Task for ClassifyTask {
             .enumerate()
             .map(|(place, &index)| {
                 let mut noise = cursor.noise(&format!("picture/{place}"));
-                self.planes(Part::Train, index).alone(augment, empty, &mut noise)
+                Ok(self.planes(index)?.alone(augment, empty, &mut noise))
             })
-            .collect();
-        let label = |place: usize| self.set.label(Part::Train, chosen[place]);
+            .collect::<TaskResult<_>>()?;
         // A picture is mixed with the one at the other end of the batch.
         let mixed: Vec<(Planes, Vec<f32>)> = (0..size)
             .into_par_iter()
@@ -306,9 +332,10 @@ impl Task for ClassifyTask {
                 let other = size - 1 - place;
                 let mut noise = cursor.noise(&format!("mix/{place}"));
                 let (planes, share) = alone[place].clone().mixed(&alone[other], augment, &mut noise);
-                (planes, self.target([label(place), label(other)], share))
+                let classes = [self.label(chosen[place])?, self.label(chosen[other])?];
+                Ok((planes, self.target(classes, share)))
             })
-            .collect();
+            .collect::<TaskResult<_>>()?;
         let [height, width] = config.image_size;
         let pixels: Vec<f32> = mixed
             .iter()
@@ -350,25 +377,25 @@ impl Task for ClassifyTask {
     /// The loss of held-out pictures, and the shares of them whose class is the likeliest, and among the five likeliest.
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {
         let config = self.model.config();
-        let all = self.set.len(Part::HeldOut);
+        let held_out = &self.parts[1];
         let count = match self.options.validation {
-            0 => all,
-            asked => asked.min(all),
+            0 => held_out.len(),
+            asked => asked.min(held_out.len()),
         };
         let mut tally = Tally::new(config.classes());
-        let places: Vec<usize> = (0..count).collect();
-        for places in places.chunks(self.options.batch) {
-            let values: Vec<f32> = places
+        for indices in held_out[..count].chunks(self.options.batch) {
+            let planes: Vec<Planes> = indices
                 .par_iter()
-                .flat_map_iter(|&index| self.planes(Part::HeldOut, index).values)
-                .collect();
+                .map(|&index| self.planes(index))
+                .collect::<TaskResult<_>>()?;
+            let values: Vec<f32> = planes.into_iter().flat_map(|planes| planes.values).collect();
             let [height, width] = config.image_size;
-            let shape = (places.len(), config.num_channels, height, width);
+            let shape = (indices.len(), config.num_channels, height, width);
             let pixels = Tensor::from_vec(values, shape, self.params.device())?;
             let logits = self.model.logits(&pixels, None)?.detach();
             let shares = candle_nn::ops::softmax(&logits, candle_core::D::Minus1)?.to_vec2::<f32>()?;
-            for (&index, shares) in places.iter().zip(&shares) {
-                tally.add(self.set.label(Part::HeldOut, index), shares);
+            for (&index, shares) in indices.iter().zip(&shares) {
+                tally.add(self.label(index)?, shares);
             }
         }
         let Some(figures) = tally.figures(&config.labels) else {
@@ -386,20 +413,27 @@ impl Task for ClassifyTask {
     }
 }
 
-/// The network of a recipe without its data: its shape for pictures of the set's size and number of classes.
+/// The pictures of a recipe, as they are.
+fn opened(options: &Options) -> TaskResult<Labelled> {
+    let set = Labelled::open(&options.set, &options.data);
+    set.map_err(|e| format!("[classify]: set: {e}").into())
+}
+
+/// The network of a recipe, for the classes and pictures of its set, of which none is decoded.
 ///
 /// # Errors
-/// Settings that do not fit together.
+/// Settings that do not fit together, or a set that is not there.
 pub(super) fn outlined(options: &Options) -> TaskResult<Config> {
     options.check()?;
-    let (classes, side) = data::shape(&options.set).map_err(|e| format!("[classify]: {e}"))?;
-    options.model.config(classes, options.size.unwrap_or(side), 1)
+    options.config(&opened(options)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::train::{Options as RunOptions, Recipe, run};
+    use fulgur_datasets::labelled::Item;
+    use fulgur_datasets::media::Picture;
 
     fn recipe(steps: u64, own: &str, folder: &Path) -> Recipe {
         let text = format!(
@@ -409,10 +443,36 @@ mod tests {
         Recipe::check(text.parse().unwrap(), "test".into(), folder).unwrap()
     }
 
+    /// Two classes of noisy 8 x 8 pictures: stripes that lie, and stripes that stand.
+    fn stripes_of(count: usize) -> Labelled {
+        let items = (0..count).map(|number| {
+            let mut noise = Philox::new(number as u64, 0);
+            let (label, phase) = (number % 2, noise.below(2));
+            let pixels = (0..64).flat_map(|place| {
+                let line = if label == 0 { place / 8 } else { place % 8 };
+                let level = (line / 2 + phase) % 2 * 150 + noise.below(100);
+                [level as u8; 3]
+            });
+            Item {
+                picture: Picture {
+                    pixels: pixels.collect(),
+                    width: 8,
+                    height: 8,
+                    channels: 3,
+                },
+                label: Some(label),
+                caption: None,
+                key: number.to_string(),
+            }
+        });
+        let classes = ["lying", "standing"].map(str::to_owned).to_vec();
+        Labelled::in_memory("stripes", classes, items.collect()).unwrap()
+    }
+
     fn stripes(recipe: &Recipe) -> ClassifyTask {
         let options: Options = recipe.own().unwrap();
         options.check().unwrap();
-        ClassifyTask::with(options, data::testing::stripes([200, 100]), 1, &Device::Cpu).unwrap()
+        ClassifyTask::with(options, stripes_of(300), 1, &Device::Cpu).unwrap()
     }
 
     /// Every mixer learns stripes, mixed and with dropped branches; the exported model has the same logits.
@@ -459,7 +519,7 @@ mod tests {
                 .unwrap()
         };
         let first = batch(0);
-        assert_eq!(first.get("pixels").unwrap().dims(), [16, 1, 8, 8]);
+        assert_eq!(first.get("pixels").unwrap().dims(), [16, 3, 8, 8]);
         assert_eq!(first.get("kept").unwrap().dims(), [6, 16]);
         for name in ["pixels", "targets", "kept"] {
             assert_eq!(list(&first, name), list(&batch(0), name));
@@ -470,9 +530,10 @@ mod tests {
         for (place, target) in targets.chunks(2).enumerate() {
             assert!((target[0] + target[1] - 1.0).abs() < 1e-6);
             assert!(target.iter().all(|&share| (0.099..0.901).contains(&share)));
-            let index = Cursor { seed: 1, index: 0 }.shuffled(200, 16)[place];
-            let own = task.planes(Part::Train, index).values;
-            if list(&first, "pixels")[place * 64..][..64] == own[..] {
+            let train = &task.parts[0];
+            let index = train[Cursor { seed: 1, index: 0 }.shuffled(train.len(), 16)[place]];
+            let own = task.planes(index).unwrap().values;
+            if list(&first, "pixels")[place * 192..][..192] == own[..] {
                 plain += 1;
                 assert!((target[index % 2] - 0.9).abs() < 1e-6);
             }
@@ -498,7 +559,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         for (own, words) in [
-            ("set = 'imagenet'", "found set \"imagenet\""),
+            ("set = 'imagenet'", "set: imagenet: no such pictures"),
             ("batch = 0", "batch is 0"),
             ("label_smoothing = 1.0", "label_smoothing is 1"),
             ("stochastic_depth = nan", "stochastic_depth is NaN"),
@@ -512,6 +573,7 @@ mod tests {
             };
             assert!(line.contains(words) && !line.contains('\n'), "{line}");
         }
+        let set = stripes_of(20);
         for (own, words) in [
             ("model = { size = 'huge' }", "size is \"huge\""),
             ("model = { patch = 5 }", "multiples of the patch_size 5"),
@@ -520,7 +582,8 @@ mod tests {
             ("model = { layer_scale = -1.0 }", "layer_scale is -1"),
         ] {
             let recipe = recipe(1, own, folder.path());
-            let line = outlined(&recipe.own().unwrap()).unwrap_err().to_string();
+            let options: Options = recipe.own().unwrap();
+            let line = options.config(&set).unwrap_err().to_string();
             assert!(line.contains(words) && !line.contains('\n'), "{line}");
         }
     }
