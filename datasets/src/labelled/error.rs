@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::augment::AugmentError;
 use crate::media::MediaError;
 use crate::store::StoreError;
 use crate::text::TextError;
@@ -52,6 +53,9 @@ pub enum LabelledError {
     /// A prepared file is damaged.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A setting of what is made of pictures.
+    #[error(transparent)]
+    Setting(#[from] AugmentError),
     /// A picture cannot be read.
     #[error(transparent)]
     Picture(#[from] MediaError),

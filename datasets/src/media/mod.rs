@@ -17,6 +17,7 @@ mod picture;
 #[cfg(feature = "media")]
 mod read;
 mod resample;
+mod resize;
 #[cfg(feature = "media")]
 mod source;
 mod wav;
@@ -32,6 +33,7 @@ pub use picture::{
 #[cfg(feature = "media")]
 pub use read::{Frame, ReadOptions, Streamed, for_each_frame, probe, read_clip, read_sound};
 pub use resample::resample;
+pub use resize::Filter;
 pub use wav::{WavFormat, read_wav, write_wav};
 #[cfg(feature = "media")]
 pub use write::{METADATA_KEYS, WriteOptions, write_mp4};

@@ -9,8 +9,11 @@ pub mod bbb;
 pub mod emoji;
 pub mod english;
 pub mod fashion_mnist;
+pub mod gcompris;
 mod manifest;
 pub mod minilm;
+pub mod mnist_5k;
+pub mod openclipart;
 pub mod stamps;
 mod svg;
 pub mod wordnet;
@@ -106,7 +109,10 @@ const SETS: &[&Set] = &[
     &bbb::SET,
     &backgrounds::SET,
     &fashion_mnist::SET,
+    &mnist_5k::SET,
     &emoji::SET,
+    &gcompris::SET,
+    &openclipart::SET,
     &austen::SET,
     &english::SET,
     &minilm::SET,

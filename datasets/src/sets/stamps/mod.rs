@@ -217,6 +217,15 @@ impl Shelf {
         self.asset(bytes, path, &source)
     }
 
+    /// Paths of all files in the resource folder of an activity, in the order of their names.
+    pub(super) fn gcompris_paths(&self, archive: &str) -> Vec<String> {
+        let folder = format!("src/activities/{archive}/resource/");
+        let paths = self.entries.keys();
+        paths
+            .filter_map(|path| path.strip_prefix(&folder).map(str::to_owned))
+            .collect()
+    }
+
     /// Replaces resource archives by the files in them, under their paths in the source tree.
     fn unpack(shelf: Self) -> Result<Self, FetchError> {
         let mut entries = BTreeMap::new();

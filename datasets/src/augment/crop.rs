@@ -1,0 +1,98 @@
+//! Random parts of pictures.
+
+use fulgur_kernels::philox::Philox;
+use serde::{Deserialize, Serialize};
+
+use super::AugmentError;
+use super::view::round;
+use crate::media::Picture;
+
+/// How often a part is drawn before the middle is taken.
+const TRIES: usize = 10;
+
+/// A random resized crop as in torchvision: a part of a random share of the area with a random ratio of the sides, resized to the view.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RandomCrop {
+    /// Least and largest share of the area, drawn evenly.
+    pub area: [f64; 2],
+    /// Least and largest width / height, drawn evenly in the logarithm.
+    pub ratio: [f64; 2],
+}
+
+impl Default for RandomCrop {
+    fn default() -> Self {
+        Self {
+            area: [0.08, 1.0],
+            ratio: [3.0 / 4.0, 4.0 / 3.0],
+        }
+    }
+}
+
+impl RandomCrop {
+    pub(super) fn check(&self) -> Result<(), AugmentError> {
+        AugmentError::check_pair("crop.area", self.area, 1e-3..=1.0)?;
+        AugmentError::check_pair("crop.ratio", self.ratio, 0.01..=100.0)
+    }
+
+    /// Left, top, width and height of a part of a picture of `width` by `height`.
+    pub(super) fn draw(&self, width: usize, height: usize, noise: &mut Philox) -> [usize; 4] {
+        let area = width as f64 * height as f64;
+        let between = |[low, high]: [f64; 2], at: f32| low + (high - low) * f64::from(at);
+        let logarithms = self.ratio.map(f64::ln);
+        for _ in 0..TRIES {
+            let target = area * between(self.area, noise.uniform());
+            let ratio = between(logarithms, noise.uniform()).exp();
+            let (w, h) = (
+                round((target * ratio).sqrt()) as usize,
+                round((target / ratio).sqrt()) as usize,
+            );
+            if (1..=width).contains(&w) && (1..=height).contains(&h) {
+                let left = noise.below(width - w + 1);
+                return [left, noise.below(height - h + 1), w, h];
+            }
+        }
+        let ratio = width as f64 / height as f64;
+        let (mut w, mut h) = (width, height);
+        if ratio < self.ratio[0] {
+            h = (round(width as f64 / self.ratio[0]) as usize).clamp(1, height);
+        } else if ratio > self.ratio[1] {
+            w = (round(height as f64 * self.ratio[1]) as usize).clamp(1, width);
+        }
+        [(width - w) / 2, (height - h) / 2, w, h]
+    }
+}
+
+/// The picture moved by up to `pad` pixels to each side, black coming in.
+pub(super) fn shifted(picture: &Picture, pad: usize, noise: &mut Philox) -> Picture {
+    let (x, y) = (noise.below(2 * pad + 1), noise.below(2 * pad + 1));
+    let source = picture.pixels.as_chunks::<3>().0;
+    let mut out = vec![[0; 3]; source.len()];
+    let from = |to: usize, by: usize, length: usize| (to + by).checked_sub(pad).filter(|&at| at < length);
+    for (row, to) in out.chunks_exact_mut(picture.width).zip(0..) {
+        let Some(row_from) = from(to, y, picture.height) else {
+            continue;
+        };
+        for (column, pixel) in row.iter_mut().enumerate() {
+            if let Some(column_from) = from(column, x, picture.width) {
+                *pixel = source[row_from * picture.width + column_from];
+            }
+        }
+    }
+    Picture {
+        pixels: out.into_flattened(),
+        ..*picture
+    }
+}
+
+/// Changes left and right.
+pub(super) fn flip(picture: &mut Picture) {
+    for row in picture
+        .pixels
+        .as_chunks_mut::<3>()
+        .0
+        .chunks_exact_mut(picture.width)
+    {
+        row.reverse();
+    }
+}

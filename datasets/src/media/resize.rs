@@ -1,0 +1,196 @@
+//! Pictures in another size, to the bit as Pillow makes them in 8 bits.
+//!
+//! A pixel is a weighted mean of those around its place, with a filter that is as wide as the scale where pictures become smaller
+//! (antialiasing). Rows first, then columns; weights are whole numbers of 22 bits behind the point, and both passes round to bytes.
+
+use super::{MediaError, Picture};
+
+/// Bits behind the point of a weight: 8 bits of colour and 2 of room leave as many of 32.
+const BITS: u32 = 32 - 8 - 2;
+/// The parameter of the cubic.
+const A: f64 = -0.5;
+/// Most pixels of a result.
+const MOST: usize = super::MAX_PICTURE_PIXELS as usize;
+
+/// How pixels between pixels are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// A triangle, one pixel to each side.
+    Bilinear,
+    /// A cubic with a = -0.5, two pixels to each side.
+    #[default]
+    Bicubic,
+}
+
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn at(self, x: f64) -> f64 {
+        let x = x.abs();
+        match self {
+            Self::Bilinear if x < 1.0 => 1.0 - x,
+            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Bilinear | Self::Bicubic => 0.0,
+        }
+    }
+}
+
+impl Picture {
+    /// The picture in `width` by `height` pixels. Colours are weighted with their opacity.
+    ///
+    /// # Errors
+    /// A size of zero, or of more pixels than [`super::MAX_PICTURE_PIXELS`].
+    pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Result<Self, MediaError> {
+        let area = width.checked_mul(height).filter(|area| (1..=MOST).contains(area));
+        if area.is_none() {
+            let expected = format!("1 to {MOST} pixels");
+            return Err(MediaError::invalid(
+                "picture size",
+                format!("{width} x {height}"),
+                expected,
+            ));
+        }
+        if (width, height) == (self.width, self.height) {
+            return Ok(self.clone());
+        }
+        let mut pixels = match self.channels {
+            4 => self.pixels.as_chunks::<4>().0.iter().flat_map(weighted).collect(),
+            _ => self.pixels.clone(),
+        };
+        if width != self.width {
+            pixels = across(&pixels, self.width, self.channels, width, filter);
+        }
+        if height != self.height {
+            pixels = down(&pixels, width * self.channels, self.height, height, filter);
+        }
+        if self.channels == 4 {
+            for pixel in pixels.as_chunks_mut::<4>().0 {
+                unweigh(pixel);
+            }
+        }
+        Self::new(pixels, width, height, self.channels)
+    }
+
+    /// The part of `width` by `height` pixels from column `left` and row `top`.
+    ///
+    /// # Errors
+    /// It is empty or reaches beyond the picture.
+    pub fn cropped(&self, left: usize, top: usize, width: usize, height: usize) -> Result<Self, MediaError> {
+        let fits = |from: usize, length: usize, whole: usize| {
+            length > 0 && from.checked_add(length).is_some_and(|end| end <= whole)
+        };
+        if !fits(left, width, self.width) || !fits(top, height, self.height) {
+            return Err(MediaError::invalid(
+                "part of a picture",
+                format!("{width} x {height} at {left}, {top}"),
+                format!("a part of {} x {}", self.width, self.height),
+            ));
+        }
+        let rows = self.pixels.chunks_exact(self.width * self.channels);
+        let columns = left * self.channels..(left + width) * self.channels;
+        let pixels = rows
+            .skip(top)
+            .take(height)
+            .flat_map(|row| &row[columns.clone()])
+            .copied();
+        Self::new(pixels.collect(), width, height, self.channels)
+    }
+}
+
+/// The weights of one pixel of the result.
+struct Taps {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
+    let scale = from as f64 / to as f64;
+    let spread = scale.max(1.0);
+    let support = filter.support() * spread;
+    let of = |place: usize| {
+        let center = (place as f64 + 0.5) * scale;
+        let first = (center - support + 0.5).max(0.0) as usize;
+        let end = ((center + support + 0.5) as usize).min(from);
+        let mut weights: Vec<f64> = (first..end)
+            .map(|x| filter.at((x as f64 - center + 0.5) * (1.0 / spread)))
+            .collect();
+        let sum: f64 = weights.iter().sum();
+        if sum != 0.0 {
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+        }
+        let whole = |weight: f64| {
+            let scaled = weight * f64::from(1u32 << BITS);
+            (scaled + 0.5f64.copysign(scaled)) as i32
+        };
+        Taps {
+            first,
+            weights: weights.into_iter().map(whole).collect(),
+        }
+    };
+    (0..to).map(of).collect()
+}
+
+/// Where sums begin, so that they round.
+const HALF: i32 = 1 << (BITS - 1);
+
+fn to_byte(sum: i32) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+fn across(pixels: &[u8], width: usize, channels: usize, to: usize, filter: Filter) -> Vec<u8> {
+    let taps = taps(width, to, filter);
+    let mut out = Vec::with_capacity(pixels.len() / width * to);
+    for row in pixels.chunks_exact(width * channels) {
+        for tap in &taps {
+            let part = &row[tap.first * channels..(tap.first + tap.weights.len()) * channels];
+            let mut sums = [HALF; 4];
+            for (pixel, weight) in part.chunks_exact(channels).zip(&tap.weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            out.extend(sums[..channels].iter().map(|&sum| to_byte(sum)));
+        }
+    }
+    out
+}
+
+fn down(pixels: &[u8], row: usize, height: usize, to: usize, filter: Filter) -> Vec<u8> {
+    let mut out = Vec::with_capacity(row * to);
+    let mut sums = vec![HALF; row];
+    for tap in taps(height, to, filter) {
+        sums.fill(HALF);
+        let rows = pixels.chunks_exact(row).skip(tap.first);
+        for (values, weight) in rows.zip(&tap.weights) {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        out.extend(sums.iter().map(|&sum| to_byte(sum)));
+    }
+    out
+}
+
+fn weighted(&[red, green, blue, alpha]: &[u8; 4]) -> [u8; 4] {
+    let times = |value: u8| {
+        let product = u32::from(value) * u32::from(alpha) + 128;
+        (((product >> 8) + product) >> 8) as u8
+    };
+    [times(red), times(green), times(blue), alpha]
+}
+
+fn unweigh(pixel: &mut [u8; 4]) {
+    let alpha = u32::from(pixel[3]);
+    if alpha != 0 && alpha != 255 {
+        for value in &mut pixel[..3] {
+            *value = (255 * u32::from(*value) / alpha).min(255) as u8;
+        }
+    }
+}
