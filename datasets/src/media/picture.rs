@@ -117,7 +117,8 @@ pub fn read_upright(path: &Path) -> Result<Picture, MediaError> {
 /// Width and height of the picture in a file, as stored, from its header alone.
 ///
 /// # Errors
-/// The file is absent, no picture of the formats of [`read_picture`], or larger than [`MAX_PICTURE_PIXELS`].
+/// The file is absent, no picture of the formats of [`read_picture`] ([`MediaError::NotMedia`]), one whose header is broken
+/// ([`MediaError::Decode`]), or larger than [`MAX_PICTURE_PIXELS`].
 pub fn probe_picture(path: &Path) -> Result<(usize, usize), MediaError> {
     let file = File::open(path).map_err(|error| MediaError::io(path, "open", error))?;
     let found = file
@@ -130,7 +131,16 @@ pub fn probe_picture(path: &Path) -> Result<(usize, usize), MediaError> {
     let reader = ImageReader::new(BufReader::new(file))
         .with_guessed_format()
         .map_err(|error| MediaError::io(path, "read", error))?;
-    let size = reader.into_dimensions().map_err(|error| refused(path, &error))?;
+    let is_known = reader.format().is_some();
+    let size = reader.into_dimensions().map_err(|error| match error {
+        ImageError::Unsupported(_) => refused(path, &error),
+        _ if !is_known => refused(path, &error),
+        // The format is one of ours, its header is not whole.
+        _ => MediaError::Decode {
+            path: path.to_path_buf(),
+            detail: one_line(&error.to_string()),
+        },
+    })?;
     checked_size(size, path)
 }
 
