@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::softmax;
 use fulgur::datasets::media::{Picture, read_picture, write_png};
+#[cfg(feature = "media")]
 use fulgur::datasets::store::{Plain, write_tensors};
 use fulgur::kernels::philox::Philox;
 use fulgur::lightnet::params::{Params, Precision};
 use fulgur::lightnet::vision::{Classifier, Config, Mixer, Size};
 
-use crate::support::{Ran, names, run};
+#[cfg(feature = "media")]
+use crate::support::names;
+use crate::support::{Ran, run};
 
 const LABELS: [&str; 10] = [
     "t-shirt",

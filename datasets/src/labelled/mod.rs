@@ -30,7 +30,7 @@ mod folder;
 pub(crate) mod idx;
 mod jsonl;
 pub(crate) mod packed;
-pub(crate) mod prepared;
+pub mod prepared;
 
 use std::path::{Path, PathBuf};
 

@@ -28,10 +28,7 @@ pub(crate) struct Card {
 }
 
 /// Writes a collection into the folder `dir`.
-#[cfg_attr(
-    not(feature = "media"),
-    expect(dead_code, reason = "sets are prepared with media")
-)]
+#[cfg(feature = "media")]
 pub(crate) fn write(dir: &Path, pictures: Vec<(Card, Vec<u8>)>) -> Result<(), StoreError> {
     let path = dir.join(FILE);
     let (cards, files): (Vec<Card>, Vec<Vec<u8>>) = pictures.into_iter().unzip();

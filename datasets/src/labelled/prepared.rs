@@ -10,7 +10,7 @@ use crate::media::Picture;
 use crate::store::{Mapped, StoreError};
 
 /// `fashion-mnist`: `SPLIT.images` u8 [n, 28, 28] and `SPLIT.labels` u8 [n].
-pub(crate) mod fashion_mnist {
+pub mod fashion_mnist {
     pub(crate) const FILE: &str = "fashion-mnist.safetensors";
     /// Width and height of a picture.
     pub const SIDE: usize = 28;
@@ -33,7 +33,7 @@ pub(crate) mod fashion_mnist {
 }
 
 /// `mnist-5k`: `images` u8 [5000, 28, 28] and `labels` u8 [5000].
-pub(crate) mod mnist_5k {
+pub mod mnist_5k {
     pub(crate) const FILE: &str = "mnist-5k.safetensors";
     /// Width and height of a picture.
     pub const SIDE: usize = 28;
@@ -42,7 +42,7 @@ pub(crate) mod mnist_5k {
 }
 
 /// `emoji`: `images` u8 [n, 64, 64, 4], and a JSON list of labels in the metadata entry `emoji`.
-pub(crate) mod emoji {
+pub mod emoji {
     pub(crate) const FILE: &str = "emoji.safetensors";
     pub(crate) const KEY: &str = "emoji";
     /// Width and height of a picture.
