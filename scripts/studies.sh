@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the studies of language models that docs/ reports, one after another, on one GPU:
 #
-#   scripts/studies.sh OUT [scaling|architectures|masked|masked-long|eos|lra|clean]..
+#   scripts/studies.sh OUT [scaling|architectures|lightnet|lightnet-masked|masked|masked-long|eos|lra|clean]..
 #
 # Needs fulgur on the PATH (or FULGUR=...) and data/english (fulgur data fetch english). Results go to OUT/NAME; the same command
 # goes on where it was stopped. With RESULTS=DIR, DIR/NAME.tgz has what is small of them, renewed every 20 seconds.
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out="${1:?usage: scripts/studies.sh OUT [NAME..]}"
 shift
 names=("$@")
-[[ ${#names[@]} -gt 0 ]] || names=(scaling architectures masked masked-long eos lra clean)
+[[ ${#names[@]} -gt 0 ]] || names=(scaling architectures lightnet lightnet-masked masked masked-long eos lra clean)
 fulgur="${FULGUR:-fulgur}"
 limit="${SECONDS_EACH:-86400}"
 tokens=data/scaling
@@ -57,7 +57,7 @@ for name in "${names[@]}"; do
         study scaling "$fulgur" scaling run recipes/scaling.toml --out "$out/scaling" -q
         "$fulgur" scaling fit "$out/scaling" || true
         ;;
-    architectures | masked | masked-long)
+    architectures | lightnet | lightnet-masked | masked | masked-long)
         study "$name" "$fulgur" scaling run "recipes/$name.toml" --out "$out/$name" -q
         ;;
     eos)
