@@ -9,7 +9,7 @@ FLAGS ?= --locked
 REVISION = $(shell git describe --always --dirty --abbrev=40 --match= 2>/dev/null)
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm engine-gpu sanitize-gpu
+.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm bench-vision engine-gpu sanitize-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench-gpu: ## time the operators and their peers on a GPU, after their tests: do
 bench-lm: ## time whole training steps of language models and their peers on a GPU: docs/benchmarks-training.md
 	FULGUR_REVISION="$(REVISION)" $(CARGO) build $(FLAGS) --release --no-default-features --features cuda
 	./scripts/bench-lm.py --fulgur $(PROGRAM)
+
+bench-vision: ## time classifiers of pictures and their peers on a GPU: docs/benchmarks-vision.md
+	FULGUR_REVISION="$(REVISION)" $(CARGO) build $(FLAGS) --release --no-default-features --features cuda
+	./scripts/bench-vision.py --fulgur $(PROGRAM)
 
 sanitize-gpu: ## small cases of the recurrences under compute-sanitizer
 	$(CARGO) build $(FLAGS) --release -p fulgur-kernels --features cuda --example check_cuda

@@ -7,7 +7,6 @@
 
 pub mod verify;
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -19,6 +18,7 @@ use serde::Serialize;
 
 use crate::report::picture::{Framed, picture};
 use crate::report::svg::{Line, Plot, Scale};
+use crate::timing::{Spread, Watch};
 
 /// Tokens that are decoded before any is timed: on a GPU a step is recorded meanwhile.
 const WARM: usize = 5;
@@ -40,33 +40,6 @@ pub struct Plan {
     pub most_bytes: u64,
     /// Seed of the tokens that are read.
     pub seed: u64,
-}
-
-/// Milliseconds of one token after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// The median.
-    pub median: f64,
-    /// A tenth takes no longer than this.
-    pub low: f64,
-    /// Nine tenths take no longer than this.
-    pub high: f64,
-    /// The mean.
-    pub mean: f64,
-}
-
-impl Spread {
-    /// Of some durations, in any order.
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |share: f64| values[(share * (values.len() - 1) as f64).round() as usize];
-        Self {
-            median: at(0.5),
-            low: at(0.1),
-            high: at(0.9),
-            mean: values.iter().sum::<f64>() / values.len() as f64,
-        }
-    }
 }
 
 /// Decoding behind one length.
@@ -200,7 +173,7 @@ pub fn measure(
 fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize) -> anyhow::Result<Measure> {
     let device = model.device();
     let numbers: Vec<u32> = (0..batch as u32).collect();
-    let memory = Memory::watch(device)?;
+    let memory = Watch::start(device)?;
     let greedy = Sampling {
         temperature: 0.0,
         ..Sampling::default()
@@ -228,7 +201,7 @@ fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize)
             times.push(1e3 * began.elapsed().as_secs_f64());
         }
     }
-    let (device_bytes, resident_bytes) = memory.peak(device)?;
+    let peak = memory.peak(device)?;
     Ok(Measure {
         context: session.tokens(),
         batch,
@@ -238,8 +211,8 @@ fn decode(model: &LanguageModel, session: &Session, batch: usize, tokens: usize)
         token_ms,
         tokens_per_s: 1e3 * batch as f64 / token_ms.mean,
         state_bytes: group.state_bytes(),
-        device_bytes,
-        resident_bytes,
+        device_bytes: peak.device,
+        resident_bytes: peak.resident,
     })
 }
 
@@ -266,38 +239,6 @@ fn kernels(model: &LanguageModel, session: &Session, batch: usize) -> anyhow::Re
     }
     kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
     Ok(kernels)
-}
-
-/// Watches memory from now on.
-struct Memory {
-    /// Whether the peak of the process is one since then.
-    resident: bool,
-}
-
-impl Memory {
-    fn watch(device: &Device) -> anyhow::Result<Self> {
-        #[cfg(feature = "cuda")]
-        fulgur_kernels::device::forget_peak(device)?;
-        // The kernel lets a process begin its peak anew.
-        let resident = device.is_cpu() && fs::write("/proc/self/clear_refs", "5").is_ok();
-        Ok(Self { resident })
-    }
-
-    /// The most bytes on the GPU and of the process since then.
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "there are no GPUs"))]
-    fn peak(&self, device: &Device) -> anyhow::Result<(Option<u64>, Option<u64>)> {
-        #[cfg(feature = "cuda")]
-        let on_device = fulgur_kernels::device::memory(device)?.map(|memory| memory.peak);
-        #[cfg(not(feature = "cuda"))]
-        let on_device = None;
-        let status = match self.resident {
-            true => fs::read_to_string("/proc/self/status").unwrap_or_default(),
-            false => String::new(),
-        };
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        Ok((on_device, kilobytes.map(|kilobytes| 1024 * kilobytes)))
-    }
 }
 
 /// By how much the time of a token differs between contexts: the longest median over the shortest, of steps of one batch.

@@ -44,6 +44,21 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+/// What a device calls itself: the model of a GPU, else `CPU`.
+#[must_use]
+pub fn device_name(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device
+        && let Ok(name) = cuda.cuda_stream().context().name()
+    {
+        return name;
+    }
+    match device.is_cpu() {
+        true => "CPU".to_owned(),
+        false => "GPU".to_owned(),
+    }
+}
+
 /// A device ready for use.
 #[derive(Debug, Clone)]
 pub struct Opened {

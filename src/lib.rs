@@ -39,4 +39,5 @@ pub mod sheet;
 mod sweep;
 pub mod tensors;
 pub mod text_score;
+pub mod timing;
 pub mod train;

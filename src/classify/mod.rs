@@ -4,5 +4,6 @@ pub mod figures;
 mod model;
 pub mod prepare;
 pub mod saliency;
+pub mod speed;
 
 pub use model::{Guess, Model, ModelError};

@@ -321,7 +321,12 @@ fn log_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     let value = |(factor, power): (f64, i32)| format!("{factor}e{power}").parse().unwrap_or(f64::NAN);
     let values: Vec<f64> = all.map(value).collect();
     let inside = values.into_iter().filter(|value| (low..=high).contains(value));
-    inside.map(|value| (value, short(value))).collect()
+    // From here on the power is shorter, and the left margin has no room for more.
+    let label = |value: f64| match value >= 1e5 {
+        true => format!("{value:e}"),
+        false => short(value),
+    };
+    inside.map(|value| (value, label(value))).collect()
 }
 
 /// Powers of two on an axis of lengths, as many as there is room for.
@@ -426,6 +431,7 @@ mod tests {
         assert_eq!(labels(0.02, 30.0, true), ["0.1", "1", "10"]);
         assert_eq!(labels(0.5, 12.0, true), ["0.5", "1", "2", "5", "10"]);
         assert_eq!(labels(0.9, 2.2, true), ["1", "1.5", "2"]);
+        assert_eq!(labels(4e4, 1.2e6, true), ["50000", "1e5", "2e5", "5e5", "1e6"]);
         let many = labels(1e-30, 1e30, true);
         assert!((3..=8).contains(&many.len()), "{many:?}");
         // Neither of these has room for ticks; both must end.

@@ -2,6 +2,8 @@
 
 use candle_core::Device;
 
+use crate::device::device_name;
+
 /// How fast a GPU could be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gpu {
@@ -39,7 +41,7 @@ const GPUS: [(&str, f64, f64); 20] = [
 /// Operations a second that products in bf16 could reach on `device`, on which every task computes in bf16; none for the
 /// CPU, for GPUs that are not in the table, and where the driver does not tell the name.
 pub fn of(device: &Device) -> Option<f64> {
-    Some(by_name(&name(device)?)?.peak)
+    Some(by_name(&device_name(device))?.peak)
 }
 
 /// The GPU of this name, as drivers give it, or part of it.
@@ -67,17 +69,6 @@ pub fn by_name(name: &str) -> Option<Gpu> {
 /// The GPUs that are known.
 pub fn names() -> String {
     GPUS.map(|(name, ..)| name).join(", ")
-}
-
-#[cfg(feature = "cuda")]
-fn name(device: &Device) -> Option<String> {
-    let Device::Cuda(device) = device else { return None };
-    device.cuda_stream().context().name().ok()
-}
-
-#[cfg(not(feature = "cuda"))]
-fn name(_: &Device) -> Option<String> {
-    None
 }
 
 /// The part of `peak` that `per_s` samples a second of `flops` operations each make use of.

@@ -29,6 +29,7 @@ mod program;
 mod report;
 mod repository;
 mod scaling;
+mod speed;
 #[cfg(unix)]
 mod signals;
 mod support;

@@ -245,6 +245,12 @@ pub struct Config {
     pub half_lrpe: bool,
     /// Whether the frequencies of LRPE are learnt, in cosFormer2 and LightNet.
     pub learn_theta: bool,
+    /// Where given, frequencies of LRPE in cosFormer2 and LightNet fall from 2 rad a token to a quarter turn over so many tokens,
+    /// instead of by `10000^(-2 j / D)` for channel j: more channels tell neighbours apart.
+    pub lrpe_longest: Option<usize>,
+    /// Whether half of the channels that mixers and gated linear units read are those of the neighbours, a quarter from either
+    /// side: in models that are `bidirectional`.
+    pub token_shift: bool,
     /// Whether TPE follows the embedding.
     pub use_tpe: bool,
     /// Whether TPE adds to the embedding instead of taking its place.
@@ -319,6 +325,8 @@ impl Config {
             use_lrpe: architecture == Cosformer2,
             half_lrpe: architecture == Cosformer2,
             learn_theta: false,
+            lrpe_longest: None,
+            token_shift: false,
             use_tpe: architecture == Cosformer2,
             tpe_residual: false,
             bidirectional: false,

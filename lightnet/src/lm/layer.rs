@@ -1,7 +1,8 @@
 //! One layer of a language model: its mixer, its gated linear unit, and what checkpoints call them.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{VarBuilder, ops::softmax};
+use fulgur_kernels::shift::token_shift;
 
 use super::config::{Architecture, Config};
 use super::glu::Glu;
@@ -16,6 +17,7 @@ use crate::mixer::causal::{
 pub(super) struct Layer {
     mixer: Mixer,
     glu: Glu,
+    token_shift: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -59,6 +61,7 @@ impl Layer {
         Ok(Self {
             mixer: Mixer::new(config, index, &vb.pp(names.mixer))?,
             glu: Glu::new(config, &vb.pp(names.glu))?,
+            token_shift: config.token_shift,
         })
     }
 
@@ -94,6 +97,7 @@ impl Layer {
         mask: Option<&Tensor>,
         memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
+        let normed = &self.shifted(normed, mask)?;
         match &self.mixer {
             Mixer::Tnl(mixer) => mixer.forward(normed, context, memory),
             Mixer::TransNormer(mixer) => mixer.forward(normed, context, memory),
@@ -107,9 +111,21 @@ impl Layer {
         }
     }
 
-    /// The branch of the gated linear unit.
-    pub(super) fn expand(&self, normed: &Tensor) -> Result<Tensor> {
-        self.glu.forward(normed)
+    /// The branch of the gated linear unit; `mask` as in [`Self::mix`].
+    pub(super) fn expand(&self, normed: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        self.glu.forward(&self.shifted(normed, mask)?)
+    }
+
+    /// What the branches read: with token shift half of the channels are those of neighbours, among which padding is none.
+    fn shifted(&self, normed: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        match (self.token_shift, mask) {
+            (false, _) => Ok(normed.clone()),
+            (true, None) => token_shift(normed),
+            (true, Some(mask)) => {
+                let mask = mask.to_dtype(normed.dtype())?.unsqueeze(D::Minus1)?;
+                token_shift(&normed.broadcast_mul(&mask)?)
+            }
+        }
     }
 }
 

@@ -539,7 +539,7 @@ impl Block {
         let memory = memory.or(packed.as_mut());
         let branch = self.layer.mix(normed, &context, self.mask.as_ref(), memory)?;
         let (x, normed) = add_norm(x, &branch, self.gains[0].as_ref(), self.eps)?;
-        let branch = self.layer.expand(&normed)?;
+        let branch = self.layer.expand(&normed, self.mask.as_ref())?;
         let (x, normed) = add_norm(&x, &branch, self.gains[1].as_ref(), self.eps)?;
         Ok([x, normed])
     }

@@ -14,6 +14,15 @@ use super::Grid;
 /// Highest starting frequency in radians a step: neighbours are clearly told apart.
 const HIGHEST: f64 = 2.0;
 
+/// `count` frequencies that fall geometrically from 2 rad a step to a quarter turn over `longest` steps.
+pub(crate) fn spread_frequencies(count: usize, longest: usize) -> Vec<f64> {
+    let lowest = std::f64::consts::FRAC_PI_2 / longest.max(1) as f64;
+    let last = (count.max(2) - 1) as f64;
+    (0..count)
+        .map(|i| HIGHEST * (lowest / HIGHEST).powf(i as f64 / last))
+        .collect()
+}
+
 /// Learnable frequencies of one mixer, shared by its heads.
 #[derive(Clone, Debug)]
 pub struct MdLrpe {
@@ -34,11 +43,7 @@ impl MdLrpe {
         }
         let count = width.div_ceil(axes);
         let log_scale = vb.get_with_hints(count, "log_scale", Init::Const(0.0))?;
-        let lowest = std::f64::consts::FRAC_PI_2 / longest.max(1) as f64;
-        let last = (count.max(2) - 1) as f64;
-        let base: Vec<f64> = (0..count)
-            .map(|i| HIGHEST * (lowest / HIGHEST).powf(i as f64 / last))
-            .collect();
+        let base = spread_frequencies(count, longest);
         let base = Tensor::from_vec(base, count, log_scale.device())?.to_dtype(log_scale.dtype())?;
         Ok(Self {
             log_scale,

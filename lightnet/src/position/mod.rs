@@ -7,6 +7,7 @@ mod tpe;
 
 pub use coordinates::{FRACTION_WIDTH, fractions, spread};
 pub use lrpe::MdLrpe;
+pub(crate) use lrpe::spread_frequencies;
 pub use tpe::{MdTpe, TpeConfig};
 
 use candle_core::{Device, Result, Tensor};

@@ -21,6 +21,7 @@ use super::generate::LONGEST_CHUNK;
 use super::{Weights, free_memory, parameters};
 use crate::decode::verify::{Check, difference, verify};
 use crate::decode::{Measures, Plan, Point, Told, compute, flatness, measure, plots};
+use crate::device::device_name;
 use crate::report::grouped;
 use crate::report::svg::{length, short};
 
@@ -138,7 +139,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         None => free_memory(&device)?.map_or(u64::MAX, |bytes| bytes / 2),
     };
     let mut benched = Benched {
-        device: name(&device),
+        device: device_name(&device),
         dtype: arguments.dtype,
         threads: device.is_cpu().then(rayon::current_num_threads),
         tokens: plan.tokens,
@@ -341,7 +342,7 @@ fn verified(
     };
     let near = |model: &VerifiedModel| model.processor.is_none_or(|difference| difference <= bound);
     Answer::new(&Verified {
-        device: name(device),
+        device: device_name(device),
         dtype: arguments.dtype,
         bound,
         equal: all().all(|check| check.is_equal(bound)) && models.iter().all(near),
@@ -457,19 +458,6 @@ impl Arguments {
 }
 
 /// The device as its driver calls it.
-fn name(device: &Device) -> String {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device
-        && let Ok(name) = cuda.cuda_stream().context().name()
-    {
-        return name;
-    }
-    match device.is_cpu() {
-        true => "CPU".to_owned(),
-        false => "GPU".to_owned(),
-    }
-}
-
 #[derive(Serialize)]
 struct Benched {
     device: String,
@@ -530,7 +518,7 @@ impl fmt::Display for Benched {
                 "memory"
             )?;
             for measure in &model.measures.measures {
-                let spread = |spread: crate::decode::Spread| {
+                let spread = |spread: crate::timing::Spread| {
                     format!("{:.3} ({:.3}-{:.3})", spread.median, spread.low, spread.high)
                 };
                 let memory = measure.device_bytes.or(measure.resident_bytes);

@@ -106,6 +106,9 @@ impl ClassifierConfig {
         if layers.use_tpe {
             bail!("use_tpe is true, expected false: a classifier adds its own positions");
         }
+        if layers.token_shift {
+            bail!("token_shift is true, expected false: it is for language models");
+        }
         let halves = 2 * self.grid.map_or(1, |_| 2);
         if self.positions == Positions::Sine && !layers.hidden_size.is_multiple_of(halves) {
             bail!(

@@ -100,6 +100,14 @@ impl Config {
         if self.bidirectional && (self.decay != Decay::Vector || self.seeded || self.conv_size.is_some()) {
             bail!("bidirectional: decay has to be \"vector\", and seeded and use_short_conv false");
         }
+        if self.token_shift && !(self.bidirectional && width >= 4) {
+            bail!(
+                "token_shift: only a bidirectional model of at least 4 channels can look at the token behind"
+            );
+        }
+        if self.lrpe_longest == Some(0) {
+            bail!("lrpe_longest is 0, expected a number of tokens");
+        }
         if self.bidirectional && !self.attn.is_empty() {
             bail!("bidirectional: attn has to be absent, softmax layers are causal");
         }

@@ -6,7 +6,7 @@ use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::tape;
 
 use super::{ALL, bidirectional, draw, far, shape, square, variants};
-use crate::lm::LanguageModel;
+use crate::lm::{Config, LanguageModel};
 use crate::params::Params;
 
 /// For every parameter: how the loss moves along its gradient is the length of the gradient.
@@ -14,6 +14,13 @@ use crate::params::Params;
 fn gradients_are_those_of_the_loss() -> Result<()> {
     let mut both = variants();
     both.push(("lightnet in both directions", bidirectional()));
+    both.push((
+        "lightnet in both directions, shifted",
+        Config {
+            token_shift: true,
+            ..bidirectional()
+        },
+    ));
     for (name, config) in both {
         let params = Params::random(7, &Device::Cpu);
         let model = LanguageModel::new(&config, DType::F32, &params.builder())?;

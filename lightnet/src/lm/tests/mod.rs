@@ -49,7 +49,7 @@ fn square(t: &Tensor) -> Result<f32> {
 fn variants() -> Vec<(&'static str, Config)> {
     use Architecture::{Cosformer2, Hgrn1, Hgrn2, Lightnet, Llama, Tnl, Transnormer};
     type Change = fn(&mut Config);
-    let changes: [(&'static str, Architecture, Change); 26] = [
+    let changes: [(&'static str, Architecture, Change); 27] = [
         ("tnl", Tnl, |_| ()),
         ("tnl, norm a head, gate first", Tnl, |c| {
             (c.norm_per_head, c.gate_first) = (true, true);
@@ -100,6 +100,9 @@ fn variants() -> Vec<(&'static str, Config)> {
         }),
         ("lightnet, half lrpe, seeded", Lightnet, |c| {
             (c.use_lrpe, c.half_lrpe, c.seeded) = (true, true, true);
+        }),
+        ("lightnet, lrpe over 512 tokens", Lightnet, |c| {
+            (c.use_lrpe, c.lrpe_longest) = (true, Some(512));
         }),
         ("lightnet, scalar decay", Lightnet, |c| c.decay = Decay::Scalar),
         ("lightnet, tied scalar decay, lrpe, hybrid", Lightnet, |c| {

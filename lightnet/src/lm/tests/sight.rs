@@ -7,6 +7,56 @@ use super::{ALL, bidirectional, draw, far, shape};
 use crate::lm::{Architecture, Config, LanguageModel};
 use crate::params::Params;
 
+/// Cosines and a two-sided TPE do not tell left from right; token shift does, and sees no padding.
+#[test]
+fn token_shift_tells_left_from_right() -> Result<()> {
+    let model = |token_shift: bool, two: (bool, bool)| {
+        let config = Config {
+            token_shift,
+            use_tpe: two.0,
+            use_lrpe: two.1,
+            lrpe_longest: Some(64),
+            ..bidirectional()
+        };
+        let params = Params::random(5, &Device::Cpu);
+        LanguageModel::new(&config, DType::F32, &params.builder())
+    };
+    let ids = draw(20, 31, "ids");
+    let backwards: Vec<u32> = ids.iter().rev().copied().collect();
+    let mirrored = |model: &LanguageModel| {
+        let ahead = model.logits(&Ids::new(&ids, &[1, 20], 31)?)?.get_on_dim(1, 3)?;
+        let behind = model
+            .logits(&Ids::new(&backwards, &[1, 20], 31)?)?
+            .get_on_dim(1, 16)?;
+        far(&ahead, &behind)
+    };
+    assert!(mirrored(&model(false, (true, true))?)? < 1e-4);
+    assert!(mirrored(&model(true, (true, true))?)? > 1e-2);
+
+    // Without positions across the padding, what is behind it changes nothing.
+    let plain = model(true, (false, false))?;
+    let mut other = ids.clone();
+    other[15] = (other[15] + 1) % 31;
+    let mask: Vec<u8> = (0..20).map(|at| u8::from(at < 15)).collect();
+    let mask = Tensor::from_vec(mask, (1, 20), &Device::Cpu)?;
+    let short = plain.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
+    for ids in [&ids, &other] {
+        let masked = plain.masked_logits(&Ids::new(ids, &[1, 20], 31)?, &mask)?;
+        assert!(far(&masked.narrow(1, 0, 15)?, &short)? < 1e-4);
+    }
+    let causal = Config {
+        bidirectional: false,
+        token_shift: true,
+        ..shape(Architecture::Lightnet)
+    };
+    let line = causal.check().unwrap_err().to_string();
+    assert!(
+        line.starts_with("token_shift: only a bidirectional model"),
+        "{line}"
+    );
+    Ok(())
+}
+
 /// In both directions every token sees every other one, but for padding, and the order is seen by positions alone.
 #[test]
 fn both_directions_see_all_but_padding() -> Result<()> {

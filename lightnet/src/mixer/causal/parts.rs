@@ -10,6 +10,7 @@ use fulgur_kernels::split::Part;
 use super::{CausalContext, Memory, map};
 use crate::linear::{Joined, Linear};
 use crate::lm::{Activation, Config, OutputGate, OutputNorm};
+use crate::position::spread_frequencies;
 
 /// Maps of one input side by side, each behind a short convolution where the model has them.
 #[derive(Clone, Debug)]
@@ -279,7 +280,10 @@ impl Theta {
         } else {
             width
         };
-        let start = cosine_frequencies(width, turning);
+        let start = match config.lrpe_longest {
+            Some(longest) => spread_frequencies(turning, longest),
+            None => cosine_frequencies(width, turning),
+        };
         Self::new(&start, &[turning], config.learn_theta, vb).map(Some)
     }
 

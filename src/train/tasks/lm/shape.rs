@@ -84,6 +84,9 @@ macro_rules! variants {
             /// Taps of short convolutions.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub conv_size: Option<usize>,
+            /// Tokens over which the slowest frequency of LRPE makes a quarter turn.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub lrpe_longest: Option<usize>,
         }
 
         impl Variant {
@@ -94,6 +97,7 @@ macro_rules! variants {
                 config.gate_low_rank_dim = self.gate_low_rank_dim.or(config.gate_low_rank_dim);
                 config.output_norm_eps = self.output_norm_eps.or(config.output_norm_eps);
                 config.conv_size = self.conv_size.or(config.conv_size);
+                config.lrpe_longest = self.lrpe_longest.or(config.lrpe_longest);
             }
         }
     };
@@ -122,6 +126,7 @@ variants! {
     use_lrpe: bool,
     half_lrpe: bool,
     learn_theta: bool,
+    token_shift: bool,
     use_tpe: bool,
     tpe_residual: bool,
     bidirectional: bool,
