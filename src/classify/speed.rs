@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 use fulgur_lightnet::params::Params;
@@ -103,6 +104,11 @@ pub fn measure(
             return Ok(None);
         }
     }
+    // Weights that nobody trains: nothing is kept for gradients.
+    let weights = params.vars().into_iter();
+    let weights = weights.map(|(name, weight)| (name, weight.as_detached_tensor()));
+    let builder = VarBuilder::from_tensors(weights.collect(), DType::F32, device);
+    let model = Classifier::new(config, compute, &builder)?;
     let mut step = || model.logits(&pixels, None).map(drop).map_err(anyhow::Error::from);
     let answer = timed(batch, plan.steps, device, &mut told, &mut step)?;
     Ok(answer.map(|answer| Measure {

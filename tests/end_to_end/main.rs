@@ -29,9 +29,9 @@ mod program;
 mod report;
 mod repository;
 mod scaling;
-mod speed;
 #[cfg(unix)]
 mod signals;
+mod speed;
 mod support;
 mod tiny;
 mod training;

@@ -19,7 +19,15 @@ const SMALL: [&str; 10] = [
 fn speeds_are_told_by_mixer_and_size() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("speed.svg");
-    let own = ["--mixer", "lightnet,tnl", "--sides", "32,64", "--tokens", "8", "--plot"];
+    let own = [
+        "--mixer",
+        "lightnet,tnl",
+        "--sides",
+        "32,64",
+        "--tokens",
+        "8",
+        "--plot",
+    ];
     let found = run([&SMALL[..], &own, &[plot.to_str().unwrap(), "--json"]].concat()).json();
     assert_eq!(found["device"], "CPU");
     let models = found["models"].as_array().unwrap();
@@ -38,19 +46,41 @@ fn speeds_are_told_by_mixer_and_size() {
     }
     assert!(std::fs::read_to_string(plot).unwrap().contains("megapixels"));
 
-    let one = ["--mixer", "tnl", "--form", "causal", "--sides", "32", "--tokens", "4", "--answers-only"];
-    let text = run([&SMALL[..], &one].concat()).ok();
-    assert!(text.contains("tnl causal") && text.contains("answers") && !text.contains("training"), "{text}");
+    let one = [
+        "--mixer",
+        "tnl",
+        "--form",
+        "causal",
+        "--sides",
+        "32",
+        "--tokens",
+        "4",
+        "--answers-only",
+    ];
+    let text = run([&SMALL[..], &one].concat()).stdout;
+    assert!(
+        text.contains("tnl causal") && text.contains("answers") && !text.contains("training"),
+        "{text}"
+    );
 }
 
 #[test]
 fn what_cannot_be_measured_is_refused() {
     for (own, words) in [
-        (["--sides", "40"], "--sides: found 40, expected whole patches of 16"),
+        (
+            ["--sides", "40"],
+            "--sides: found 40, expected whole patches of 16",
+        ),
         (["--sides", "0"], "--sides: found 0"),
         (["--sides", "16384000"], "--sides: found 16384000"),
-        (["--mixer", "mamba"], "--mixer: found \"mamba\", expected some of lightnet, hgrn2, tnl, softmax"),
-        (["--form", "spiral"], "--form: found \"spiral\", expected one of causal"),
+        (
+            ["--mixer", "mamba"],
+            "--mixer: found \"mamba\", expected some of lightnet, hgrn2, tnl, softmax",
+        ),
+        (
+            ["--form", "spiral"],
+            "--form: found \"spiral\", expected one of causal",
+        ),
         (["--form", "parallel"], "--mixer lightnet: "),
         (["--tokens", "0"], "--tokens: found 0"),
         (["--patch", "0"], "--patch: found 0"),
@@ -60,7 +90,8 @@ fn what_cannot_be_measured_is_refused() {
         (["--plot", "nowhere/speed.svg"], "nowhere"),
     ] {
         let arguments = [&["eval", "speed", "--size", "tiny", "--device", "cpu"][..], &own].concat();
-        let line = run(arguments).refused();
+        let ran = run(arguments);
+        let line = ran.error();
         assert!(line.contains(words), "{own:?}: {line}");
     }
 }
