@@ -177,7 +177,12 @@ impl Painter<'_> {
         Ok(Some(pictures))
     }
 
-    fn check(&self, wishes: &[Wish], settings: &Settings, start: Option<&Start>) -> anyhow::Result<()> {
+    pub(crate) fn check(
+        &self,
+        wishes: &[Wish],
+        settings: &Settings,
+        start: Option<&Start>,
+    ) -> anyhow::Result<()> {
         let config = self.dit.config();
         let patch = config.patch_size;
         let [height, width] = settings.size;
@@ -228,7 +233,8 @@ impl Painter<'_> {
         Ok(())
     }
 
-    fn group(
+    /// Draws pictures `first` and following of a call at once.
+    pub(crate) fn group(
         &self,
         wishes: &[Wish],
         first: usize,
@@ -358,6 +364,9 @@ pub fn fitted(picture: &Picture, size: [usize; 2]) -> anyhow::Result<Picture> {
 /// RGB pictures of values `[B, H, W, 1 or 3]`.
 fn pictures(x: &Tensor) -> anyhow::Result<Vec<Picture>> {
     let (batch, height, width, channels) = x.dims4()?;
+    if !x.abs()?.max_all()?.to_scalar::<f32>()?.is_finite() || !x.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        bail!("the model drew values that are not finite");
+    }
     let bytes = x
         .affine(127.5, 127.5)?
         .round()?

@@ -108,6 +108,22 @@ impl Model {
         run().map_err(|source| self.failed(source))
     }
 
+    /// Shares of the classes as [`Self::look`] gives them, and what the head sees: the norm of the mean of all tokens, a row of
+    /// [`Config::hidden_size`] values a picture.
+    ///
+    /// # Errors
+    /// As [`Self::probabilities`].
+    pub fn examine(&self, pictures: &[Picture]) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>), ModelError> {
+        let run = || {
+            let pixels = prepare::batch(pictures, self.config(), self.network.device())?;
+            let features = self.network.features(&pixels, None)?;
+            let logits = self.network.logits_of(&features)?.to_dtype(DType::F32)?;
+            let shares = softmax(&logits, D::Minus1)?.to_vec2::<f32>()?;
+            Ok((shares, features.to_dtype(DType::F32)?.to_vec2::<f32>()?))
+        };
+        run().map_err(|source| self.failed(source))
+    }
+
     /// The `count` likeliest classes of one picture's shares, the likeliest first.
     #[must_use]
     pub fn guesses(&self, shares: &[f32], count: usize) -> Vec<Guess> {
