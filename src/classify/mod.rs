@@ -5,4 +5,5 @@ mod model;
 pub mod prepare;
 pub mod saliency;
 
+pub(crate) use model::ranked;
 pub use model::{Guess, Model, ModelError};

@@ -1,6 +1,7 @@
 //! `fulgur eval`: how good a model is, on data that it was not trained on.
 
 mod classify;
+mod image;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ pub(super) struct Arguments {
 enum Subject {
     Tav(TavArguments),
     Classify(classify::Arguments),
+    Image(image::Arguments),
 }
 
 /// Judge a generator of audible video on held-out prompts
@@ -114,6 +116,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     match arguments.subject {
         Subject::Tav(arguments) => tav(context, arguments),
         Subject::Classify(arguments) => classify::run(context, &arguments),
+        Subject::Image(arguments) => image::run(context, arguments),
     }
 }
 
