@@ -268,6 +268,11 @@ impl Painter<'_> {
                 sampler.run_from(&clean, &noise, *strength, predict, on_step)?
             }
         };
+        if let Some(x) = &done
+            && !x.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite()
+        {
+            bail!("the model drew values that are not finite");
+        }
         done.map(|x| pictures(&x)).transpose()
     }
 
@@ -364,9 +369,6 @@ pub fn fitted(picture: &Picture, size: [usize; 2]) -> anyhow::Result<Picture> {
 /// RGB pictures of values `[B, H, W, 1 or 3]`.
 fn pictures(x: &Tensor) -> anyhow::Result<Vec<Picture>> {
     let (batch, height, width, channels) = x.dims4()?;
-    if !x.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-        bail!("the model drew values that are not finite");
-    }
     let bytes = x
         .affine(127.5, 127.5)?
         .round()?

@@ -206,9 +206,11 @@ pub fn evaluate(
 
     let real = look_at_real(parts, (&training, &held_out), with_distances, cancel, on_progress)?;
     let began = Instant::now();
-    let all = draw(parts, options, plans, cancel, on_progress)?;
+    let mut all = draw(parts, options, plans, cancel, on_progress)?;
     let draw_s = began.elapsed().as_secs_f64();
-    if all.iter().all(|drawn| drawn.equal().is_empty()) {
+    let finished = all.iter().all(|drawn| drawn.finished);
+    all.retain(|drawn| !drawn.equal().is_empty());
+    if all.is_empty() {
         bail!("stopped before one picture of each wish was drawn");
     }
     let seen = look_at_drawn(parts, &all, on_progress)?;
@@ -237,7 +239,7 @@ pub fn evaluate(
         nearest: Vec::new(),
         cells: Vec::new(),
         draw_s,
-        finished: all.iter().all(|drawn| drawn.finished),
+        finished,
         grid: None,
         sheet: None,
     };
