@@ -6,4 +6,4 @@ pub mod prepare;
 pub mod saliency;
 
 pub(crate) use model::ranked;
-pub use model::{Guess, Model, ModelError};
+pub use model::{Examined, Guess, Model, ModelError};

@@ -151,9 +151,9 @@ fn reflect_both(a: &mut [f64], v: &[f64], from: usize, n: usize) {
     let mut w = rows(a);
     let along = dot(&w, v);
     w.iter_mut().zip(v).for_each(|(w, v)| *w -= along * v);
-    for i in 0..v.len() {
+    for (i, (vi, wi)) in v.iter().zip(&w).enumerate() {
         let row = &mut a[(from + i) * n + from..(from + i + 1) * n];
-        let (vi, wi) = (2.0 * v[i], 2.0 * w[i]);
+        let (vi, wi) = (2.0 * vi, 2.0 * wi);
         for ((value, v), w) in row.iter_mut().zip(v).zip(&w) {
             *value -= vi * w + wi * v;
         }
@@ -184,13 +184,16 @@ mod tests {
     fn again(found: &Eigen, n: usize) -> Vec<f64> {
         let mut sum = vec![0.0; n * n];
         for (value, vector) in found.values.iter().zip(found.vectors.chunks_exact(n)) {
-            for i in 0..n {
-                for j in 0..n {
-                    sum[i * n + j] += value * vector[i] * vector[j];
-                }
-            }
+            add_product(&mut sum, vector, *value);
         }
         sum
+    }
+
+    /// Adds `factor x x^T`.
+    fn add_product(sum: &mut [f64], x: &[f64], factor: f64) {
+        for (row, a) in sum.chunks_exact_mut(x.len()).zip(x) {
+            row.iter_mut().zip(x).for_each(|(sum, b)| *sum += factor * a * b);
+        }
     }
 
     fn apart(a: &[f64], b: &[f64]) -> f64 {
@@ -200,13 +203,10 @@ mod tests {
     /// `X^T X` of `rows` random rows: of that rank at most.
     fn products(n: usize, rows: usize) -> Vec<f64> {
         let x = Philox::named(1, "eigen").normals(rows * n);
+        let x: Vec<f64> = x.into_iter().map(f64::from).collect();
         let mut sum = vec![0.0; n * n];
         for row in x.chunks_exact(n) {
-            for i in 0..n {
-                for j in 0..n {
-                    sum[i * n + j] += f64::from(row[i]) * f64::from(row[j]);
-                }
-            }
+            add_product(&mut sum, row, 1.0);
         }
         sum
     }

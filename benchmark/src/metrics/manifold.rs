@@ -7,8 +7,8 @@
 //! coverage    share of real points with a generated one in their ball
 //! ```
 //!
-//! Balls are closed, and a point is no neighbour of its own. Precision is high where everything that is made looks real, recall where all
-//! that is real could have been made. Like the Frechet distance they depend on how many points there are.
+//! Balls are closed, and a point is no neighbour of its own. Precision is high where everything that is made looks real, recall
+//! where all that is real could have been made. Like the Frechet distance they depend on how many points there are.
 
 use rayon::prelude::*;
 use serde::Serialize;

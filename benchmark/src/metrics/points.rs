@@ -187,8 +187,8 @@ pub(super) fn square(a: &[f64], b: &[f64]) -> f64 {
         .map(|(a, b)| (a - b) * (a - b))
         .sum();
     for (a, b) in a_rest.zip(b_rest) {
-        for lane in 0..LANES {
-            sums[lane] += (a[lane] - b[lane]) * (a[lane] - b[lane]);
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += (a - b) * (a - b);
         }
     }
     sums.iter().sum::<f64>() + rest
@@ -202,8 +202,8 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
         .map(|(a, b)| a * b)
         .sum();
     for (a, b) in a_rest.zip(b_rest) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
     }
     sums.iter().sum::<f64>() + rest

@@ -187,8 +187,8 @@ impl Classifier {
         self.head.forward(features)
     }
 
-    /// What the head sees of pictures: the norm of the mean of all tokens, `[B, d]` in the type of the weights. `pixels` and `kept` as
-    /// for [`Self::logits`].
+    /// What the head sees of pictures: the norm of the mean of all tokens, `[B, d]` in the type of the weights. `pixels` and
+    /// `kept` as for [`Self::logits`].
     ///
     /// # Errors
     /// As [`Self::logits`].

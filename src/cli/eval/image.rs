@@ -23,12 +23,13 @@ use crate::paint::{Model, Settings};
 
 /// Judge a generator of pictures on what it was not trained on
 ///
-/// An equal number of pictures is drawn of each class, and of each caption that held-out pictures have and training pictures have not.
-/// Classifiers trained on real pictures (task classify) say what they show, beside real held-out pictures as the ceiling; the classes of
-/// a judge are those of the model, or coarser ones of the same set. Features of each judge give Frechet distances, precision, recall, density and
-/// coverage, of equally many pictures on both sides and in the proportions of real ones, with held-out pictures beside training pictures as the reference.
-/// Nearest training pictures by features and by pixels tell making from remembering. Shares are in 0..1. Ctrl-C while pictures are drawn ends with the figures of
-/// the whole rounds that were drawn by then, and exit code 1.
+/// An equal number of pictures is drawn of each class, and of each caption that held-out pictures have and training pictures have
+/// not. Classifiers trained on real pictures (task classify) say what they show, beside real held-out pictures as the ceiling;
+/// the classes of a judge are those of the model, or coarser ones of the same set. Features of each judge give Frechet distances,
+/// precision, recall, density and coverage, of equally many pictures on both sides and in the proportions of real ones, with
+/// held-out pictures beside training pictures as the reference. Nearest training pictures by features and by pixels tell making
+/// from remembering. Shares are in 0..1. Ctrl-C while pictures are drawn ends with the figures of the whole rounds that were
+/// drawn by then, and exit code 1.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur eval image --model runs/emoji/model --judge runs/emoji-judge/model --judge runs/emoji-subcategory-judge/model\n  \
@@ -56,7 +57,8 @@ pub(super) struct Arguments {
     /// Pictures of each held-out caption that are judged
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), default_value_t = 1)]
     per_caption: u32,
-    /// Pictures by class in the proportions of training for distances, 0 for no distances [default: as many as are held out, at most 1000]
+    /// Pictures by class in the proportions of training for distances, 0 for no distances [default: as many as are held out, at
+    /// most 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     distances: Option<u32>,
     /// At most so many training pictures, chosen by lot [default: all]

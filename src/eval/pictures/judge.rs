@@ -10,8 +10,8 @@ use fulgur_datasets::media::Picture;
 use rayon::prelude::*;
 
 use super::labellings::Labellings;
-use crate::classify::Model;
 use crate::classify::prepare::{Fit, fit};
+use crate::classify::{Examined, Model};
 
 /// The layer that features come from.
 pub(super) const LAYER: &str = "norm of the mean of all tokens, before the head";
@@ -49,8 +49,8 @@ impl Judge {
         })
     }
 
-    /// Looks at `count` pictures as in its own evaluation, of its size and channels. `on_picture` hears how many are done, and ends the work
-    /// with `None` by returning false.
+    /// Looks at `count` pictures as in its own evaluation, of its size and channels. `on_picture` hears how many are done, and
+    /// ends the work with `None` by returning false.
     pub(super) fn look(
         &self,
         count: usize,
@@ -67,7 +67,10 @@ impl Judge {
                 .into_par_iter()
                 .map(|index| Ok(fit(&picture(index)?, config, Fit::Model)))
                 .collect::<anyhow::Result<_>>()?;
-            let (said, rows) = self.model.examine(&fitted)?;
+            let Examined {
+                shares: said,
+                features: rows,
+            } = self.model.examine(&fitted)?;
             if said.iter().flatten().any(|share| !share.is_finite()) {
                 bail!(
                     "{}: found shares of classes that are not finite",

@@ -1,12 +1,12 @@
 //! Judging a generator of pictures by classifiers that were trained on real ones.
 //!
 //! Pictures are drawn by class, an equal number of each, and by the captions of held-out pictures that no training picture has.
-//! Classifiers say what they show, beside real held-out pictures as the ceiling; features of the classifiers give distances of what is
-//! drawn from real pictures; and the nearest training pictures tell making from remembering.
+//! Classifiers say what they show, beside real held-out pictures as the ceiling; features of the classifiers give distances of
+//! what is drawn from real pictures; and the nearest training pictures tell making from remembering.
 //!
-//! Figures of distances depend on how many pictures there are and on what their classes are. So they are taken at equal numbers on both
-//! sides, of pictures whose classes and captions are in the proportions of real ones, with real held-out pictures in their place as the
-//! reference.
+//! Figures of distances depend on how many pictures there are and on what their classes are. So they are taken at equal numbers
+//! on both sides, of pictures whose classes and captions are in the proportions of real ones, with real held-out pictures in
+//! their place as the reference.
 
 mod accuracy;
 mod distances;

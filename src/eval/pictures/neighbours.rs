@@ -1,8 +1,9 @@
 //! The nearest training pictures: does a generator make pictures, or remember some?
 //!
-//! Pictures that were drawn are looked for among the training pictures twice: by a judge's features, which see the same thing moved or in
-//! another colour, and by pixels, which no network can overlook a copy in. The yardstick are held-out pictures: the distance within which
-//! one in twenty of them has a training picture. Of a generator that remembers nothing, about one in twenty pictures is as near.
+//! Pictures that were drawn are looked for among the training pictures twice: by a judge's features, which see the same thing
+//! moved or in another colour, and by pixels, which no network can overlook a copy in. The yardstick are held-out pictures: the
+//! distance within which one in twenty of them has a training picture. Of a generator that remembers nothing, about one in twenty
+//! pictures is as near.
 
 use fulgur_benchmark::judge::median;
 use fulgur_benchmark::metrics::points::Near;

@@ -52,7 +52,8 @@ pub struct Options {
     pub samples: usize,
     /// Judged pictures of each caption, at least 1.
     pub per_caption: usize,
-    /// Pictures in the proportions of the training pictures for distances, 0 for none; if absent as many as are held out, at most 1,000.
+    /// Pictures in the proportions of the training pictures for distances, 0 for none; if absent as many as are held out, at most
+    /// 1,000.
     pub matched: Option<usize>,
     /// At most so many training pictures, chosen by lot.
     pub training: Option<usize>,
@@ -180,11 +181,12 @@ struct Real {
     held_out: Seen,
 }
 
-/// Judges a generator of pictures. When `cancel` is set while pictures are drawn, the figures cover the whole rounds of classes or captions that were
-/// drawn by then.
+/// Judges a generator of pictures. When `cancel` is set while pictures are drawn, the figures cover the whole rounds of classes
+/// or captions that were drawn by then.
 ///
 /// # Errors
-/// Parts that do not go together, too few pictures for what is asked, values that are not finite, a failing operation, or a stop before anything could be judged.
+/// Parts that do not go together, too few pictures for what is asked, values that are not finite, a failing operation, or a stop
+/// before anything could be judged.
 pub fn evaluate(
     parts: &Parts<'_>,
     options: &Options,

@@ -1,7 +1,7 @@
 //! What is drawn: which wishes, how many pictures of each, and in which order.
 //!
-//! A picture of a call depends on its wish, the seed and its number alone. Wishes are drawn in turn, so that `fulgur image generate` with
-//! the same classes or prompts and seed draws the same pictures again.
+//! A picture of a call depends on its wish, the seed and its number alone. Wishes are drawn in turn, so that `fulgur image
+//! generate` with the same classes or prompts and seed draws the same pictures again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,8 +83,8 @@ impl Plan {
         }
     }
 
-    /// `equal` pictures of each caption that held-out pictures have and training pictures have not, with the classes of `labelling` where
-    /// there is one, and, where `matched`, one for each of the held-out pictures.
+    /// `equal` pictures of each caption that held-out pictures have and training pictures have not, with the classes of
+    /// `labelling` where there is one, and, where `matched`, one for each of the held-out pictures.
     pub(super) fn by_caption(
         set: &Labelled,
         labelling: Option<&Labelling>,
@@ -163,8 +163,8 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
-    /// Draws a plan, `batch` pictures at a time. `on_step` is called after each step with the pictures done, as a fraction where they are under way,
-    /// and ends the work by returning false.
+    /// Draws a plan, `batch` pictures at a time. `on_step` is called after each step with the pictures done, as a fraction where
+    /// they are under way, and ends the work by returning false.
     ///
     /// # Errors
     /// Settings out of range or a failing operation.

@@ -85,7 +85,8 @@ pub(super) fn wish(drawn: &Drawn, number: usize, labels: &[String]) -> (Option<S
     (label, prompt)
 }
 
-/// Up to 10 x 10 pictures of each kind, one block below the other: by class, or in the order of captions, evenly chosen from all that are judged.
+/// Up to 10 x 10 pictures of each kind, one block below the other: by class, or in the order of captions, evenly chosen from all
+/// that are judged.
 ///
 /// # Errors
 /// Nothing was drawn.
@@ -123,8 +124,8 @@ pub(super) fn samples(all: &[Drawn], labels: &[String]) -> anyhow::Result<(Pictu
     Ok((grid(&pictures, SIDE)?, cells))
 }
 
-/// Rows of a drawn picture, its nearest training pictures by features and by pixels, and their distances. `own` is the drawn picture of a row, `training`
-/// the picture of a place; all have one size.
+/// Rows of a drawn picture, its nearest training pictures by features and by pixels, and their distances. `own` is the drawn
+/// picture of a row, `training` the picture of a place; all have one size.
 pub(super) fn neighbours(
     rows: &[Row],
     own: &dyn Fn(&Row) -> anyhow::Result<Picture>,
