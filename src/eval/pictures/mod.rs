@@ -15,6 +15,7 @@ mod labellings;
 mod neighbours;
 mod run;
 mod samples;
+mod search;
 mod sheet;
 
 pub use accuracy::Accuracy;
