@@ -177,7 +177,12 @@ impl Painter<'_> {
         Ok(Some(pictures))
     }
 
-    fn check(&self, wishes: &[Wish], settings: &Settings, start: Option<&Start>) -> anyhow::Result<()> {
+    pub(crate) fn check(
+        &self,
+        wishes: &[Wish],
+        settings: &Settings,
+        start: Option<&Start>,
+    ) -> anyhow::Result<()> {
         let config = self.dit.config();
         let patch = config.patch_size;
         let [height, width] = settings.size;
@@ -228,7 +233,8 @@ impl Painter<'_> {
         Ok(())
     }
 
-    fn group(
+    /// Draws pictures `first` and following of a call at once.
+    pub(crate) fn group(
         &self,
         wishes: &[Wish],
         first: usize,
@@ -262,6 +268,11 @@ impl Painter<'_> {
                 sampler.run_from(&clean, &noise, *strength, predict, on_step)?
             }
         };
+        if let Some(x) = &done
+            && !x.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite()
+        {
+            bail!("the model drew values that are not finite");
+        }
         done.map(|x| pictures(&x)).transpose()
     }
 

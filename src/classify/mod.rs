@@ -6,4 +6,5 @@ pub mod prepare;
 pub mod saliency;
 pub mod speed;
 
-pub use model::{Guess, Model, ModelError};
+pub(crate) use model::ranked;
+pub use model::{Examined, Guess, Model, ModelError};

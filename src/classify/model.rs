@@ -41,6 +41,15 @@ pub struct Model {
     parameters: u64,
 }
 
+/// What a classifier makes of some pictures.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// Shares of the classes, by picture and class.
+    pub shares: Vec<Vec<f32>>,
+    /// What the head sees, a row of [`Config::hidden_size`] values a picture.
+    pub features: Vec<Vec<f32>>,
+}
+
 /// A class and how likely it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Guess {
@@ -104,6 +113,22 @@ impl Model {
         let run = || {
             let logits = self.network.logits(pixels, None)?.to_dtype(DType::F32)?;
             softmax(&logits, D::Minus1)?.to_vec2::<f32>()
+        };
+        run().map_err(|source| self.failed(source))
+    }
+
+    /// Shares of the classes as [`Self::look`] gives them, and what the head sees: the norm of the mean of all tokens.
+    ///
+    /// # Errors
+    /// As [`Self::probabilities`].
+    pub fn examine(&self, pictures: &[Picture]) -> Result<Examined, ModelError> {
+        let run = || {
+            let pixels = prepare::batch(pictures, self.config(), self.network.device())?;
+            let features = self.network.features(&pixels, None)?;
+            let logits = self.network.logits_of(&features)?.to_dtype(DType::F32)?;
+            let shares = softmax(&logits, D::Minus1)?.to_vec2::<f32>()?;
+            let features = features.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            Ok(Examined { shares, features })
         };
         run().map_err(|source| self.failed(source))
     }

@@ -1,6 +1,7 @@
 //! `fulgur eval`: how good a model is, on data that it was not trained on.
 
 mod classify;
+mod image;
 mod speed;
 
 use std::fmt;
@@ -40,6 +41,7 @@ enum Subject {
     Tav(TavArguments),
     Classify(classify::Arguments),
     Speed(speed::Arguments),
+    Image(image::Arguments),
 }
 
 /// Judge a generator of audible video on held-out prompts
@@ -117,6 +119,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         Subject::Tav(arguments) => tav(context, arguments),
         Subject::Classify(arguments) => classify::run(context, &arguments),
         Subject::Speed(arguments) => speed::run(context, &arguments),
+        Subject::Image(arguments) => image::run(context, arguments),
     }
 }
 

@@ -11,6 +11,7 @@
 mod figures;
 mod jury;
 mod neighbours;
+pub mod pictures;
 mod run;
 mod sheet;
 

@@ -10,6 +10,7 @@ mod classify;
 mod data;
 mod documentation;
 mod eval;
+mod eval_image;
 mod forward;
 #[cfg(feature = "media")]
 mod generate;

@@ -176,6 +176,23 @@ impl Classifier {
     /// # Errors
     /// Pixels or `kept` of another shape, or a failing operation.
     pub fn logits(&self, pixels: &Tensor, kept: Option<&Tensor>) -> Result<Tensor> {
+        self.head.forward(&self.features(pixels, kept)?)
+    }
+
+    /// Logits `[B, classes]` of `features` `[B, d]`, as [`Self::features`] gives them.
+    ///
+    /// # Errors
+    /// Features of another width, or a failing operation.
+    pub fn logits_of(&self, features: &Tensor) -> Result<Tensor> {
+        self.head.forward(features)
+    }
+
+    /// What the head sees of pictures: the norm of the mean of all tokens, `[B, d]` in the type of the weights. `pixels` and
+    /// `kept` as for [`Self::logits`].
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn features(&self, pixels: &Tensor, kept: Option<&Tensor>) -> Result<Tensor> {
         let (batch, channels, ..) = pixels.dims4()?;
         if channels != self.config.num_channels {
             bail!(
@@ -198,8 +215,7 @@ impl Classifier {
             x = tpe.forward(&x, &grid, None)?;
         }
         let end = self.run(x.to_dtype(self.gain.dtype())?, &grid, kept)?;
-        let features = rms_norm_to(&end.mean(1)?, Some(&self.gain), 1, EPS, end.dtype())?;
-        self.head.forward(&features)
+        rms_norm_to(&end.mean(1)?, Some(&self.gain), 1, EPS, end.dtype())
     }
 
     /// The end `[B, N, d]` of the residual stream that begins with `x`.

@@ -513,7 +513,7 @@ impl Pixels {
 }
 
 /// Bytes of one channel, the mean of the colours, or of three.
-fn levels(picture: Picture, channels: usize) -> Vec<u8> {
+pub(crate) fn levels(picture: Picture, channels: usize) -> Vec<u8> {
     let mean = |pixel: &[u8]| (pixel.iter().map(|&byte| u32::from(byte)).sum::<u32>() / 3) as u8;
     match channels {
         1 => picture.pixels.chunks_exact(3).map(mean).collect(),

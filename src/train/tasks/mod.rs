@@ -4,7 +4,7 @@ pub(crate) mod classify;
 pub mod clips;
 mod encoder;
 mod export;
-mod image;
+pub(crate) mod image;
 mod judge;
 mod lm;
 pub(crate) mod lra;
