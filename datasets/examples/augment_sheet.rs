@@ -106,10 +106,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn cell(batch: &Batch, row: usize) -> Canvas {
     let size = SIDE * SIDE * 3;
     let values = &batch.pixels[row * size..(row + 1) * size];
-    let bytes: Vec<u8> = values
-        .iter()
-        .map(|x| ((x * 0.5 + 0.5) * 255.0).round() as u8)
-        .collect();
+    let byte = |x: f32| ((x * 0.5 + 0.5) * 255.0).round() as u8;
+    let area = SIDE * SIDE;
+    let pixels = (0..area).flat_map(|at| [0, 1, 2].map(|channel| byte(values[channel * area + at])));
+    let bytes: Vec<u8> = pixels.collect();
     let mut canvas = Canvas::new(SIDE + 4, SIDE + 4, [90; 3]);
     let area = Area {
         x: 2,

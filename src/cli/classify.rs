@@ -70,10 +70,13 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
             stopped = true;
             break;
         }
-        match read_upright(path) {
+        let read = read_upright(path).and_then(|picture| {
+            let seen = prepare::fit(&picture, model.config(), how)?;
+            Ok((picture, seen))
+        });
+        match read {
             Err(error) => results.push(Looked::failed(path, error.to_string())),
-            Ok(picture) => {
-                let seen = prepare::fit(&picture, model.config(), how);
+            Ok((picture, seen)) => {
                 let full = waiting.first().is_some_and(|(_, first)| {
                     let size = (first.height, first.width);
                     size != (seen.height, seen.width) || waiting.len() >= Model::together(size.0, size.1)
@@ -95,7 +98,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         && let Some(likeliest) = results[at].guesses.first()
     {
         let map = saliency::saliency(&model, &seen, likeliest.class)?;
-        write_png(out, &saliency::overlay(&seen, &map))?;
+        write_png(out, &saliency::overlay(&seen, &map)?)?;
         written = Some(out.clone());
     }
     Answer::new(&Seen {

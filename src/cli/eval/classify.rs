@@ -81,7 +81,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         }
         let pictures = indices
             .iter()
-            .map(|&index| Ok(prepare::fit(&set.picture(index)?, config, Fit::Model)))
+            .map(|&index| Ok(prepare::fit(&set.picture(index)?, config, Fit::Model)?))
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (&index, shares) in indices.iter().zip(model.look(&pictures)?) {
             let Some(label) = set.label(index) else {

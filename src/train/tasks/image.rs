@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use fulgur_datasets::augment::View;
 use fulgur_datasets::labelled::{Labelled, Part};
 use fulgur_datasets::media::{Picture, write_png};
 use fulgur_kernels::embedding::Ids;
@@ -20,7 +21,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::export::{compute_dtype, write_part};
-use crate::paint::{Painter, Settings, TEXT_ENCODER, Wish, fitted, grid};
+use crate::paint::{Painter, Settings, TEXT_ENCODER, Wish, grid};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 /// Largest batch, longest side, most bytes of all pictures: beyond all reason.
@@ -485,11 +486,12 @@ impl Pixels {
             .into());
         }
         let mut bytes = vec![0u8; chosen.len() * size];
+        let view = View::filled(options.size);
         bytes
             .par_chunks_mut(size)
             .zip(&chosen)
             .try_for_each(|(to, &index)| {
-                let picture = fitted(&set.picture(index)?, options.size)?;
+                let picture = view.middle(&set.picture(index)?)?;
                 to.copy_from_slice(&levels(picture, channels));
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             })?;
