@@ -25,6 +25,7 @@ use fulgur_lightnet::params::file::write_atomically;
 use super::checkpoint::{self, Checkpoint, Lock, Saver, State, portable};
 use super::ema::Ema;
 use super::error::{TrainError, one_line};
+use super::heap;
 use super::log::Log;
 use super::optimiser::{Gradients, Optimiser};
 use super::peak;
@@ -102,6 +103,12 @@ pub fn run(
     options: &Options,
     mut report: impl FnMut(Report),
 ) -> Result<Outcome, TrainError> {
+    if task.params().device().is_cpu() {
+        heap::keep();
+    }
+    for line in task.notes() {
+        report(Report::Note(line));
+    }
     let mut session = Session::open(task, recipe, options, &mut report)?;
     let (seed, accumulate) = (recipe.seed, recipe.train.accumulate);
     let trained = std::thread::scope(|scope| {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::export::{compute_dtype, write_part};
 use crate::classify::figures::Tally;
 use crate::classify::prepare;
+use crate::train::task::Orders;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 /// Largest batch: beyond all reason.
@@ -209,6 +210,7 @@ pub(super) struct ClassifyTask {
     set: Labelled,
     /// Numbers of the pictures that are trained on, and of those held out.
     parts: [Vec<usize>; 2],
+    orders: Orders,
     params: Params,
     model: Classifier,
     /// What the model sees of a picture.
@@ -241,6 +243,7 @@ impl ClassifyTask {
             flops: flops::per_picture(&config, &shapes),
             view: prepare::view(&config),
             parts: [Part::Train, Part::HeldOut].map(|part| set.part(part)),
+            orders: Orders::default(),
             options,
             set,
             params,
@@ -287,12 +290,20 @@ impl Task for ClassifyTask {
         true
     }
 
+    fn notes(&self) -> Vec<String> {
+        let summary = self.set.skipped().summary();
+        summary
+            .map(|line| format!("{}: {line}", self.options.set))
+            .into_iter()
+            .collect()
+    }
+
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let (options, train) = (&self.options, &self.parts[0]);
         let (size, classes) = (options.batch, self.set.classes().len());
         let first = cursor.index.wrapping_mul(size as u64);
         let samples: Vec<Sample> = (first..)
-            .zip(cursor.shuffled(train.len(), size))
+            .zip(self.orders.batch(cursor, train.len(), size))
             .map(|(number, place)| Sample {
                 picture: train[place],
                 number,
@@ -379,7 +390,9 @@ pub(super) fn outlined(options: &Options) -> TaskResult<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{Options as RunOptions, Recipe, run};
+    use std::sync::atomic::Ordering;
+
+    use crate::train::{Options as RunOptions, Recipe, Report, run};
     use fulgur_datasets::labelled::Item;
     use fulgur_datasets::media::Picture;
 
@@ -473,6 +486,11 @@ mod tests {
             assert_eq!(list(&first, name), list(&batch(0), name));
             assert_ne!(list(&first, name), list(&batch(1), name));
         }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let again = pool.unwrap().install(|| batch(0));
+            assert_eq!(list(&first, "pixels"), list(&again, "pixels"), "{threads}");
+        }
         let targets = list(&first, "targets");
         let mut plain = 0;
         for (place, target) in targets.chunks(2).enumerate() {
@@ -487,6 +505,46 @@ mod tests {
             }
         }
         assert!((3..14).contains(&plain), "{plain}");
+    }
+
+    /// A run that is interrupted and goes on ends with the same bits.
+    #[test]
+    fn resumed_runs_equal_those_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = "batch = 16\nstochastic_depth = 0.2\n[classify.augment]\npad = 1\nflip = 0.5\nerasing = { probability = 0.5 }\n\
+                   randaugment = { count = 1 }\nmixup = 0.2\ncutmix = 1.0\n\
+                   [classify.model]\nlayers = 1\nwidth = 16\nheads = 2\nhidden = 24\npatch = 2";
+        let model = |name: &str, stops: bool| {
+            let mut recipe = recipe(9, own, &folder.path().join(name));
+            (recipe.train.log_every, recipe.train.threads) = (1, if stops { 3 } else { 1 });
+            let options = RunOptions::default();
+            if stops {
+                let interrupt = std::sync::Arc::clone(&options.interrupt);
+                let outcome = run(&stripes(&recipe), &recipe, &options, |report| {
+                    if matches!(report, Report::Progress { step: 4, .. }) {
+                        interrupt.store(true, Ordering::Relaxed);
+                    }
+                });
+                assert_eq!(
+                    (
+                        outcome.unwrap().finished,
+                        interrupt.swap(false, Ordering::Relaxed)
+                    ),
+                    (false, true)
+                );
+            }
+            let options = RunOptions {
+                resume: stops,
+                ..options
+            };
+            assert!(
+                run(&stripes(&recipe), &recipe, &options, |_| {})
+                    .unwrap()
+                    .finished
+            );
+            std::fs::read(recipe.run_dir.join("model/model.safetensors")).unwrap()
+        };
+        assert!(model("whole", false) == model("parts", true));
     }
 
     /// The mean of what is kept is one in every layer, and the first is never dropped.
