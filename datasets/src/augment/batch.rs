@@ -157,7 +157,7 @@ impl Augment {
                 let part = picture.cropped(left, top, width, height)?;
                 part.resized(view.width, view.height, view.filter)?
             }
-            None => view.into_middle(picture)?,
+            None => view.own_middle(picture)?,
         };
         if self.pad > 0 {
             crop::shift(&mut picture, self.pad, noise);

@@ -93,7 +93,7 @@ impl View {
     }
 
     /// As [`Self::middle`], without a copy where the picture has the size of the view and all of it is seen.
-    pub(super) fn into_middle(&self, picture: Picture) -> Result<Picture, MediaError> {
+    pub(super) fn own_middle(&self, picture: Picture) -> Result<Picture, MediaError> {
         let size = [self.width, self.height];
         match self.place(&picture) {
             (whole, [0, 0]) if whole == size && size == [picture.width, picture.height] => Ok(picture),
