@@ -665,7 +665,7 @@ mod tests {
             ("batch = 0", "batch is 0, expected 1 to"),
             ("dropout = 1.0", "dropout is 1, expected 0 or more and below 1"),
             ("channels = 2", "channels is 2, expected 1 or 3"),
-            ("size = [8, 9]\n[image.model]\npatch = 4", "image_size is 8 x 9"),
+            ("size = [8, 9]\n[image.model]\npatch = 4", "image_size is [8, 9]"),
             ("text = 'nowhere'", "nowhere"),
         ] {
             let recipe = recipe(own, root.path());
