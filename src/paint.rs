@@ -1,24 +1,21 @@
 //! Pictures out of noise, by class and by text: a [`Dit`] with its text encoder, guidance, and grids.
-//!
-//! A model folder has `config.json`, `model.safetensors` and, of a model that reads texts, the encoder in `text_encoder`.
 
-use std::path::Path;
+mod model;
+mod pixels;
 
 use anyhow::{Context as _, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use fulgur_datasets::media::Picture;
 use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
 use fulgur_lightnet::diffusion::{Sampler, Step};
 use fulgur_lightnet::vision::{Dit, Wanted};
 use fulgur_tavdiffusion::text::TextModel;
-use image::RgbImage;
-use image::imageops::{self, FilterType};
 
-/// Folder of the text encoder within a model's.
-pub const TEXT_ENCODER: &str = "text_encoder";
-/// Pixels between the pictures of a grid.
-const GAP: usize = 2;
+pub use model::{Model, TEXT_ENCODER};
+pub use pixels::grid;
+use pixels::{pictures, pixels};
+
 /// Pictures that go through the network at once.
 const TOGETHER: usize = 64;
 
@@ -62,72 +59,6 @@ pub struct Painter<'a> {
     pub dit: &'a Dit,
     /// The encoder of its texts, of a network that reads some.
     pub text: Option<&'a TextModel>,
-}
-
-/// What a folder holds.
-#[derive(Debug)]
-pub struct Model {
-    dit: Dit,
-    text: Option<TextModel>,
-}
-
-impl Model {
-    /// Reads a folder onto `device`.
-    ///
-    /// # Errors
-    /// A file is missing, damaged or of another model.
-    pub fn load(dir: &Path, device: &Device) -> anyhow::Result<Self> {
-        let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
-        let dit = Dit::load(dir, compute, device)?;
-        let text = dit.config().text_dim.map(|width| {
-            let folder = dir.join(TEXT_ENCODER);
-            let text = TextModel::load(&folder, device)?;
-            let found = text.encoder().config().hidden_size;
-            if found != width {
-                bail!(
-                    "{}: hidden_size is {found}, expected {width}, the text_dim of the model",
-                    folder.display()
-                );
-            }
-            Ok(text)
-        });
-        Ok(Self {
-            dit,
-            text: text.transpose()?,
-        })
-    }
-
-    /// What draws.
-    pub fn painter(&self) -> Painter<'_> {
-        Painter {
-            dit: &self.dit,
-            text: self.text.as_ref(),
-        }
-    }
-
-    /// The class called `name`, or of that number.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn class(&self, name: &str) -> anyhow::Result<usize> {
-        let labels = &self.dit.config().labels;
-        if let Some(index) = labels.iter().position(|label| label == name) {
-            return Ok(index);
-        }
-        match name.parse::<usize>() {
-            Ok(index) if index < labels.len() => Ok(index),
-            _ if labels.is_empty() => bail!("class: found {name:?}, expected none: the model has no classes"),
-            _ => {
-                let some: Vec<&str> = labels.iter().map(String::as_str).take(12).collect();
-                let more = if labels.len() > some.len() { ", .." } else { "" };
-                bail!(
-                    "class: found {name:?}, expected 0 to {} or one of {}{more}",
-                    labels.len() - 1,
-                    some.join(", ")
-                )
-            }
-        }
-    }
 }
 
 /// Classes and texts of a batch, on the device.
@@ -323,101 +254,10 @@ impl Painter<'_> {
     }
 }
 
-/// Values of -1 to 1 of an RGB picture, channels last; of one channel the mean of the colours.
-pub(crate) fn pixels(picture: &Picture, channels: usize) -> Vec<f32> {
-    let value = |byte: f32| byte / 127.5 - 1.0;
-    let colours = picture.pixels.chunks_exact(picture.channels);
-    match channels {
-        1 => colours
-            .map(|pixel| {
-                let sum: f32 = pixel[..3].iter().map(|&byte| f32::from(byte)).sum();
-                value(sum / 3.0)
-            })
-            .collect(),
-        _ => colours
-            .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]].map(|byte| value(f32::from(byte))))
-            .collect(),
-    }
-}
-
-/// The middle of an RGB picture, resized until it fills the height and width.
-///
-/// # Errors
-/// It is no RGB picture.
-pub fn fitted(picture: &Picture, size: [usize; 2]) -> anyhow::Result<Picture> {
-    let [height, width] = size;
-    if (picture.height, picture.width, picture.channels) == (height, width, 3) {
-        return Ok(picture.clone());
-    }
-    let (w, h) = (picture.width as u32, picture.height as u32);
-    let Some(rgb) = RgbImage::from_raw(w, h, picture.pixels.clone()) else {
-        bail!(
-            "a picture of {w}x{h} with {} channels, expected 3",
-            picture.channels
-        );
-    };
-    let (wide, high) = (width as u32, height as u32);
-    // The largest part of the picture that has the sides' ratio.
-    let scale = (f64::from(w) / f64::from(wide)).min(f64::from(h) / f64::from(high));
-    let part = |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most);
-    let (part_w, part_h) = (part(wide, w), part(high, h));
-    let middle = imageops::crop_imm(&rgb, (w - part_w) / 2, (h - part_h) / 2, part_w, part_h).to_image();
-    let resized = imageops::resize(&middle, wide, high, FilterType::CatmullRom);
-    Ok(Picture::new(resized.into_raw(), width, height, 3)?)
-}
-
-/// RGB pictures of values `[B, H, W, 1 or 3]`.
-fn pictures(x: &Tensor) -> anyhow::Result<Vec<Picture>> {
-    let (batch, height, width, channels) = x.dims4()?;
-    let bytes = x
-        .affine(127.5, 127.5)?
-        .round()?
-        .clamp(0f32, 255f32)?
-        .to_dtype(DType::U8)?;
-    (0..batch)
-        .map(|i| {
-            let bytes: Vec<u8> = bytes.get(i)?.flatten_all()?.to_vec1()?;
-            let rgb = match channels {
-                1 => bytes.into_iter().flat_map(|grey| [grey; 3]).collect(),
-                _ => bytes,
-            };
-            Ok(Picture::new(rgb, width, height, 3)?)
-        })
-        .collect()
-}
-
-/// RGB pictures of one size in rows of `columns`, on white.
-///
-/// # Errors
-/// No pictures, no columns, or pictures of several sizes.
-pub fn grid(pictures: &[Picture], columns: usize) -> anyhow::Result<Picture> {
-    let Some(first) = pictures.first().filter(|_| columns > 0) else {
-        bail!("a grid of {} pictures in {columns} columns", pictures.len());
-    };
-    let (w, h) = (first.width, first.height);
-    if pictures
-        .iter()
-        .any(|p| (p.width, p.height, p.channels) != (w, h, 3))
-    {
-        bail!("a grid of pictures of several sizes");
-    }
-    let rows = pictures.len().div_ceil(columns);
-    let side = |count: usize, length: usize| count * length + (count - 1) * GAP;
-    let (width, height) = (side(columns, w), side(rows, h));
-    let mut pixels = vec![255u8; width * height * 3];
-    for (i, picture) in pictures.iter().enumerate() {
-        let (left, top) = ((i % columns) * (w + GAP), (i / columns) * (h + GAP));
-        for (y, row) in picture.pixels.chunks_exact(3 * w).enumerate() {
-            let at = 3 * ((top + y) * width + left);
-            pixels[at..at + 3 * w].copy_from_slice(row);
-        }
-    }
-    Ok(Picture::new(pixels, width, height, 3)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{DType, Device};
     use fulgur_lightnet::params::Params;
     use fulgur_lightnet::vision::{DitConfig, DitSize};
 
@@ -575,35 +415,5 @@ mod tests {
         ] {
             assert!(found.starts_with(words), "{found}");
         }
-    }
-
-    #[test]
-    fn the_middle_of_a_picture_fills_the_size() {
-        // Three stripes side by side: a square holds the one in the middle.
-        let pixels: Vec<u8> = (0..30 * 90)
-            .flat_map(|i| [[10u8, 120, 240][i % 90 / 30]; 3])
-            .collect();
-        let wide = Picture::new(pixels, 90, 30, 3).unwrap();
-        let square = fitted(&wide, [10, 10]).unwrap();
-        assert_eq!((square.width, square.height), (10, 10));
-        assert!(
-            square.pixels.iter().all(|&byte| byte == 120),
-            "{:?}",
-            &square.pixels[..30]
-        );
-        assert_eq!(fitted(&wide, [30, 90]).unwrap(), wide);
-    }
-
-    #[test]
-    fn grids_keep_their_pictures() {
-        let one = |value: u8| Picture::new(vec![value; 2 * 3 * 3], 2, 3, 3).unwrap();
-        let page = grid(&[one(1), one(2), one(3)], 2).unwrap();
-        assert_eq!((page.width, page.height), (6, 8));
-        let at = |x: usize, y: usize| page.pixels[3 * (y * page.width + x)];
-        assert_eq!(
-            [at(0, 0), at(2, 0), at(4, 2), at(1, 5), at(4, 5)],
-            [1, 255, 2, 3, 255]
-        );
-        assert!(grid(&[], 2).is_err());
     }
 }

@@ -13,6 +13,8 @@ use fulgur_datasets::media::write_png;
 
 const ROWS: usize = 8;
 const SIDE: usize = 96;
+/// Pictures of a batch that is timed.
+const BATCH: u64 = 256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -73,43 +75,72 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     write_png(out.as_ref(), &grid(&cells, columns.len()).into_picture())?;
 
-    let view = View::default();
-    let all = Augment {
+    let erasing = Augment {
         erasing: Some(Erasing::default()),
         mixup: 0.8,
         cutmix: 1.0,
         ..strong
     };
+    let shifts = Augment {
+        crop: None,
+        pad: 2,
+        randaugment: None,
+        ..erasing.clone()
+    };
+    let mut views = vec![View::default()];
+    if let Some(side) = set.side() {
+        views.push(View {
+            channels: if set.is_grey() { 1 } else { 3 },
+            ..View::filled(side)
+        });
+    }
+    for view in views {
+        for (name, augment) in [
+            ("evaluation", &Augment::default()),
+            ("crop and flip", &crop),
+            ("shift, flip, erasing and mixing", &shifts),
+            ("everything", &erasing),
+        ] {
+            let rate = rate(&set, &train, &view, augment)?;
+            eprintln!(
+                "{source}, {name}: {rate:.0} pictures/s at {} x {} on one thread",
+                view.width, view.height
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Pictures a second on one thread, over half a second at least.
+fn rate(
+    set: &Labelled,
+    train: &[usize],
+    view: &View,
+    augment: &Augment,
+) -> Result<f64, Box<dyn std::error::Error>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-    for (name, augment) in [
-        ("evaluation", Augment::default()),
-        ("crop and flip", crop),
-        ("everything", all),
-    ] {
-        let samples: Vec<Sample> = (0..256)
+    let start = Instant::now();
+    let mut drawn = 0;
+    while drawn < BATCH || start.elapsed().as_secs_f64() < 0.5 {
+        let samples: Vec<Sample> = (drawn..drawn + BATCH)
             .map(|number| Sample {
-                picture: train[number as usize * train.len() / 256],
+                picture: train[number as usize * 7919 % train.len()],
                 number,
             })
             .collect();
-        let start = Instant::now();
-        pool.install(|| augment.batch(&view, &set, &samples, 1))?;
-        let rate = samples.len() as f64 / start.elapsed().as_secs_f64();
-        eprintln!(
-            "{source}, {name}: {rate:.0} pictures/s at {} x {} on one thread",
-            view.width, view.height
-        );
+        pool.install(|| augment.batch(view, set, &samples, 1))?;
+        drawn += BATCH;
     }
-    Ok(())
+    Ok(drawn as f64 / start.elapsed().as_secs_f64())
 }
 
 fn cell(batch: &Batch, row: usize) -> Canvas {
     let size = SIDE * SIDE * 3;
     let values = &batch.pixels[row * size..(row + 1) * size];
-    let bytes: Vec<u8> = values
-        .iter()
-        .map(|x| ((x * 0.5 + 0.5) * 255.0).round() as u8)
-        .collect();
+    let byte = |x: f32| ((x * 0.5 + 0.5) * 255.0).round() as u8;
+    let area = SIDE * SIDE;
+    let pixels = (0..area).flat_map(|at| [0, 1, 2].map(|channel| byte(values[channel * area + at])));
+    let bytes: Vec<u8> = pixels.collect();
     let mut canvas = Canvas::new(SIDE + 4, SIDE + 4, [90; 3]);
     let area = Area {
         x: 2,

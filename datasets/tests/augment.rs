@@ -74,7 +74,7 @@ fn batches_have_the_same_bits_for_any_threads_and_any_cut() {
     };
     let all = samples(12, 6, 100);
     let whole = make(1, &all);
-    assert_eq!(whole.shape, [12, 16, 24, 3]);
+    assert_eq!(whole.shape, [12, 3, 16, 24]);
     assert_eq!(whole, make(5, &all));
     let (first, second) = (make(2, &all[..4]), make(3, &all[4..]));
     assert_eq!(whole.pixels, [first.pixels, second.pixels].concat());
@@ -97,7 +97,7 @@ fn evaluation_is_normalised_and_grey_is_luminance() {
         ..bytes(8)
     };
     let batch = view.batch(&set, &[1, 0]).unwrap();
-    let at = |n: usize, y: usize, x: usize, c: usize| batch.pixels[((n * 8 + y) * 8 + x) * 3 + c];
+    let at = |n: usize, y: usize, x: usize, c: usize| batch.pixels[((n * 3 + c) * 8 + y) * 8 + x];
     assert!((at(1, 3, 5, 0) - (5.0 / 255.0 - 0.485) / 0.229).abs() < 1e-6);
     assert!((at(1, 3, 5, 1) - (3.0 / 255.0 - 0.456) / 0.224).abs() < 1e-6);
     assert!((at(1, 3, 5, 2) - (200.0 / 255.0 - 0.406) / 0.225).abs() < 1e-6);
@@ -108,15 +108,15 @@ fn evaluation_is_normalised_and_grey_is_luminance() {
     }
     .batch(&set, &[0])
     .unwrap();
-    assert_eq!(grey.shape, [1, 8, 8, 1]);
+    assert_eq!(grey.shape, [1, 1, 8, 8]);
     let expected = (0.299 * 5.0 + 0.587 * 3.0 + 0.114 * 200.0f32).round();
     assert!((grey.pixels[3 * 8 + 5] - expected).abs() < 1e-3);
 }
 
 /// The part of a gradient that a crop took: left, top, width and height, from its corner values. The sides are exact to a pixel or two.
 fn taken(batch: &Batch, n: usize) -> [f32; 4] {
-    let [_, height, width, channels] = batch.shape;
-    let at = |y: usize, x: usize, c: usize| batch.pixels[((n * height + y) * width + x) * channels + c];
+    let [_, channels, height, width] = batch.shape;
+    let at = |y: usize, x: usize, c: usize| batch.pixels[((n * channels + c) * height + y) * width + x];
     let step = |from: f32, to: f32, count: usize| (to - from) / (count - 1) as f32 * count as f32;
     let w = step(at(5, 8, 0), at(5, width - 9, 0), width - 16) * width as f32 / (width - 16) as f32;
     let h = step(at(8, 5, 1), at(height - 9, 5, 1), height - 16) * height as f32 / (height - 16) as f32;
@@ -188,7 +188,7 @@ fn flips_and_shifts_move_whole_pictures() {
     let firsts = batch
         .pixels
         .chunks_exact(8 * 8 * 3)
-        .map(|values| (values[0], values[7 * 3]));
+        .map(|values| (values[0], values[7]));
     let mut flipped = 0;
     for pair in firsts {
         assert!([(0.0, 7.0), (7.0, 0.0)].contains(&pair), "{pair:?}");
@@ -204,10 +204,10 @@ fn flips_and_shifts_move_whole_pictures() {
     let mut seen = [[0; 5]; 5];
     for values in batch.pixels.chunks_exact(8 * 8 * 3) {
         // The middle is never black.
-        let middle = &values[(4 * 8 + 4) * 3..];
-        let (x, y) = (middle[0] as usize - 2, middle[1] as usize - 2);
+        let middle = |plane: usize| values[(plane * 8 + 4) * 8 + 4] as usize;
+        let (x, y) = (middle(0) - 2, middle(1) - 2);
         seen[y][x] += 1;
-        let black = values.chunks_exact(3).filter(|pixel| pixel[2] == 0.0).count();
+        let black = values[2 * 64..].iter().filter(|&&value| value == 0.0).count();
         assert_eq!(black, 64 - (8 - x.abs_diff(2)) * (8 - y.abs_diff(2)));
     }
     assert!(

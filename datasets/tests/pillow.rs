@@ -60,6 +60,36 @@ fn resized_pictures_have_the_bytes_of_pillow() {
     assert_eq!(compared, 18);
 }
 
+/// A part of a resized picture is cut out of what Pillow gives for the whole.
+#[test]
+fn resized_parts_are_those_of_the_whole() {
+    let golden = golden();
+    for source in ["rgb", "rgba"] {
+        let source = picture(&golden, source);
+        for [width, height] in [
+            [source.width, source.height],
+            [source.width, 9],
+            [7, source.height],
+            [61, 8],
+            [5, 90],
+        ] {
+            let whole = source.resized(width, height, Filter::Bicubic).unwrap();
+            for [left, top, w, h] in [[0, 0, width, height], [1, 2, 3, 4], [width - 2, height - 1, 2, 1]] {
+                let part = source
+                    .resized_part([width, height], [left, top], [w, h], Filter::Bicubic)
+                    .unwrap();
+                assert_eq!(
+                    part,
+                    whole.cropped(left, top, w, h).unwrap(),
+                    "{width} x {height}"
+                );
+            }
+            let beyond = source.resized_part([width, height], [width, 0], [1, 1], Filter::Bicubic);
+            assert!(beyond.unwrap_err().to_string().contains("expected a part of"));
+        }
+    }
+}
+
 #[test]
 fn evaluation_sees_what_torchvision_cuts_out() {
     let golden = golden();

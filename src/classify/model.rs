@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::softmax;
 use fulgur_datasets::media::Picture;
-use fulgur_lightnet::lm::LoadError;
 use fulgur_lightnet::params::Outline;
+use fulgur_lightnet::params::folder::LoadError;
 use fulgur_lightnet::vision::{Classifier, Config};
 use serde::Serialize;
 

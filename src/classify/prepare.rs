@@ -1,10 +1,10 @@
 //! Pictures as a classifier takes them: of its size and channels, less the mean, divided by the deviation.
 
 use candle_core::{Device, Result, Tensor};
-use fulgur_datasets::media::Picture;
+use fulgur_datasets::augment::View;
+use fulgur_datasets::labelled::BACKGROUND;
+use fulgur_datasets::media::{MediaError, Picture};
 use fulgur_lightnet::vision::Config;
-use image::imageops::{self, FilterType};
-use image::{ImageBuffer, Rgb, RgbImage};
 
 /// Which pixels a classifier sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,102 +16,49 @@ pub enum Fit {
     Native,
 }
 
-/// What pictures with opacity lie on.
-const BACKGROUND: [u8; 3] = [255; 3];
+/// How a model of this shape sees pictures, in training and after.
+#[must_use]
+pub fn view(config: &Config) -> View {
+    let each = |values: &[f32]| {
+        // Grey pictures have the first.
+        std::array::from_fn(|channel| f64::from(values[channel.min(values.len() - 1)]))
+    };
+    View {
+        channels: config.num_channels,
+        mean: each(&config.image_mean),
+        std: each(&config.image_std),
+        ..View::filled(config.image_size)
+    }
+}
 
 /// The part of `picture` that a model of this shape sees, in colours.
-#[must_use]
-pub fn fit(picture: &Picture, config: &Config, how: Fit) -> Picture {
+///
+/// # Errors
+/// It would have more pixels than pictures may have: those of a hair, as it is, in patches.
+pub fn fit(picture: &Picture, config: &Config, how: Fit) -> std::result::Result<Picture, MediaError> {
     let picture = picture.over(BACKGROUND);
     let patch = config.patch_size;
     let [height, width] = match how {
         Fit::Model => config.image_size,
         Fit::Native => [picture.height, picture.width].map(|side| (side / patch * patch).max(patch)),
     };
-    let covers = picture.height >= height && picture.width >= width;
-    let resized = match how {
-        Fit::Native if covers => picture,
-        _ => {
-            let scale = |side: usize, of: usize| side as f64 / of as f64;
-            let scale = scale(height, picture.height).max(scale(width, picture.width));
-            let side = |of: usize, least: usize| ((of as f64 * scale).round() as usize).max(least);
-            resize(&picture, side(picture.height, height), side(picture.width, width))
-        }
-    };
-    let (top, left) = ((resized.height - height) / 2, (resized.width - width) / 2);
-    let rows = (top..top + height).flat_map(|row| {
-        let first = (row * resized.width + left) * 3;
-        resized.pixels[first..first + width * 3].iter().copied()
-    });
-    Picture {
-        pixels: rows.collect(),
-        width,
-        height,
-        channels: 3,
+    if how == Fit::Native && picture.height >= height && picture.width >= width {
+        let (left, top) = ((picture.width - width) / 2, (picture.height - height) / 2);
+        return picture.cropped(left, top, width, height);
     }
-}
-
-/// A picture in colours of another size.
-pub(super) fn resize(picture: &Picture, height: usize, width: usize) -> Picture {
-    if (picture.height, picture.width) == (height, width) {
-        return picture.clone();
-    }
-    let (from_width, from_height) = (picture.width as u32, picture.height as u32);
-    let image: RgbImage = ImageBuffer::from_fn(from_width, from_height, |x, y| {
-        let first = (y as usize * picture.width + x as usize) * 3;
-        Rgb([0, 1, 2].map(|channel| picture.pixels[first + channel]))
-    });
-    let resized = imageops::resize(&image, width as u32, height as u32, FilterType::CatmullRom);
-    Picture {
-        pixels: resized.into_raw(),
-        width,
-        height,
-        channels: 3,
-    }
-}
-
-/// The values `[C, H, W]` of a picture in colours.
-#[must_use]
-pub fn values(picture: &Picture, config: &Config) -> Vec<f32> {
-    let pixels = || picture.pixels.chunks_exact(3);
-    let channels = (0..config.num_channels).flat_map(|channel| {
-        let (mean, std) = (config.image_mean[channel], config.image_std[channel]);
-        pixels().map(move |pixel| {
-            let level = match config.num_channels {
-                1 => grey(pixel),
-                _ => pixel[channel],
-            };
-            (f32::from(level) / 255.0 - mean) / std
-        })
-    });
-    channels.collect()
-}
-
-/// Luma of ITU-R BT.601 in fixed point, as Pillow has it.
-fn grey(pixel: &[u8]) -> u8 {
-    let weights = [19_595, 38_470, 7_471];
-    let sum: u32 = pixel
-        .iter()
-        .zip(weights)
-        .map(|(&level, weight)| u32::from(level) * weight)
-        .sum();
-    ((sum + 0x8000) >> 16) as u8
+    View::filled([height, width]).middle(&picture)
 }
 
 /// Pictures of one size as a batch `[B, C, H, W]` on `device`.
 ///
 /// # Errors
-/// The device is out of memory.
+/// There are none, or the device is out of memory.
 pub fn batch(pictures: &[Picture], config: &Config, device: &Device) -> Result<Tensor> {
     let Some(first) = pictures.first() else {
         candle_core::bail!("a batch needs a picture");
     };
     let shape = (pictures.len(), config.num_channels, first.height, first.width);
-    let values: Vec<f32> = pictures
-        .iter()
-        .flat_map(|picture| values(picture, config))
-        .collect();
-    Tensor::from_vec(values, shape, device)
+    Tensor::from_vec(view(config).normalised(pictures), shape, device)
 }
 
 #[cfg(test)]
@@ -138,44 +85,60 @@ mod tests {
 
     #[test]
     fn native_pictures_are_cut_around_their_middle_and_never_resized() {
-        let seen = fit(&slope(21, 14), &config([8, 8], 3), Fit::Native);
+        let native = |height, width| fit(&slope(height, width), &config([8, 8], 3), Fit::Native).unwrap();
+        let seen = native(21, 14);
         assert_eq!((seen.height, seen.width), (20, 12));
         assert_eq!(seen.pixels[..3], [1, 0, 7]);
         assert_eq!(seen.pixels[seen.pixels.len() - 3..], [12, 19, 7]);
-        let tiny = fit(&slope(1, 9), &config([8, 8], 3), Fit::Native);
+        let tiny = native(1, 9);
         assert_eq!((tiny.height, tiny.width), (4, 8));
     }
 
     #[test]
     fn others_fill_the_size_of_the_model() {
         let config = config([8, 16], 3);
+        let filled = |height, width| fit(&slope(height, width), &config, Fit::Model).unwrap();
         for (height, width) in [(8, 16), (1, 1), (200, 90), (90, 200), (8, 17)] {
-            let seen = fit(&slope(height, width), &config, Fit::Model);
+            let seen = filled(height, width);
             assert_eq!((seen.height, seen.width), (8, 16), "{height} x {width}");
         }
-        assert_eq!(fit(&slope(8, 16), &config, Fit::Model), slope(8, 16));
+        assert_eq!(filled(8, 16), slope(8, 16));
         // A wide picture keeps its middle: 8 of the 32 columns go on each side.
-        let seen = fit(&slope(8, 32), &config, Fit::Model);
-        assert_eq!(seen.pixels[0], 8);
+        assert_eq!(filled(8, 32).pixels[0], 8);
+    }
+
+    /// One row of a million pixels: filled whole it would be 128 million columns of 128 rows.
+    #[test]
+    fn a_hair_costs_no_more_than_its_middle() {
+        let pixels = (0..1_000_000).flat_map(|x| [(x / 499_990 * 100) as u8; 3]);
+        let hair = Picture::new(pixels.collect(), 1_000_000, 1, 3).unwrap();
+        let seen = fit(&hair, &config([128, 128], 3), Fit::Model).unwrap();
+        assert_eq!((seen.height, seen.width), (128, 128));
+        assert_eq!(seen.pixels, [100; 128 * 128 * 3]);
+        let line = fit(&hair, &config([8, 8], 3), Fit::Native).unwrap();
+        assert_eq!((line.height, line.width), (4, 1_000_000));
+        let patch = Config {
+            patch_size: 128,
+            ..config([128, 128], 3)
+        };
+        let line = fit(&hair, &patch, Fit::Native).unwrap_err().to_string();
+        assert!(line.starts_with("picture size: found 999936 x 128"), "{line}");
     }
 
     #[test]
     fn values_are_normalised_by_channel() {
         let picture = Picture::new(vec![0, 255, 102, 102, 102, 102], 2, 1, 3).unwrap();
-        let near = |found: Vec<f32>, expected: &[f32]| {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(expected) {
+        let near = |channels: usize, expected: &[f32]| {
+            let pictures = [picture.clone(), picture.clone()];
+            let values = batch(&pictures, &config([8, 8], channels), &Device::Cpu).unwrap();
+            assert_eq!(values.dims(), [2, channels, 1, 2]);
+            let values = values.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (found, expected) in values.iter().zip(expected.iter().chain(expected)) {
                 assert!((found - expected).abs() < 1e-5, "{found} {expected}");
             }
         };
-        near(
-            values(&picture, &config([8, 8], 3)),
-            &[-2.0, -0.4, 2.0, -0.4, -0.4, -0.4],
-        );
+        near(3, &[-2.0, -0.4, 2.0, -0.4, -0.4, -0.4]);
         // 0.587 * 255 + 0.114 * 102 = 161.3.
-        near(
-            values(&picture, &config([8, 8], 1)),
-            &[(161.0 / 255.0 - 0.5) / 0.25, -0.4],
-        );
+        near(1, &[(161.0 / 255.0 - 0.5) / 0.25, -0.4]);
     }
 }

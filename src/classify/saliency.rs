@@ -7,12 +7,12 @@
 //! Sources: Simonyan, Vedaldi and Zisserman, arXiv 1312.6034; the mean over noisy copies is SmoothGrad, arXiv 1706.03825.
 
 use candle_core::{DType, Device, Tensor, Var};
-use fulgur_datasets::media::Picture;
+use fulgur_datasets::media::{Filter, MediaError, Picture};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 
 use super::model::{Model, ModelError};
-use super::prepare::{self, resize};
+use super::prepare;
 
 /// Noisy copies.
 const COPIES: usize = 16;
@@ -122,8 +122,10 @@ fn blurred(map: &[f32], [height, width]: [usize; 2], sigma: f64) -> Vec<f32> {
 }
 
 /// The picture in grey with its saliency in colours over it, large enough to be looked at.
-#[must_use]
-pub fn overlay(picture: &Picture, map: &[f32]) -> Picture {
+///
+/// # Errors
+/// The map is of another size than the picture.
+pub fn overlay(picture: &Picture, map: &[f32]) -> Result<Picture, MediaError> {
     let pixels = picture
         .pixels
         .chunks_exact(3)
@@ -139,13 +141,10 @@ pub fn overlay(picture: &Picture, map: &[f32]) -> Picture {
                 (grey * (1.0 - strength) + colour * strength).round() as u8
             })
         });
-    let shown = Picture {
-        pixels: pixels.collect(),
-        ..picture.clone()
-    };
+    let shown = Picture::new(pixels.collect(), picture.width, picture.height, 3)?;
     let longer = picture.width.max(picture.height);
     let times = SHOWN.div_ceil(longer).max(1);
-    resize(&shown, picture.height * times, picture.width * times)
+    shown.resized(picture.width * times, picture.height * times, Filter::Bicubic)
 }
 
 #[cfg(test)]
@@ -181,7 +180,7 @@ mod tests {
     #[test]
     fn the_overlay_is_dark_where_nothing_is_seen() {
         let picture = Picture::new(vec![90; 2 * 4 * 3], 4, 2, 3).unwrap();
-        let shown = overlay(&picture, &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+        let shown = overlay(&picture, &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]).unwrap();
         assert_eq!((shown.width, shown.height), (256, 128));
         let at = |x: usize| {
             shown.pixels[(64 * 256 + x) * 3..][..3]

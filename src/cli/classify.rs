@@ -15,14 +15,14 @@ use crate::classify::prepare::{self, Fit};
 use crate::classify::{Guess, Model, saliency};
 
 /// Endings of the pictures that are looked for in folders.
-const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
 
 /// Say what pictures show
 ///
-/// Pictures are PNG, JPEG or WebP files, or folders of them, which are searched by name. A picture is resized until it fills the
-/// size that the model was made for, and its middle is looked at; with --native it goes in as large as it is, for the model has
-/// no absolute positions. Pictures that cannot be read get a reason instead of guesses, and the exit code is 1, or 2 where none
-/// can be read.
+/// Pictures are PNG, JPEG, WebP, GIF or BMP files, or folders of them, which are searched by name; what a file is, its content says. A
+/// picture is resized until it fills the size that the model was made for, and its middle is looked at; with --native it goes in as
+/// large as it is, for the model has no absolute positions. Pictures that cannot be read get a reason instead of guesses, and the
+/// exit code is 1, or 2 where none can be read.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur classify shoe.png --model runs/classify/model\n  \
@@ -70,10 +70,13 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
             stopped = true;
             break;
         }
-        match read_upright(path) {
+        let read = read_upright(path).and_then(|picture| {
+            let seen = prepare::fit(&picture, model.config(), how)?;
+            Ok((picture, seen))
+        });
+        match read {
             Err(error) => results.push(Looked::failed(path, error.to_string())),
-            Ok(picture) => {
-                let seen = prepare::fit(&picture, model.config(), how);
+            Ok((picture, seen)) => {
                 let full = waiting.first().is_some_and(|(_, first)| {
                     let size = (first.height, first.width);
                     size != (seen.height, seen.width) || waiting.len() >= Model::together(size.0, size.1)
@@ -95,7 +98,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         && let Some(likeliest) = results[at].guesses.first()
     {
         let map = saliency::saliency(&model, &seen, likeliest.class)?;
-        write_png(out, &saliency::overlay(&seen, &map))?;
+        write_png(out, &saliency::overlay(&seen, &map)?)?;
         written = Some(out.clone());
     }
     Answer::new(&Seen {

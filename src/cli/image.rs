@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use fulgur_datasets::augment::View;
+use fulgur_datasets::labelled::BACKGROUND;
 use fulgur_datasets::media::{read_upright, write_png};
 use serde::Serialize;
 
@@ -13,7 +15,7 @@ use super::context::Context;
 use super::files::check_output;
 use super::progress::Unit;
 use super::size::Size;
-use crate::paint::{Model, Settings, Start, Wish, fitted, grid};
+use crate::paint::{Model, Settings, Start, Wish, grid};
 
 /// Most pictures of a call.
 const MOST: usize = 4096;
@@ -130,7 +132,7 @@ impl Generate {
             .as_ref()
             .map(|path| {
                 Ok::<_, anyhow::Error>(Start {
-                    picture: fitted(&read_upright(path)?.over([255; 3]), size)?,
+                    picture: View::filled(size).middle(&read_upright(path)?.over(BACKGROUND))?,
                     strength: self.strength,
                 })
             })

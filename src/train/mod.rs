@@ -10,6 +10,7 @@
 pub mod checkpoint;
 mod ema;
 mod error;
+mod heap;
 pub mod log;
 mod muon;
 mod optimiser;

@@ -5,6 +5,7 @@
 //! is done with the weights.
 
 mod finish;
+mod lanes;
 mod recorded;
 mod window;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use fulgur_kernels::adamw::Counts;
 use fulgur_kernels::tape;
@@ -25,12 +27,14 @@ use fulgur_lightnet::params::file::write_atomically;
 use super::checkpoint::{self, Checkpoint, Lock, Saver, State, portable};
 use super::ema::Ema;
 use super::error::{TrainError, one_line};
+use super::heap;
 use super::log::Log;
 use super::optimiser::{Gradients, Optimiser};
 use super::peak;
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
+use lanes::Lanes;
 use recorded::{Found, Steps};
 use window::{Means, Window};
 
@@ -102,6 +106,12 @@ pub fn run(
     options: &Options,
     mut report: impl FnMut(Report),
 ) -> Result<Outcome, TrainError> {
+    if task.params().device().is_cpu() {
+        heap::keep();
+    }
+    for line in task.notes() {
+        report(Report::Note(line));
+    }
     let mut session = Session::open(task, recipe, options, &mut report)?;
     let (seed, accumulate) = (recipe.seed, recipe.train.accumulate);
     let trained = std::thread::scope(|scope| {
@@ -131,6 +141,7 @@ struct Session<'a> {
     options: &'a Options,
     optimiser: Optimiser,
     steps: Steps,
+    lanes: Lanes,
     ema: Option<Ema>,
     log: Log,
     state: State,
@@ -159,6 +170,24 @@ struct Began {
     samples: u64,
     /// Seconds of this session spent on something else than training.
     aside: f64,
+}
+
+/// What a backward pass gives: all gradients, and the losses by name.
+type Backward = (GradStore, Vec<(String, Tensor)>);
+
+/// Loss and gradients of one of the `accumulate` batches of a step.
+fn backward(task: &dyn Task, accumulate: u64, batch: &Batch, step: &Step) -> Result<Backward, TrainError> {
+    let accumulate = accumulate as f64;
+    let (losses, tape) = tape::record(|| task.loss(batch, step));
+    let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
+    let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+    let gradients = tape.backward(&total)?;
+    let mut scalars = vec![(LOSS.to_string(), total.detach())];
+    for (name, value) in losses.parts {
+        let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
+        scalars.push((name.to_string(), (value / accumulate)?));
+    }
+    Ok((gradients, scalars))
 }
 
 impl<'a> Session<'a> {
@@ -198,6 +227,10 @@ impl<'a> Session<'a> {
             options,
             optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
             steps: Steps::default(),
+            lanes: match task.params().device().is_cpu() {
+                true => Lanes::new(recipe.train.accumulate).map_err(TrainError::io(folder))?,
+                false => Lanes::single(),
+            },
             ema: (recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,
@@ -314,30 +347,32 @@ impl<'a> Session<'a> {
         let mut gradients: Option<Gradients> = None;
         let mut samples = 0;
         let mut scalars: Vec<(String, Tensor)> = Vec::new();
-        for part in 0..accumulate {
-            let cursor = Cursor {
-                seed: self.recipe.seed,
-                index: number * accumulate + part,
-            };
-            let batch = batches
-                .receive()
-                .map_err(TrainError::task(format!("step {number}: batch")))?;
-            let batch = batch.upload(&mut self.uploader)?;
-            let step = Step {
-                number,
-                progress,
-                cursor,
-            };
-            let mut steps = std::mem::take(&mut self.steps);
-            let found = steps.take(self, &batch, &step);
-            self.steps = steps;
-            let found = found?;
-            match &mut gradients {
-                None => gradients = Some(found.gradients),
-                Some(sum) => sum.add(found.gradients)?,
+        let mut index = number * accumulate;
+        let end = index + accumulate;
+        while index < end {
+            let last = end.min(index + self.lanes.width() as u64);
+            let mut ready = Vec::new();
+            for index in index..last {
+                let batch = batches
+                    .receive()
+                    .map_err(TrainError::task(format!("step {number}: batch")))?;
+                let seed = self.recipe.seed;
+                let step = Step {
+                    number,
+                    progress,
+                    cursor: Cursor { seed, index },
+                };
+                ready.push((batch.upload(&mut self.uploader)?, step));
             }
-            scalars.extend(found.scalars);
-            samples += batch.samples as u64;
+            index = last;
+            samples += ready.iter().map(|(batch, _)| batch.samples as u64).sum::<u64>();
+            for found in self.take(&ready)? {
+                match &mut gradients {
+                    None => gradients = Some(found.gradients),
+                    Some(sum) => sum.add(found.gradients)?,
+                }
+                scalars.extend(found.scalars);
+            }
         }
         self.state.step += 1;
         self.state.samples += samples;
@@ -355,19 +390,33 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Losses and gradients of these batches, in their order.
+    fn take(&mut self, ready: &[(Batch, Step)]) -> Result<Vec<Found>, TrainError> {
+        if let [(batch, step)] = ready {
+            let mut steps = std::mem::take(&mut self.steps);
+            let found = steps.take(self, batch, step);
+            self.steps = steps;
+            return Ok(vec![found?]);
+        }
+        let (task, accumulate) = (self.task, self.recipe.train.accumulate);
+        let backward = |(batch, step): &(Batch, Step)| backward(task, accumulate, batch, step);
+        let results = self.lanes.each(ready, backward);
+        let found = results
+            .into_iter()
+            .map(|result| result.map(|found| self.picked(found)));
+        found.collect()
+    }
+
     /// Loss and gradients of a batch that lies on the device, as the task launches them.
     fn found(&self, batch: &Batch, step: &Step) -> Result<Found, TrainError> {
-        let accumulate = self.recipe.train.accumulate as f64;
-        let (losses, tape) = tape::record(|| self.task.loss(batch, step));
-        let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
-        let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
-        let gradients = self.optimiser.gradients(tape.backward(&total)?);
-        let mut scalars = vec![(LOSS.to_string(), total.detach())];
-        for (name, value) in losses.parts {
-            let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
-            scalars.push((name.to_string(), (value / accumulate)?));
+        backward(self.task, self.recipe.train.accumulate, batch, step).map(|found| self.picked(found))
+    }
+
+    fn picked(&self, (store, scalars): Backward) -> Found {
+        Found {
+            gradients: self.optimiser.gradients(store),
+            scalars,
         }
-        Ok(Found { gradients, scalars })
     }
 
     /// Waits for the device, and learns how many steps were skipped because gradients were not finite. Weights, moments

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use fulgur_kernels::embedding::Ids;
@@ -36,6 +37,11 @@ pub trait Task: Send + Sync {
     /// once and repeat it.
     fn repeats(&self) -> bool {
         false
+    }
+
+    /// What is said about the data when a run begins, a line each: what was left out of it.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
@@ -95,21 +101,50 @@ impl Cursor {
     /// Which of `items` things make up this batch of `size`: every epoch visits each thing once, in an order of its
     /// own, and epochs follow one another without a gap. `items` must be at least one.
     pub fn shuffled(&self, items: usize, size: usize) -> Vec<usize> {
-        let mut order: Option<(u64, Vec<usize>)> = None;
-        let first = u128::from(self.index) * size as u128;
-        let positions = (0..size).map(|k| first + k as u128);
+        Orders::default().batch(self, items, size)
+    }
+}
+
+/// The order of an epoch, kept for the next batches of it: to draw that of some ten thousand things takes longer than to prepare a small
+/// batch.
+#[derive(Debug, Default)]
+pub struct Orders(Mutex<Option<(Epoch, Arc<[usize]>)>>);
+
+/// What decides an order: the seed, the number of the epoch, and how many things there are.
+type Epoch = (u64, u64, usize);
+
+impl Orders {
+    /// As [`Cursor::shuffled`].
+    pub fn batch(&self, cursor: &Cursor, items: usize, size: usize) -> Vec<usize> {
+        let first = u128::from(cursor.index) * size as u128;
+        let mut current: Option<(u64, Arc<[usize]>)> = None;
         let mut chosen = Vec::with_capacity(size);
-        for position in positions {
+        for position in (0..size).map(|k| first + k as u128) {
             let epoch = (position / items as u128) as u64;
-            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                let noise = Philox::named(self.seed, &format!("epoch/{epoch}")).permutation(items);
-                order = Some((epoch, noise));
-            }
-            if let Some((_, order)) = &order {
-                chosen.push(order[(position % items as u128) as usize]);
-            }
+            let order = match current.take() {
+                Some((of, order)) if of == epoch => order,
+                _ => self.of((cursor.seed, epoch, items)),
+            };
+            chosen.push(order[(position % items as u128) as usize]);
+            current = Some((epoch, order));
         }
         chosen
+    }
+
+    fn of(&self, wanted: Epoch) -> Arc<[usize]> {
+        let (seed, epoch, items) = wanted;
+        // A panic elsewhere cannot leave a half-written entry.
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, order)) = &*kept()
+            && *of == wanted
+        {
+            return Arc::clone(order);
+        }
+        // Drawn without the lock: another thread may want the epoch before.
+        let noise = &mut Philox::named(seed, &format!("epoch/{epoch}"));
+        let order: Arc<[usize]> = noise.permutation(items).into();
+        *kept() = Some((wanted, Arc::clone(&order)));
+        order
     }
 }
 
@@ -302,6 +337,23 @@ mod tests {
             Cursor { seed: 4, index: 0 }.shuffled(10, 6)
         );
         assert_eq!(Cursor { seed: 3, index: 0 }.shuffled(1, 4), [0; 4]);
+    }
+
+    #[test]
+    fn kept_orders_are_those_that_are_drawn() {
+        let orders = Orders::default();
+        for (seed, index, items) in [
+            (3, 0, 10),
+            (3, 1, 10),
+            (3, 0, 10),
+            (4, 0, 10),
+            (4, 0, 11),
+            (4, 7, 11),
+            (3, 1, 10),
+        ] {
+            let cursor = Cursor { seed, index };
+            assert_eq!(orders.batch(&cursor, items, 6), cursor.shuffled(items, 6));
+        }
     }
 
     #[test]

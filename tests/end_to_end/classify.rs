@@ -341,3 +341,239 @@ fn a_trained_classifier_is_judged() {
         .to_owned();
     assert!(line.contains("fulgur data fetch fashion-mnist"), "{line}");
 }
+
+/// A PNG file that claims a size, without pixels.
+fn header(width: u32, height: u32) -> Vec<u8> {
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let named = [kind.as_slice(), data].concat();
+        // CRC-32, bit by bit.
+        let sum = !named.iter().fold(u32::MAX, |sum, &byte| {
+            (0..8).fold(sum ^ u32::from(byte), |sum, _| {
+                (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
+            })
+        });
+        [
+            &(data.len() as u32).to_be_bytes(),
+            named.as_slice(),
+            &sum.to_be_bytes(),
+        ]
+        .concat()
+    };
+    let size = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    let parts = [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &[&size[..], &[8, 2, 0, 0, 0]].concat()),
+        chunk(b"IEND", b""),
+    ];
+    parts.concat()
+}
+
+/// Files that are pictures in some way or other, and files that are none: what they are, and whether they can be looked at.
+fn odd_files(dir: &Path) -> Vec<(String, bool)> {
+    fs::create_dir_all(dir).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pillow.safetensors");
+    let golden = candle_core::safetensors::load(golden, &Device::Cpu).unwrap();
+    let stored = |name: &str| golden[&format!("file.{name}")].to_vec1::<u8>().unwrap();
+    let (cmyk, webp) = (stored("cmyk"), stored("webp"));
+    let mut files = Vec::new();
+    for (name, bytes, fits) in [
+        ("animated.gif", stored("gif"), true),
+        ("animated.png", stored("apng"), true),
+        ("claims.png", header(65_535, 65_535), false),
+        ("cmyk.jpg", cmyk.clone(), true),
+        ("cut.jpg", cmyk[..cmyk.len() / 2].to_vec(), false),
+        ("cut.webp", webp[..webp.len() / 2].to_vec(), false),
+        ("deep.png", stored("deep"), true),
+        ("empty.png", Vec::new(), false),
+        ("nothing.png", header(0, 7), false),
+        ("palette.png", stored("palette"), true),
+        ("plain.bmp", stored("bmp"), true),
+        ("turned.jpg", stored("turned"), true),
+        ("words.jpg", b"no picture".to_vec(), false),
+        ("wrong.jpg", webp, true),
+    ] {
+        fs::write(dir.join(name), bytes).unwrap();
+        files.push((name.to_owned(), fits));
+    }
+    picture(&dir.join("dot.png"), 1, 1, 3);
+    picture(&dir.join("hair.png"), 3000, 1, 4);
+    files.extend([("dot.png".to_owned(), true), ("hair.png".to_owned(), true)]);
+    files.sort();
+    files
+}
+
+#[test]
+fn odd_pictures_are_looked_at_and_others_have_reasons() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = model(&folder.path().join("model"), &config(Mixer::LightNet));
+    let odd = folder.path().join("odd");
+    let files = odd_files(&odd);
+    fs::write(odd.join("notes.txt"), b"not looked at").unwrap();
+    for more in [&[][..], &["--native"]] {
+        let ran = classify(&dir, &[&[odd.to_str().unwrap(), "--json"], more].concat());
+        assert_eq!(ran.code, 1, "{}", ran.stderr);
+        let json = ran.json();
+        let found: Vec<(String, bool)> = json["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|result| {
+                let path = Path::new(result["path"].as_str().unwrap());
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                if let Some(reason) = result["reason"].as_str() {
+                    assert!(reason.contains(&name) && !reason.contains('\n'), "{reason}");
+                }
+                (name, result["guesses"].as_array().unwrap().len() == 5)
+            })
+            .collect();
+        assert_eq!(found, files);
+    }
+    // EXIF says that it lies on its side.
+    let turned = classify(&dir, &[odd.join("turned.jpg").to_str().unwrap(), "--json"]);
+    let stored = read_picture(&odd.join("turned.jpg")).unwrap();
+    let result = &turned.json()["results"][0];
+    assert_eq!(
+        (result["width"].as_u64(), result["height"].as_u64()),
+        (Some(stored.height as u64), Some(stored.width as u64))
+    );
+}
+
+/// A recipe of a tiny network for the pictures `set`.
+fn tiny(folder: &Path, set: &Path, run_dir: &str) -> PathBuf {
+    let recipe = folder.join("recipe.toml");
+    let text = format!(
+        "task = 'classify'\nrun_dir = {:?}\n[train]\nmax_steps = 2\n[classify]\nset = {set:?}\nsize = [8, 8]\nbatch = 8\n\
+         [classify.augment]\ncrop = {{ area = [0.2, 1.0] }}\npad = 1\nflip = 0.5\nrandaugment = {{ count = 1 }}\n\
+         erasing = {{ probability = 0.5 }}\nmixup = 0.2\ncutmix = 1.0\n\
+         [classify.model]\nlayers = 1\nwidth = 16\nheads = 2\nhidden = 16\n",
+        folder.join(run_dir)
+    );
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn folders_with_odd_files_are_trained_and_judged_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    let files = odd_files(&set.join("train/odd"));
+    odd_files(&set.join("val/odd"));
+    for (place, seed) in [("train", 1), ("val", 2)] {
+        for class in ["plain", "other"] {
+            let dir = set.join(place).join(class);
+            fs::create_dir_all(&dir).unwrap();
+            picture(&dir.join("a.png"), 20, 9, seed);
+            fs::write(dir.join("notes.txt"), "words").unwrap();
+        }
+        fs::create_dir_all(set.join(place).join("nobody")).unwrap();
+    }
+    let recipe = tiny(folder.path(), &set, "run");
+    let recipe = recipe.to_str().unwrap();
+    let trained = run(["train", recipe, "--device", "cpu", "--json"]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    trained.json();
+    // In both parts: the odd ones, two notes, and an empty folder.
+    let unfit = files.iter().filter(|(_, fits)| !fits).count();
+    let left_out = 2 * (unfit + 2 + 1);
+    let words = format!("{}: {left_out} left out: ", set.display());
+    assert!(trained.stderr.contains(&words), "{words}{}", trained.stderr);
+
+    let model = folder.path().join("run/model");
+    let (set, model) = (set.to_str().unwrap(), model.to_str().unwrap());
+    let arguments = [
+        "eval", "classify", "--device", "cpu", "-q", "--model", model, "--set",
+    ];
+    let judge = |set: &str, more: &[&str]| run([&arguments[..], &[set], more].concat());
+    let judged = judge(set, &["--json"]);
+    assert_eq!(judged.code, 0, "{}", judged.stderr);
+    let json = judged.json();
+    assert_eq!(json["n"], files.len() - unfit + 2);
+    let skipped = &json["skipped"];
+    let count = |reason: &str| skipped[reason].as_u64().unwrap() as usize;
+    assert_eq!(
+        count("no_picture") + count("broken") + count("empty_classes"),
+        left_out
+    );
+    assert_eq!(count("empty_classes"), 2);
+    let text = judge(set, &[]).stdout;
+    assert!(text.contains(&format!("{left_out} left out: ")), "{text}");
+
+    // Of other classes, of one, and without any.
+    fs::remove_dir_all(Path::new(set).join("train/plain")).unwrap();
+    fs::remove_dir_all(Path::new(set).join("val/plain")).unwrap();
+    let line = judge(set, &[]).error().to_owned();
+    assert!(line.contains("3 classes, expected the 2 of the set"), "{line}");
+    fs::remove_dir_all(Path::new(set).join("train/other")).unwrap();
+    fs::remove_dir_all(Path::new(set).join("val/other")).unwrap();
+    let line = run(["train", recipe, "--device", "cpu"]).error().to_owned();
+    assert!(
+        line.contains("classes: found only \"odd\", expected at least two"),
+        "{line}"
+    );
+}
+
+#[test]
+fn sets_that_cannot_be_learnt_are_refused_in_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    for name in ["a.png", "b.png", "c.png"] {
+        picture(&file(name), 9, 9, 1);
+    }
+    let list = file("list.jsonl");
+    let recipe = tiny(folder.path(), &list, "run");
+    let line = |image: &str, label: &str, split: &str| {
+        format!("{{\"image\": \"{image}.png\"{label}, \"split\": \"{split}\"}}\n")
+    };
+    let (first, second) = (
+        line("a", ", \"label\": 0", "train"),
+        line("b", ", \"label\": 1", "train"),
+    );
+    for (third, words) in [
+        (line("c", ", \"label\": -1", "train"), "line 3: label: found -1"),
+        (
+            line("c", ", \"label\": 100000", "train"),
+            "label: found 100000, expected 0 to 99999",
+        ),
+        (
+            line("c", ", \"label\": 7", "held_out"),
+            "none of class \"2\" to train on",
+        ),
+        (line("c", "", "held_out"), "label: found none for"),
+        (
+            line("c", ", \"label\": 1", "train"),
+            "pictures: found none held out",
+        ),
+        (line("c", ", \"label\": 1", "both"), "line 3"),
+    ] {
+        fs::write(&list, format!("{first}{second}{third}")).unwrap();
+        let ran = run(["train", recipe.to_str().unwrap(), "--device", "cpu"]);
+        let found = ran.error();
+        assert!(
+            found.contains(words) && found.contains("list.jsonl"),
+            "{words}: {found}"
+        );
+    }
+
+    // A model of two classes, and labels that it does not know.
+    let held_out = |label: u32| line("c", &format!(", \"label\": {label}"), "held_out");
+    fs::write(&list, format!("{first}{second}{}", held_out(1))).unwrap();
+    let trained = run(["train", recipe.to_str().unwrap(), "--device", "cpu", "-q"]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let model = file("run/model");
+    let judge = || {
+        let (model, set) = (model.to_str().unwrap(), list.to_str().unwrap());
+        run([
+            "eval", "classify", "-q", "--device", "cpu", "--model", model, "--set", set,
+        ])
+    };
+    assert_eq!(judge().code, 0);
+    for (third, words) in [
+        (held_out(2), "2 classes, expected the 3 of the set"),
+        (line("c", "", "held_out"), "has no class"),
+        (line("c", ", \"label\": 1", "train"), "no picture was looked at"),
+    ] {
+        fs::write(&list, format!("{first}{second}{third}")).unwrap();
+        let found = judge().error().to_owned();
+        assert!(found.contains(words), "{words}: {found}");
+    }
+}

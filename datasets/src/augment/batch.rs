@@ -4,6 +4,7 @@ use fulgur_kernels::philox::Philox;
 use rayon::prelude::*;
 
 use super::mix::Mix;
+use super::view::Scale;
 use super::{Augment, View, crop};
 use crate::labelled::{Labelled, LabelledError};
 use crate::media::Picture;
@@ -31,9 +32,9 @@ pub struct Target {
 /// Pictures and classes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Values, normalised: `[B, H, W, C]`.
+    /// Values, normalised: `[B, C, H, W]`.
     pub pixels: Vec<f32>,
-    /// B, H, W and C.
+    /// B, C, H and W.
     pub shape: [usize; 4],
     /// Their classes; empty where a picture of the batch has none.
     pub targets: Vec<Target>,
@@ -86,6 +87,7 @@ impl Augment {
         view.check()?;
         let sides = [view.height, view.width];
         let size = view.height * view.width * view.channels;
+        let scale = Scale::of(view);
         let mut pixels = vec![0.0; samples.len() * size];
         let labels: Option<Vec<usize>> = samples
             .iter()
@@ -105,8 +107,8 @@ impl Augment {
             .zip(samples)
             .try_for_each(|(values, sample)| {
                 let mut noise = Philox::named(seed, &format!("augment/{}", sample.number));
-                let picture = self.picture(view, &pictures.picture(sample.picture)?, &mut noise)?;
-                view.normalise(&picture, values);
+                let picture = self.picture(view, pictures.picture(sample.picture)?, &mut noise)?;
+                scale.apply(&picture, values);
                 if let Some(erasing) = &self.erasing {
                     erasing.apply(values, sides, &mut noise);
                 }
@@ -142,23 +144,23 @@ impl Augment {
         }
         Ok(Batch {
             pixels,
-            shape: [samples.len(), view.height, view.width, view.channels],
+            shape: [samples.len(), view.channels, view.height, view.width],
             targets,
         })
     }
 
     /// One RGB picture in the size of the view, as bytes, before it is normalised.
-    fn picture(&self, view: &View, picture: &Picture, noise: &mut Philox) -> Result<Picture, LabelledError> {
+    fn picture(&self, view: &View, picture: Picture, noise: &mut Philox) -> Result<Picture, LabelledError> {
         let mut picture = match &self.crop {
             Some(crop) => {
                 let [left, top, width, height] = crop.draw(picture.width, picture.height, noise);
                 let part = picture.cropped(left, top, width, height)?;
                 part.resized(view.width, view.height, view.filter)?
             }
-            None => view.middle(picture)?,
+            None => view.own_middle(picture)?,
         };
         if self.pad > 0 {
-            picture = crop::shifted(&picture, self.pad, noise);
+            crop::shift(&mut picture, self.pad, noise);
         }
         if f64::from(noise.uniform()) < self.flip {
             crop::flip(&mut picture);

@@ -63,25 +63,23 @@ impl RandomCrop {
     }
 }
 
-/// The picture moved by up to `pad` pixels to each side, black coming in.
-pub(super) fn shifted(picture: &Picture, pad: usize, noise: &mut Philox) -> Picture {
+/// Moves the picture by up to `pad` pixels to each side, black coming in.
+pub(super) fn shift(picture: &mut Picture, pad: usize, noise: &mut Philox) {
     let (x, y) = (noise.below(2 * pad + 1), noise.below(2 * pad + 1));
-    let source = picture.pixels.as_chunks::<3>().0;
-    let mut out = vec![[0; 3]; source.len()];
-    let from = |to: usize, by: usize, length: usize| (to + by).checked_sub(pad).filter(|&at| at < length);
-    for (row, to) in out.chunks_exact_mut(picture.width).zip(0..) {
-        let Some(row_from) = from(to, y, picture.height) else {
-            continue;
-        };
-        for (column, pixel) in row.iter_mut().enumerate() {
-            if let Some(column_from) = from(column, x, picture.width) {
-                *pixel = source[row_from * picture.width + column_from];
-            }
-        }
-    }
-    Picture {
-        pixels: out.into_flattened(),
-        ..*picture
+    let down = pad.saturating_sub(y).min(picture.height);
+    let up = y.saturating_sub(pad).min(picture.height);
+    let line = picture.width * picture.channels;
+    let pixels = &mut picture.pixels;
+    let end = pixels.len();
+    pixels.copy_within(up * line..end - down * line, down * line);
+    pixels[..down * line].fill(0);
+    pixels[end - up * line..].fill(0);
+    let right = pad.saturating_sub(x).min(picture.width) * picture.channels;
+    let left = x.saturating_sub(pad).min(picture.width) * picture.channels;
+    for row in pixels.chunks_exact_mut(line) {
+        row.copy_within(left..line - right, right);
+        row[..right].fill(0);
+        row[line - left..].fill(0);
     }
 }
 

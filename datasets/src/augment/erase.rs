@@ -52,12 +52,11 @@ impl Erasing {
         AugmentError::check_pair("erasing.ratio", self.ratio, 0.01..=100.0)
     }
 
-    /// Overwrites a rectangle of `values`, [height, width, channels], or none.
+    /// Overwrites a rectangle of `values` `[C, H, W]`, or none.
     pub(super) fn apply(&self, values: &mut [f32], [height, width]: [usize; 2], noise: &mut Philox) {
         if f64::from(noise.uniform()) >= self.probability {
             return;
         }
-        let channels = values.len() / (height * width);
         let between = |[low, high]: [f64; 2], at: f32| low + (high - low) * f64::from(at);
         for _ in 0..TRIES {
             let target = (height * width) as f64 * between(self.area, noise.uniform());
@@ -70,12 +69,13 @@ impl Erasing {
                 continue;
             }
             let (top, left) = (noise.below(height - h + 1), noise.below(width - w + 1));
-            for row in values.chunks_exact_mut(width * channels).skip(top).take(h) {
-                for value in &mut row[left * channels..(left + w) * channels] {
-                    *value = match self.fill {
-                        Fill::Mean => 0.0,
-                        Fill::Noise => noise.normal(),
-                    };
+            for plane in values.chunks_exact_mut(height * width) {
+                for row in plane.chunks_exact_mut(width).skip(top).take(h) {
+                    let gone = &mut row[left..left + w];
+                    match self.fill {
+                        Fill::Mean => gone.fill(0.0),
+                        Fill::Noise => gone.fill_with(|| noise.normal()),
+                    }
                 }
             }
             return;

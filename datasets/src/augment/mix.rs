@@ -45,7 +45,7 @@ impl Mix {
         }
     }
 
-    /// Mixes two pictures [height, width, channels].
+    /// Mixes two pictures `[C, H, W]`.
     pub(super) fn apply(self, first: &mut [f32], second: &mut [f32], [height, width]: [usize; 2]) {
         match self {
             Self::None => {}
@@ -55,11 +55,13 @@ impl Mix {
                 }
             }
             Self::Part([top, left, h, w]) => {
-                let channels = first.len() / (height * width);
-                for row in top..top + h {
-                    let from = (row * width + left) * channels;
-                    let range = from..from + w * channels;
-                    first[range.clone()].swap_with_slice(&mut second[range]);
+                let area = height * width;
+                let planes = first.chunks_exact_mut(area).zip(second.chunks_exact_mut(area));
+                for (first, second) in planes {
+                    for row in top..top + h {
+                        let range = row * width + left..row * width + left + w;
+                        first[range.clone()].swap_with_slice(&mut second[range]);
+                    }
                 }
             }
         }

@@ -19,7 +19,7 @@
 //! let view = View { height: 8, width: 8, crop: 1.0, ..View::default() };
 //! let samples = [Sample { picture: 0, number: 0 }, Sample { picture: 1, number: 1 }];
 //! let batch = Augment { flip: 0.5, mixup: 0.2, ..Augment::default() }.batch(&view, &set, &samples, 7)?;
-//! assert_eq!((batch.shape, batch.pixels[0]), ([2, 8, 8, 3], 1.0));
+//! assert_eq!((batch.shape, batch.pixels[0]), ([2, 3, 8, 8], 1.0));
 //! let soft = batch.soft_targets(2, 0.0);
 //! assert!((soft[0] + soft[1] - 1.0).abs() < 1e-6);
 //! # Ok::<(), fulgur_datasets::labelled::LabelledError>(())

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AugmentError;
 use super::operations::luminance;
-use crate::media::{Filter, MAX_PICTURE_PIXELS, MediaError, Picture};
+use crate::media::{Filter, MediaError, Picture};
 
 /// Size and scale of the pictures that a model takes. Evaluation is that of timm and torchvision: the shorter side is resized to
 /// size / crop, the middle is cut out, values are (x / 255 - mean) / std.
@@ -72,11 +72,37 @@ impl View {
         Ok(())
     }
 
+    /// A view of pictures in RGB that sees all of the shorter side, of this height and width.
+    #[must_use]
+    pub fn filled([height, width]: [usize; 2]) -> Self {
+        Self {
+            height,
+            width,
+            crop: 1.0,
+            ..Self::default()
+        }
+    }
+
     /// The middle of an RGB picture in the size of the view, as bytes.
     ///
     /// # Errors
-    /// The picture is so long and thin that the resized one would pass [`MAX_PICTURE_PIXELS`].
+    /// The view has no pixels, or more than [`MAX_PICTURE_PIXELS`](crate::media::MAX_PICTURE_PIXELS).
     pub fn middle(&self, picture: &Picture) -> Result<Picture, MediaError> {
+        let (whole, corner) = self.place(picture);
+        picture.resized_part(whole, corner, [self.width, self.height], self.filter)
+    }
+
+    /// As [`Self::middle`], without a copy where the picture has the size of the view and all of it is seen.
+    pub(super) fn own_middle(&self, picture: Picture) -> Result<Picture, MediaError> {
+        let size = [self.width, self.height];
+        match self.place(&picture) {
+            (whole, [0, 0]) if whole == size && size == [picture.width, picture.height] => Ok(picture),
+            (whole, corner) => picture.resized_part(whole, corner, size, self.filter),
+        }
+    }
+
+    /// Width and height that a picture is resized to, and column and row where its middle begins.
+    fn place(&self, picture: &Picture) -> ([usize; 2], [usize; 2]) {
         let (from_width, from_height) = (picture.width as f64, picture.height as f64);
         let target = |side: usize| (side as f64 / self.crop).floor();
         let (high, wide) = (target(self.height), target(self.width));
@@ -91,38 +117,51 @@ impl View {
             let ratio = (from_height / high).min(from_width / wide);
             (round(from_width / ratio), round(from_height / ratio))
         };
-        if width * height > MAX_PICTURE_PIXELS as f64 {
-            return Err(MediaError::invalid(
-                "resized picture",
-                format!("{width} x {height} pixels"),
-                format!("at most {MAX_PICTURE_PIXELS}"),
-            ));
-        }
-        let resized = picture.resized(width as usize, height as usize, self.filter)?;
-        let first = |whole: usize, part: usize| round((whole - part) as f64 / 2.0) as usize;
-        let left = first(resized.width, self.width);
-        let top = first(resized.height, self.height);
-        resized.cropped(left, top, self.width, self.height)
+        let whole = [width as usize, height as usize];
+        let first = |whole: usize, part: usize| round(whole.saturating_sub(part) as f64 / 2.0) as usize;
+        (whole, [first(whole[0], self.width), first(whole[1], self.height)])
     }
 
-    /// Appends the values of an RGB picture to `out`: [height, width, channels].
-    pub(super) fn normalise(&self, picture: &Picture, out: &mut [f32]) {
-        let table = |channel: usize| {
-            let (mean, std) = (self.mean[channel], self.std[channel]);
-            std::array::from_fn::<f32, 256, _>(|x| ((x as f64 / 255.0 - mean) / std) as f32)
-        };
+    /// RGB pictures of one size, whichever it is, as values `[B, C, H, W]`.
+    #[must_use]
+    pub fn normalised(&self, pictures: &[Picture]) -> Vec<f32> {
+        let area = |picture: &Picture| picture.width * picture.height * self.channels;
+        let size = pictures.first().map_or(1, area);
+        let scale = Scale::of(self);
+        let mut values = vec![0.0; pictures.len() * size];
+        for (values, picture) in values.chunks_exact_mut(size).zip(pictures) {
+            scale.apply(picture, values);
+        }
+        values
+    }
+}
+
+/// What every byte of a channel becomes.
+pub(super) struct Scale(Vec<[f32; 256]>);
+
+impl Scale {
+    pub(super) fn of(view: &View) -> Self {
+        let tables = view.mean.iter().zip(&view.std).take(view.channels);
+        Self(
+            tables
+                .map(|(mean, std)| std::array::from_fn(|x| ((x as f64 / 255.0 - mean) / std) as f32))
+                .collect(),
+        )
+    }
+
+    /// Writes the values of an RGB picture, channel after channel; of one channel those of its luminance.
+    pub(super) fn apply(&self, picture: &Picture, values: &mut [f32]) {
         let pixels = picture.pixels.as_chunks::<3>().0;
-        if self.channels == 1 {
-            let table = table(0);
-            for (value, pixel) in out.iter_mut().zip(pixels) {
+        if let [table] = self.0.as_slice() {
+            for (value, pixel) in values.iter_mut().zip(pixels) {
                 *value = table[usize::from(luminance(pixel))];
             }
             return;
         }
-        let tables = [table(0), table(1), table(2)];
-        for (values, pixel) in out.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
-            for c in 0..3 {
-                values[c] = tables[c][usize::from(pixel[c])];
+        let planes = values.chunks_exact_mut(pixels.len().max(1));
+        for (channel, (plane, table)) in planes.zip(&self.0).enumerate() {
+            for (value, pixel) in plane.iter_mut().zip(pixels) {
+                *value = table[usize::from(pixel[channel])];
             }
         }
     }

@@ -123,6 +123,19 @@ impl Skipped {
         self.no_picture + self.broken + self.no_class + self.empty_classes
     }
 
+    /// How many were left out and the first of them, in a line; none where nothing was.
+    #[must_use]
+    pub fn summary(&self) -> Option<String> {
+        const SHOWN: usize = 3;
+        let total = self.total();
+        let shown = &self.messages[..self.messages.len().min(SHOWN)];
+        let more = match total - shown.len() {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        (total > 0).then(|| format!("{total} left out: {}{more}", shown.join("; ")))
+    }
+
     pub(crate) fn add(&mut self, reason: Reason, message: String) {
         *match reason {
             Reason::NoPicture => &mut self.no_picture,

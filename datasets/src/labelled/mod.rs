@@ -305,7 +305,10 @@ impl Labelled {
             Pixels::Grey { bytes, width, height } => {
                 let area = width * height;
                 let grey = &bytes[place * area..(place + 1) * area];
-                let rgb = grey.iter().flat_map(|&value| [value; 3]).collect();
+                let mut rgb = vec![0; 3 * area];
+                for (pixel, &value) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(grey) {
+                    *pixel = [value; 3];
+                }
                 Picture::new(rgb, *width, *height, 3)?
             }
             Pixels::Opacity { file, side } => {

@@ -3,6 +3,8 @@
 //! A pixel is a weighted mean of those around its place, with a filter that is as wide as the scale where pictures become smaller
 //! (antialiasing). Rows first, then columns; weights are whole numbers of 22 bits behind the point, and both passes round to bytes.
 
+use std::ops::Range;
+
 use super::{MediaError, Picture};
 
 /// Bits behind the point of a weight: 8 bits of colour and 2 of room leave as many of 32.
@@ -48,6 +50,22 @@ impl Picture {
     /// # Errors
     /// A size of zero, or of more pixels than [`super::MAX_PICTURE_PIXELS`].
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Result<Self, MediaError> {
+        self.resized_part([width, height], [0, 0], [width, height], filter)
+    }
+
+    /// The part of `size` (width, height) from column and row `corner` of the picture that [`Self::resized`] gives in `whole`, to the
+    /// bit. The rest is not made, so that `whole` may be as large as it likes: a hair of a picture that shall fill a square is.
+    ///
+    /// # Errors
+    /// The part is empty, has more pixels than [`super::MAX_PICTURE_PIXELS`], or reaches beyond the whole.
+    pub fn resized_part(
+        &self,
+        whole: [usize; 2],
+        corner: [usize; 2],
+        size: [usize; 2],
+        filter: Filter,
+    ) -> Result<Self, MediaError> {
+        let [[width, height], [left, top]] = [size, corner];
         let area = width.checked_mul(height).filter(|area| (1..=MOST).contains(area));
         if area.is_none() {
             let expected = format!("1 to {MOST} pixels");
@@ -57,25 +75,50 @@ impl Picture {
                 expected,
             ));
         }
-        if (width, height) == (self.width, self.height) {
-            return Ok(self.clone());
+        check_part(corner, size, whole)?;
+        if whole == [self.width, self.height] {
+            return self.cropped(left, top, width, height);
         }
-        let mut pixels = match self.channels {
-            4 => self.pixels.as_chunks::<4>().0.iter().flat_map(weighted).collect(),
-            _ => self.pixels.clone(),
+        // A side that stays is cut, not filtered.
+        let columns =
+            (whole[0] != self.width).then(|| taps(self.width, whole[0], left..left + width, filter));
+        let rows = (whole[1] != self.height).then(|| taps(self.height, whole[1], top..top + height, filter));
+        let seen = match &rows {
+            None => top..top + height,
+            Some(taps) => {
+                let first = taps.iter().map(|tap| tap.first).min();
+                let end = taps.iter().map(|tap| tap.first + tap.weights.len()).max();
+                first.unwrap_or(0)..end.unwrap_or(0)
+            }
         };
-        if width != self.width {
-            pixels = across(&pixels, self.width, self.channels, width, filter);
+        let channels = self.channels;
+        let line = self.width * channels;
+        let source = &self.pixels[seen.start * line..seen.end * line];
+        let weighted: Vec<u8>;
+        let source = match channels {
+            4 => {
+                weighted = source.as_chunks::<4>().0.iter().flat_map(weigh).collect();
+                &weighted
+            }
+            _ => source,
+        };
+        let mut pixels = match &columns {
+            Some(taps) => across(source, line, channels, taps),
+            None => {
+                let kept = left * channels..(left + width) * channels;
+                let lines = source.chunks_exact(line);
+                lines.flat_map(|line| &line[kept.clone()]).copied().collect()
+            }
+        };
+        if let Some(taps) = &rows {
+            pixels = down(&pixels, width * channels, seen.start, taps);
         }
-        if height != self.height {
-            pixels = down(&pixels, width * self.channels, self.height, height, filter);
-        }
-        if self.channels == 4 {
+        if channels == 4 {
             for pixel in pixels.as_chunks_mut::<4>().0 {
                 unweigh(pixel);
             }
         }
-        Self::new(pixels, width, height, self.channels)
+        Self::new(pixels, width, height, channels)
     }
 
     /// The part of `width` by `height` pixels from column `left` and row `top`.
@@ -83,15 +126,10 @@ impl Picture {
     /// # Errors
     /// It is empty or reaches beyond the picture.
     pub fn cropped(&self, left: usize, top: usize, width: usize, height: usize) -> Result<Self, MediaError> {
-        let fits = |from: usize, length: usize, whole: usize| {
-            length > 0 && from.checked_add(length).is_some_and(|end| end <= whole)
-        };
-        if !fits(left, width, self.width) || !fits(top, height, self.height) {
-            return Err(MediaError::invalid(
-                "part of a picture",
-                format!("{width} x {height} at {left}, {top}"),
-                format!("a part of {} x {}", self.width, self.height),
-            ));
+        let whole = [self.width, self.height];
+        check_part([left, top], [width, height], whole)?;
+        if [width, height] == whole {
+            return Ok(self.clone());
         }
         let rows = self.pixels.chunks_exact(self.width * self.channels);
         let columns = left * self.channels..(left + width) * self.channels;
@@ -104,13 +142,30 @@ impl Picture {
     }
 }
 
+/// A part that is not empty and lies in the whole; all are columns and rows.
+fn check_part(corner: [usize; 2], size: [usize; 2], whole: [usize; 2]) -> Result<(), MediaError> {
+    let fits = |axis: usize| {
+        let end = corner[axis].checked_add(size[axis]);
+        size[axis] > 0 && end.is_some_and(|end| end <= whole[axis])
+    };
+    if fits(0) && fits(1) {
+        return Ok(());
+    }
+    Err(MediaError::invalid(
+        "part of a picture",
+        format!("{} x {} at {}, {}", size[0], size[1], corner[0], corner[1]),
+        format!("a part of {} x {}", whole[0], whole[1]),
+    ))
+}
+
 /// The weights of one pixel of the result.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
 }
 
-fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
+/// Those of the pixels `places` of `to` that a side of `from` pixels becomes.
+fn taps(from: usize, to: usize, places: Range<usize>, filter: Filter) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let spread = scale.max(1.0);
     let support = filter.support() * spread;
@@ -134,7 +189,7 @@ fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
             weights: weights.into_iter().map(whole).collect(),
         }
     };
-    (0..to).map(of).collect()
+    places.map(of).collect()
 }
 
 /// Where sums begin, so that they round.
@@ -144,11 +199,11 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-fn across(pixels: &[u8], width: usize, channels: usize, to: usize, filter: Filter) -> Vec<u8> {
-    let taps = taps(width, to, filter);
-    let mut out = Vec::with_capacity(pixels.len() / width * to);
-    for row in pixels.chunks_exact(width * channels) {
-        for tap in &taps {
+/// Every line of `pixels`, `line` bytes, with the weights of its pixels.
+fn across(pixels: &[u8], line: usize, channels: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(pixels.len() / line * taps.len() * channels);
+    for row in pixels.chunks_exact(line) {
+        for tap in taps {
             let part = &row[tap.first * channels..(tap.first + tap.weights.len()) * channels];
             let mut sums = [HALF; 4];
             for (pixel, weight) in part.chunks_exact(channels).zip(&tap.weights) {
@@ -162,13 +217,14 @@ fn across(pixels: &[u8], width: usize, channels: usize, to: usize, filter: Filte
     out
 }
 
-fn down(pixels: &[u8], row: usize, height: usize, to: usize, filter: Filter) -> Vec<u8> {
-    let mut out = Vec::with_capacity(row * to);
-    let mut sums = vec![HALF; row];
-    for tap in taps(height, to, filter) {
+/// Lines of `line` bytes, of which `pixels` has those from number `first` on, with the weights of whole lines.
+fn down(pixels: &[u8], line: usize, first: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(line * taps.len());
+    let mut sums = vec![HALF; line];
+    for tap in taps {
         sums.fill(HALF);
-        let rows = pixels.chunks_exact(row).skip(tap.first);
-        for (values, weight) in rows.zip(&tap.weights) {
+        let lines = pixels.chunks_exact(line).skip(tap.first - first);
+        for (values, weight) in lines.zip(&tap.weights) {
             for (sum, &value) in sums.iter_mut().zip(values) {
                 *sum += i32::from(value) * weight;
             }
@@ -178,7 +234,7 @@ fn down(pixels: &[u8], row: usize, height: usize, to: usize, filter: Filter) -> 
     out
 }
 
-fn weighted(&[red, green, blue, alpha]: &[u8; 4]) -> [u8; 4] {
+fn weigh(&[red, green, blue, alpha]: &[u8; 4]) -> [u8; 4] {
     let times = |value: u8| {
         let product = u32::from(value) * u32::from(alpha) + 128;
         (((product >> 8) + product) >> 8) as u8

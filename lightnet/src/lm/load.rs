@@ -1,34 +1,13 @@
 //! Models from folders: `config.json` beside `model.safetensors`, or beside shards with their index.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device};
 
 use super::{Architecture, Config, LanguageModel};
-use crate::config::ConfigError;
-use crate::params::folder::{Weights, compare};
-use crate::params::{Outline, ParamsError};
-
-/// Why a folder gives no model.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// `config.json`.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The weights.
-    #[error(transparent)]
-    Weights(#[from] ParamsError),
-    /// There are no weights.
-    #[error("{}: found no weights, expected model.safetensors or model.safetensors.index.json", path.display())]
-    Absent {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// An operation failed.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
-}
+use crate::params::Outline;
+use crate::params::folder::{self, LoadError};
 
 /// Names and shapes of all tensors of a model, without its values.
 ///
@@ -53,14 +32,12 @@ impl LanguageModel {
         device: &Device,
     ) -> Result<Self, LoadError> {
         let config = Config::read(&dir.join("config.json"), fallback)?;
-        let Some(weights) = Weights::find(dir)? else {
-            return Err(LoadError::Absent { path: dir.to_owned() });
-        };
-        let expected = expected_shapes(&config)?;
-        compare(&weights.origin, &expected, &weights.shapes()?, |name| {
-            // Old files hold the frequencies of positions, and some the head that is the embedding.
+        // Old files hold the frequencies of positions, and some the head that is the embedding.
+        let ignored = |name: &str| {
             name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
-        })?;
-        Ok(Self::new(&config, compute, &weights.load(device)?.builder())?)
+        };
+        folder::load(dir, compute, device, ignored, |compute, vb| {
+            Self::new(&config, compute, vb)
+        })
     }
 }

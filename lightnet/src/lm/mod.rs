@@ -66,7 +66,7 @@ pub use config::{
     OutputGate, OutputNorm, SoftmaxLayers, Source, Turn,
 };
 pub(crate) use layer::lower_bounds;
-pub use load::{LoadError, expected_shapes};
+pub use load::expected_shapes;
 pub use model::LanguageModel;
 pub use rope::{RopeParameters, Rotary, Scaling};
 pub use session::{MOST_TOGETHER, Session, SessionError};

@@ -1,19 +1,62 @@
 //! The weights of a model folder: one file `model.safetensors`, or shards with `model.safetensors.index.json`.
 //!
-//! The index is that of Hugging Face: `{"weight_map": {"tensor": "file"}}`, with files beside it.
+//! The index is that of Hugging Face: `{"weight_map": {"tensor": "file"}}`, with files beside it. [`load`] builds a model of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use super::{Frozen, ParamsError, eight_bit, file};
+use super::{Frozen, Outline, ParamsError, eight_bit, file};
+use crate::config::ConfigError;
 
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Largest index that is read: some hundred thousand tensors.
 const MOST_BYTES: u64 = 64 << 20;
+
+/// Why a folder gives no model.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] ParamsError),
+    /// There are no weights.
+    #[error("{}: found no weights, expected model.safetensors or model.safetensors.index.json", path.display())]
+    Absent {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// Builds a model that computes in `compute` of the weights in `dir`, on `device`. Before any value is read, all tensors are compared by
+/// name and shape with those that the model asks for; names for which `ignored` holds may be there or not.
+///
+/// # Errors
+/// There are no weights, they are damaged, or they are other tensors than those of the model, all of which are listed.
+pub fn load<M>(
+    dir: &Path,
+    compute: DType,
+    device: &Device,
+    ignored: impl Fn(&str) -> bool,
+    build: impl Fn(DType, &VarBuilder) -> candle_core::Result<M>,
+) -> Result<M, LoadError> {
+    let Some(weights) = Weights::find(dir)? else {
+        return Err(LoadError::Absent { path: dir.to_owned() });
+    };
+    let outline = Outline::new();
+    build(DType::F32, &outline.builder())?;
+    compare(&weights.origin, &outline.shapes(), &weights.shapes()?, ignored)?;
+    Ok(build(compute, &weights.load(device)?.builder())?)
+}
 
 /// Where the weights of a folder are.
 #[derive(Clone, Debug)]
@@ -140,7 +183,7 @@ impl Weights {
 ///
 /// # Errors
 /// Lists every tensor that is missing, with the shape that is expected, unexpected, or of another shape.
-pub fn compare(
+fn compare(
     origin: &Path,
     expected: &BTreeMap<String, Vec<usize>>,
     found: &BTreeMap<String, Vec<usize>>,

@@ -38,11 +38,10 @@ use super::mixer::{TokenMixer, Told};
 use super::patches::unfold;
 use crate::glu::{Glu, shift_on_grid};
 use crate::linear::{Linear, Start};
-use crate::lm::{LoadError, lower_bounds};
+use crate::lm::lower_bounds;
 use crate::mixer::causal::Paths;
 use crate::norm::EPS;
-use crate::params::Outline;
-use crate::params::folder::{Weights, compare};
+use crate::params::folder::{self, LoadError};
 use crate::position::{Grid, MdTpe, TpeConfig};
 
 /// Standard deviation of the weights of the head at first: logits begin near zero.
@@ -143,13 +142,13 @@ impl Classifier {
     /// The folder holds no such model, or other tensors than its own, all of which are listed.
     pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
         let config = Config::read(&dir.join("config.json"))?;
-        let Some(weights) = Weights::find(dir)? else {
-            return Err(LoadError::Absent { path: dir.to_owned() });
-        };
-        let outline = Outline::new();
-        Self::new(&config, DType::F32, &outline.builder())?;
-        compare(&weights.origin, &outline.shapes(), &weights.shapes()?, |_| false)?;
-        Ok(Self::new(&config, compute, &weights.load(device)?.builder())?)
+        folder::load(
+            dir,
+            compute,
+            device,
+            |_| false,
+            |compute, vb| Self::new(&config, compute, vb),
+        )
     }
 
     /// Its shape.

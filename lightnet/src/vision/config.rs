@@ -5,20 +5,15 @@ use std::path::Path;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{
+    ConfigError, MOST_CLASSES, MOST_LAYERS, MOST_WIDTH, read_checked, whole_patches, within,
+};
 use crate::lm;
 use crate::mixer::causal::Form;
 use crate::norm::EPS;
 
-/// Most classes.
-const MOST_CLASSES: usize = 1 << 16;
 /// Longest name of a class, in bytes.
 const LONGEST_LABEL: usize = 256;
-/// Longest side of the pictures that a model is made for.
-const LONGEST_SIDE: usize = 1 << 14;
-/// Most layers, widest stream and hidden layer: beyond all reason.
-const MOST_LAYERS: usize = 1 << 10;
-const MOST_WIDTH: usize = 1 << 16;
 
 /// What a folder says it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -208,12 +203,6 @@ impl Config {
     /// # Errors
     /// A size is zero or beyond all reason, sizes do not fit each other, or the form is not for the mixer.
     pub fn check(&self) -> Result<()> {
-        let within = |name: &str, value: usize, most: usize| {
-            if value == 0 || value > most {
-                bail!("{name} is {value}, expected 1 to {most}");
-            }
-            Ok(())
-        };
         if self.labels.len() < 2 || self.labels.len() > MOST_CLASSES {
             bail!("labels are {}, expected 2 to {MOST_CLASSES}", self.labels.len());
         }
@@ -242,17 +231,7 @@ impl Config {
                 );
             }
         }
-        within("patch_size", self.patch_size, LONGEST_SIDE)?;
-        for side in self.image_size {
-            within("image_size", side, LONGEST_SIDE)?;
-            if !side.is_multiple_of(self.patch_size) {
-                bail!(
-                    "image_size is {:?}, expected multiples of the patch_size {}",
-                    self.image_size,
-                    self.patch_size
-                );
-            }
-        }
+        whole_patches(self.image_size, self.patch_size)?;
         within("hidden_size", self.hidden_size, MOST_WIDTH)?;
         within("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS)?;
         within("num_attention_heads", self.num_attention_heads, self.hidden_size)?;
@@ -296,15 +275,7 @@ impl Config {
     /// # Errors
     /// The file is unreadable, or describes a model that cannot be.
     pub fn read(path: &Path) -> std::result::Result<Self, ConfigError> {
-        let config: Self = crate::config::read(path)?;
-        config.check().map_err(|e| {
-            let words = e.to_string();
-            ConfigError {
-                path: path.to_owned(),
-                detail: words.lines().next().unwrap_or_default().to_owned(),
-            }
-        })?;
-        Ok(config)
+        read_checked(path, Self::check)
     }
 
     /// What the layers of a recurrence are told.

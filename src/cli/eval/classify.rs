@@ -81,7 +81,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         }
         let pictures = indices
             .iter()
-            .map(|&index| Ok(prepare::fit(&set.picture(index)?, config, Fit::Model)))
+            .map(|&index| Ok(prepare::fit(&set.picture(index)?, config, Fit::Model)?))
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (&index, shares) in indices.iter().zip(model.look(&pictures)?) {
             let Some(label) = set.label(index) else {
@@ -234,13 +234,8 @@ impl fmt::Display for Judged {
                 class.mistaken_for.as_deref().unwrap_or("-")
             )?;
         }
-        if self.skipped.total() > 0 {
-            writeln!(
-                f,
-                "{} skipped: {}",
-                self.skipped.total(),
-                self.skipped.messages.join("; ")
-            )?;
+        if let Some(line) = self.skipped.summary() {
+            writeln!(f, "{line}")?;
         }
         if let Some(speed) = self.images_per_s {
             writeln!(f, "{speed:.0} images/s")?;

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use fulgur_datasets::augment::View;
 use fulgur_datasets::labelled::{Labelled, Part};
 use fulgur_datasets::media::{Picture, write_png};
 use fulgur_kernels::embedding::Ids;
@@ -20,7 +21,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::export::{compute_dtype, write_part};
-use crate::paint::{Painter, Settings, TEXT_ENCODER, Wish, fitted, grid};
+use crate::paint::{Painter, Settings, TEXT_ENCODER, Wish, grid};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 /// Largest batch, longest side, most bytes of all pictures: beyond all reason.
@@ -485,11 +486,12 @@ impl Pixels {
             .into());
         }
         let mut bytes = vec![0u8; chosen.len() * size];
+        let view = View::filled(options.size);
         bytes
             .par_chunks_mut(size)
             .zip(&chosen)
             .try_for_each(|(to, &index)| {
-                let picture = fitted(&set.picture(index)?, options.size)?;
+                let picture = view.middle(&set.picture(index)?)?;
                 to.copy_from_slice(&levels(picture, channels));
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             })?;
@@ -663,7 +665,7 @@ mod tests {
             ("batch = 0", "batch is 0, expected 1 to"),
             ("dropout = 1.0", "dropout is 1, expected 0 or more and below 1"),
             ("channels = 2", "channels is 2, expected 1 or 3"),
-            ("size = [8, 9]\n[image.model]\npatch = 4", "image_size is 8 x 9"),
+            ("size = [8, 9]\n[image.model]\npatch = 4", "image_size is [8, 9]"),
             ("text = 'nowhere'", "nowhere"),
         ] {
             let recipe = recipe(own, root.path());

@@ -7,12 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::config::Config;
 use super::Form;
-use crate::config::ConfigError;
-
-/// Most classes.
-const MOST_CLASSES: usize = 1 << 16;
-/// Longest side of a picture.
-const LONGEST_SIDE: usize = 1 << 14;
+use crate::config::{ConfigError, LONGEST_SIDE, MOST_CLASSES, read_checked};
 
 /// What sequences are made of.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -124,15 +119,7 @@ impl ClassifierConfig {
     /// # Errors
     /// The file is unreadable, or describes a model that cannot be.
     pub fn read(path: &Path) -> std::result::Result<Self, ConfigError> {
-        let config: Self = crate::config::read(path)?;
-        config.check().map_err(|e| {
-            let words = e.to_string();
-            ConfigError {
-                path: path.to_owned(),
-                detail: words.lines().next().unwrap_or_default().to_owned(),
-            }
-        })?;
-        Ok(config)
+        read_checked(path, Self::check)
     }
 }
 

@@ -57,11 +57,9 @@ use fulgur_kernels::norm::{add_norm, rms_norm_to};
 use fulgur_kernels::order::Order;
 
 use super::layer::{Layer, Names, lower_bounds};
-use super::load::LoadError;
 use super::rope::Rotary;
 use crate::mixer::causal::{CausalContext, Memory, Paths};
-use crate::params::Outline;
-use crate::params::folder::{Weights, compare};
+use crate::params::folder::{self, LoadError};
 
 /// Base of the wavelengths of positions.
 const BASE: f64 = 1e4;
@@ -162,13 +160,13 @@ impl SequenceClassifier {
     /// The folder holds no such model, or other tensors than its own, all of which are listed.
     pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
         let config = ClassifierConfig::read(&dir.join("config.json"))?;
-        let Some(weights) = Weights::find(dir)? else {
-            return Err(LoadError::Absent { path: dir.to_owned() });
-        };
-        let outline = Outline::new();
-        Self::new(&config, DType::F32, &outline.builder())?;
-        compare(&weights.origin, &outline.shapes(), &weights.shapes()?, |_| false)?;
-        Ok(Self::new(&config, compute, &weights.load(device)?.builder())?)
+        folder::load(
+            dir,
+            compute,
+            device,
+            |_| false,
+            |compute, vb| Self::new(&config, compute, vb),
+        )
     }
 
     /// Its shape.

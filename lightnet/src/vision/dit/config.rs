@@ -1,17 +1,16 @@
 //! The shape of a denoiser of pictures, as its `config.json` says.
 
+use std::path::Path;
+
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{
+    ConfigError, MOST_CLASSES, MOST_LAYERS, MOST_WIDTH, read_checked, whole_patches, within,
+};
 use crate::diffusion::Objective;
 
-/// Most classes.
-const MOST_CLASSES: usize = 1 << 16;
-/// Longest side of the pictures that a model is made for.
-const LONGEST_SIDE: usize = 1 << 14;
-/// Most layers, and widest stream, hidden layer and text: beyond all reason.
-const MOST_LAYERS: usize = 1 << 10;
-const MOST_WIDTH: usize = 1 << 16;
+/// Most channels: beyond all reason.
 const MOST_CHANNELS: usize = 1 << 10;
 
 /// What a folder says it is.
@@ -111,29 +110,17 @@ impl DitConfig {
     /// # Errors
     /// What cannot be, in one line: the field, what was found and what is expected.
     pub fn check(&self) -> Result<()> {
-        let [height, width] = self.image_size;
-        let counts = [
-            ("image_size", height, LONGEST_SIDE),
-            ("image_size", width, LONGEST_SIDE),
+        whole_patches(self.image_size, self.patch_size)?;
+        for (field, found, most) in [
             ("num_channels", self.num_channels, MOST_CHANNELS),
-            ("patch_size", self.patch_size, LONGEST_SIDE),
             ("hidden_size", self.hidden_size, MOST_WIDTH),
             ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, MOST_WIDTH),
             ("intermediate_size", self.intermediate_size, MOST_WIDTH),
             ("text_dim", self.text_dim.unwrap_or(1), MOST_WIDTH),
             ("text_every", self.text_every, MOST_LAYERS),
-        ];
-        for (field, found, most) in counts {
-            if !(1..=most).contains(&found) {
-                bail!("{field} is {found}, expected 1 to {most}");
-            }
-        }
-        if !height.is_multiple_of(self.patch_size) || !width.is_multiple_of(self.patch_size) {
-            bail!(
-                "image_size is {height} x {width}, expected multiples of patch_size {}",
-                self.patch_size
-            );
+        ] {
+            within(field, found, most)?;
         }
         if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
             bail!(
@@ -149,5 +136,13 @@ impl DitConfig {
             );
         }
         Ok(())
+    }
+
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// The file is unreadable, or describes a model that cannot be.
+    pub fn read(path: &Path) -> std::result::Result<Self, ConfigError> {
+        read_checked(path, Self::check)
     }
 }

@@ -27,13 +27,10 @@ use fulgur_kernels::norm::rms_norm_modulated;
 use fulgur_kernels::rows::add_row;
 
 use crate::block::{Block, BlockConfig, BlockContext, MODULATIONS};
-use crate::config::read as read_config;
 use crate::diffusion::{TimeEmbedding, mean_of_words};
 use crate::linear::{Linear, Start};
-use crate::lm::LoadError;
 use crate::norm::EPS;
-use crate::params::Outline;
-use crate::params::folder::{Weights, compare};
+use crate::params::folder::{self, LoadError};
 use crate::patches::{from_patches, to_patches};
 use crate::position::{FRACTION_WIDTH, Grid, MdTpe, TpeConfig, fractions};
 
@@ -144,15 +141,14 @@ impl Dit {
     /// A file is missing or unreadable, a shape that cannot be, or weights that are missing, unexpected or of another shape, all of
     /// them named.
     pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
-        let path = dir.join("config.json");
-        let config: DitConfig = read_config(&path)?;
-        let Some(weights) = Weights::find(dir)? else {
-            return Err(LoadError::Absent { path: dir.to_owned() });
-        };
-        let outline = Outline::new();
-        Self::new(&config, DType::F32, &outline.builder())?;
-        compare(&weights.origin, &outline.shapes(), &weights.shapes()?, |_| false)?;
-        Ok(Self::new(&config, compute, &weights.load(device)?.builder())?)
+        let config = DitConfig::read(&dir.join("config.json"))?;
+        folder::load(
+            dir,
+            compute,
+            device,
+            |_| false,
+            |compute, vb| Self::new(&config, compute, vb),
+        )
     }
 
     /// The shape.

@@ -233,7 +233,7 @@ fn what_cannot_be_is_refused_in_a_line() -> Result<()> {
                 patch_size: 3,
                 ..small()
             }),
-            "image_size is 8 x 8, expected multiples of patch_size 3",
+            "image_size is [8, 8], expected multiples of the patch_size 3",
         ),
         (
             line(DitConfig {

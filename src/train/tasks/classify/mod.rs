@@ -1,27 +1,26 @@
 //! Task `classify`: the class of a picture.
 //!
-//! Pictures are changed on their way into a batch and their classes become shares ([`augment`]). What stochastic depth drops is drawn
-//! with the batch, so that steps repeat.
+//! Pictures are changed on their way into a batch and their classes become shares ([`fulgur_datasets::augment`]). What stochastic depth
+//! drops is drawn with the batch, so that steps repeat.
 
-mod augment;
 pub(super) mod flops;
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use fulgur_datasets::augment::{self, Augment, Sample, View};
 use fulgur_datasets::labelled::{Labelled, Part};
 use fulgur_kernels::philox::Philox;
 use fulgur_lightnet::mixer::causal::Form;
 use fulgur_lightnet::params::{Params, Precision};
 use fulgur_lightnet::vision::{Classifier, Config, Kind, Mixer, Size, Tpe, soft_cross_entropy};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::export::{compute_dtype, write_part};
 use crate::classify::figures::Tally;
-use crate::classify::prepare::{self, Fit};
+use crate::classify::prepare;
+use crate::train::task::Orders;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
-use augment::{Augment, Planes};
 
 /// Largest batch: beyond all reason.
 const MOST: usize = 1 << 20;
@@ -47,7 +46,7 @@ pub(super) struct Options {
     pub label_smoothing: f64,
     /// Probability with which the last branches are dropped; it grows evenly from 0 at the first.
     pub stochastic_depth: f64,
-    /// How pictures are changed.
+    /// How pictures are changed; by default not at all.
     pub augment: Augment,
     /// The network.
     pub model: ModelOptions,
@@ -211,8 +210,11 @@ pub(super) struct ClassifyTask {
     set: Labelled,
     /// Numbers of the pictures that are trained on, and of those held out.
     parts: [Vec<usize>; 2],
+    orders: Orders,
     params: Params,
     model: Classifier,
+    /// What the model sees of a picture.
+    view: View,
     flops: f64,
 }
 
@@ -239,7 +241,9 @@ impl ClassifyTask {
         let shapes = vars.map(|(name, var)| (name, var.dims().to_vec())).collect();
         Ok(Self {
             flops: flops::per_picture(&config, &shapes),
+            view: prepare::view(&config),
             parts: [Part::Train, Part::HeldOut].map(|part| set.part(part)),
+            orders: Orders::default(),
             options,
             set,
             params,
@@ -247,30 +251,10 @@ impl ClassifyTask {
         })
     }
 
-    /// A picture as the model takes it.
-    fn planes(&self, index: usize) -> TaskResult<Planes> {
-        let config = self.model.config();
-        let picture = prepare::fit(&self.set.picture(index)?, config, Fit::Model);
-        Ok(Planes {
-            values: prepare::values(&picture, config),
-            side: config.image_size,
-        })
-    }
-
-    /// The class of a picture; every picture of a checked set has one.
-    fn label(&self, index: usize) -> TaskResult<usize> {
-        let label = self.set.label(index);
-        label.ok_or_else(|| format!("picture {:?} has no class", self.set.key(index)).into())
-    }
-
-    /// Shares of the classes: those of a picture and of what it is mixed with, smoothed.
-    fn target(&self, [own, other]: [usize; 2], share: f32) -> Vec<f32> {
-        let classes = self.set.classes().len();
-        let smooth = self.options.label_smoothing as f32;
-        let mut target = vec![smooth / classes as f32; classes];
-        target[own] += (1.0 - smooth) * share;
-        target[other] += (1.0 - smooth) * (1.0 - share);
-        target
+    /// Pictures of a batch as the model takes them, `[B, C, H, W]` on the host.
+    fn pixels(batch: &mut augment::Batch) -> TaskResult<Tensor> {
+        let values = std::mem::take(&mut batch.pixels);
+        Ok(Tensor::from_vec(values, batch.shape.as_slice(), &Device::Cpu)?)
     }
 }
 
@@ -306,52 +290,33 @@ impl Task for ClassifyTask {
         true
     }
 
-    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
-        let (config, options) = (self.model.config(), &self.options);
-        let (size, augment) = (options.batch, &options.augment);
-        let train = &self.parts[0];
-        let chosen: Vec<usize> = cursor
-            .shuffled(train.len(), size)
+    fn notes(&self) -> Vec<String> {
+        let summary = self.set.skipped().summary();
+        summary
+            .map(|line| format!("{}: {line}", self.options.set))
             .into_iter()
-            .map(|place| train[place])
-            .collect();
-        // Black, which is what pictures of things on black are made of at their edges.
-        let empty = -MIDDLE / MIDDLE;
-        let alone: Vec<Planes> = chosen
-            .par_iter()
-            .enumerate()
-            .map(|(place, &index)| {
-                let mut noise = cursor.noise(&format!("picture/{place}"));
-                Ok(self.planes(index)?.alone(augment, empty, &mut noise))
+            .collect()
+    }
+
+    fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
+        let (options, train) = (&self.options, &self.parts[0]);
+        let (size, classes) = (options.batch, self.set.classes().len());
+        let first = cursor.index.wrapping_mul(size as u64);
+        let samples: Vec<Sample> = (first..)
+            .zip(self.orders.batch(cursor, train.len(), size))
+            .map(|(number, place)| Sample {
+                picture: train[place],
+                number,
             })
-            .collect::<TaskResult<_>>()?;
-        // A picture is mixed with the one at the other end of the batch.
-        let mixed: Vec<(Planes, Vec<f32>)> = (0..size)
-            .into_par_iter()
-            .map(|place| {
-                let other = size - 1 - place;
-                let mut noise = cursor.noise(&format!("mix/{place}"));
-                let (planes, share) = alone[place].clone().mixed(&alone[other], augment, &mut noise);
-                let classes = [self.label(chosen[place])?, self.label(chosen[other])?];
-                Ok((planes, self.target(classes, share)))
-            })
-            .collect::<TaskResult<_>>()?;
-        let [height, width] = config.image_size;
-        let pixels: Vec<f32> = mixed
-            .iter()
-            .flat_map(|(planes, _)| planes.values.iter().copied())
             .collect();
-        let targets: Vec<f32> = mixed
-            .iter()
-            .flat_map(|(_, target)| target.iter().copied())
-            .collect();
-        let shape = (size, config.num_channels, height, width);
-        let mut batch = Batch::new(size)
-            .with("pixels", Tensor::from_vec(pixels, shape, &Device::Cpu)?)
-            .with(
-                "targets",
-                Tensor::from_vec(targets, (size, config.classes()), &Device::Cpu)?,
-            );
+        let mut drawn = options
+            .augment
+            .batch(&self.view, &self.set, &samples, cursor.seed)?;
+        let targets = drawn.soft_targets(classes, options.label_smoothing as f32);
+        let mut batch = Batch::new(size).with("pixels", Self::pixels(&mut drawn)?).with(
+            "targets",
+            Tensor::from_vec(targets, (size, classes), &Device::Cpu)?,
+        );
         if options.stochastic_depth > 0.0 {
             let branches = self.model.branches();
             let drawn = kept(
@@ -384,18 +349,12 @@ impl Task for ClassifyTask {
         };
         let mut tally = Tally::new(config.classes());
         for indices in held_out[..count].chunks(self.options.batch) {
-            let planes: Vec<Planes> = indices
-                .par_iter()
-                .map(|&index| self.planes(index))
-                .collect::<TaskResult<_>>()?;
-            let values: Vec<f32> = planes.into_iter().flat_map(|planes| planes.values).collect();
-            let [height, width] = config.image_size;
-            let shape = (indices.len(), config.num_channels, height, width);
-            let pixels = Tensor::from_vec(values, shape, self.params.device())?;
+            let mut batch = self.view.batch(&self.set, indices)?;
+            let pixels = Self::pixels(&mut batch)?.to_device(self.params.device())?;
             let logits = self.model.logits(&pixels, None)?.detach();
             let shares = candle_nn::ops::softmax(&logits, candle_core::D::Minus1)?.to_vec2::<f32>()?;
-            for (&index, shares) in indices.iter().zip(&shares) {
-                tally.add(self.label(index)?, shares);
+            for (target, shares) in batch.targets.iter().zip(&shares) {
+                tally.add(target.class, shares);
             }
         }
         let Some(figures) = tally.figures(&config.labels) else {
@@ -431,7 +390,9 @@ pub(super) fn outlined(options: &Options) -> TaskResult<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{Options as RunOptions, Recipe, run};
+    use std::sync::atomic::Ordering;
+
+    use crate::train::{Options as RunOptions, Recipe, Report, run};
     use fulgur_datasets::labelled::Item;
     use fulgur_datasets::media::Picture;
 
@@ -481,7 +442,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for mixer in Mixer::ALL {
             let own = format!(
-                "batch = 32\nstochastic_depth = 0.1\nlabel_smoothing = 0.05\n[classify.augment]\nshift = 1\nmix = 0.3\n[classify.model]\n\
+                "batch = 32\nstochastic_depth = 0.1\nlabel_smoothing = 0.05\n[classify.augment]\npad = 1\nmixup = 0.1\n[classify.model]\n\
                  mixer = '{}'\nlayers = 2\nwidth = 16\nheads = 2\nhidden = 24\npatch = 2\n",
                 mixer.name()
             );
@@ -504,7 +465,7 @@ mod tests {
     #[test]
     fn batches_hold_shares_of_classes() {
         let folder = tempfile::tempdir().unwrap();
-        let own = "batch = 16\nlabel_smoothing = 0.2\nstochastic_depth = 0.5\naugment = { shift = 0, flip = false, mix = 0.5 }\n\
+        let own = "batch = 16\nlabel_smoothing = 0.2\nstochastic_depth = 0.5\naugment = { cutmix = 0.3 }\n\
                    model = { layers = 3, width = 16, heads = 2, patch = 2 }";
         let recipe = recipe(1, own, folder.path());
         let task = stripes(&recipe);
@@ -525,6 +486,11 @@ mod tests {
             assert_eq!(list(&first, name), list(&batch(0), name));
             assert_ne!(list(&first, name), list(&batch(1), name));
         }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let again = pool.unwrap().install(|| batch(0));
+            assert_eq!(list(&first, "pixels"), list(&again, "pixels"), "{threads}");
+        }
         let targets = list(&first, "targets");
         let mut plain = 0;
         for (place, target) in targets.chunks(2).enumerate() {
@@ -532,13 +498,54 @@ mod tests {
             assert!(target.iter().all(|&share| (0.099..0.901).contains(&share)));
             let train = &task.parts[0];
             let index = train[Cursor { seed: 1, index: 0 }.shuffled(train.len(), 16)[place]];
-            let own = task.planes(index).unwrap().values;
+            let own = task.view.batch(&task.set, &[index]).unwrap().pixels;
             if list(&first, "pixels")[place * 192..][..192] == own[..] {
                 plain += 1;
                 assert!((target[index % 2] - 0.9).abs() < 1e-6);
             }
         }
         assert!((3..14).contains(&plain), "{plain}");
+    }
+
+    /// A run that is interrupted and goes on ends with the same bits.
+    #[test]
+    fn resumed_runs_equal_those_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = "batch = 16\nstochastic_depth = 0.2\n[classify.augment]\npad = 1\nflip = 0.5\nerasing = { probability = 0.5 }\n\
+                   randaugment = { count = 1 }\nmixup = 0.2\ncutmix = 1.0\n\
+                   [classify.model]\nlayers = 1\nwidth = 16\nheads = 2\nhidden = 24\npatch = 2";
+        let model = |name: &str, stops: bool| {
+            let mut recipe = recipe(9, own, &folder.path().join(name));
+            (recipe.train.log_every, recipe.train.threads) = (1, if stops { 3 } else { 1 });
+            recipe.train.accumulate = 2;
+            let options = RunOptions::default();
+            if stops {
+                let interrupt = std::sync::Arc::clone(&options.interrupt);
+                let outcome = run(&stripes(&recipe), &recipe, &options, |report| {
+                    if matches!(report, Report::Progress { step: 4, .. }) {
+                        interrupt.store(true, Ordering::Relaxed);
+                    }
+                });
+                assert_eq!(
+                    (
+                        outcome.unwrap().finished,
+                        interrupt.swap(false, Ordering::Relaxed)
+                    ),
+                    (false, true)
+                );
+            }
+            let options = RunOptions {
+                resume: stops,
+                ..options
+            };
+            assert!(
+                run(&stripes(&recipe), &recipe, &options, |_| {})
+                    .unwrap()
+                    .finished
+            );
+            std::fs::read(recipe.run_dir.join("model/model.safetensors")).unwrap()
+        };
+        assert!(model("whole", false) == model("parts", true));
     }
 
     /// The mean of what is kept is one in every layer, and the first is never dropped.
@@ -563,7 +570,14 @@ mod tests {
             ("batch = 0", "batch is 0"),
             ("label_smoothing = 1.0", "label_smoothing is 1"),
             ("stochastic_depth = nan", "stochastic_depth is NaN"),
-            ("augment = { mix = 2.0 }", "[classify.augment]: mix is 2"),
+            (
+                "augment = { flip = 2.0 }",
+                "[classify.augment]: flip: found 2, expected 0 to 1",
+            ),
+            (
+                "augment = { erasing = { area = [0.5, nan] } }",
+                "[classify.augment]: erasing.area: found NaN",
+            ),
             ("data = 'nowhere'", "fulgur data fetch fashion-mnist"),
         ] {
             let recipe = recipe(1, own, folder.path());
