@@ -65,7 +65,7 @@ impl Judge {
         for first in (0..count).step_by(together) {
             let fitted: Vec<Picture> = (first..count.min(first + together))
                 .into_par_iter()
-                .map(|index| Ok(fit(&picture(index)?, config, Fit::Model)))
+                .map(|index| Ok(fit(&picture(index)?, config, Fit::Model)?))
                 .collect::<anyhow::Result<_>>()?;
             let Examined {
                 shares: said,

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use fulgur_benchmark::metrics::points::{Near, nearest};
+use fulgur_datasets::augment::View;
 use fulgur_datasets::media::Picture;
 use rayon::prelude::*;
 
@@ -10,7 +11,6 @@ use super::neighbours::{self, Neighbours, SHOWN, Yardstick};
 use super::run::{Evaluation, Parts, Progress, Real, Stage};
 use super::samples::{By, Drawn};
 use super::sheet::{self, Neighbour, Row};
-use crate::paint::fitted;
 
 /// Pictures that are looked for at once.
 const TOGETHER: usize = 32;
@@ -35,7 +35,7 @@ impl Search<'_> {
         let set = &self.parts.labellings.set;
         indices
             .par_iter()
-            .map(|&index| Ok(self.bytes(fitted(&set.picture(index)?, self.size)?)))
+            .map(|&index| Ok(self.bytes(View::filled(self.size).middle(&set.picture(index)?)?)))
             .collect()
     }
 
@@ -123,7 +123,7 @@ impl Search<'_> {
                 },
                 &|place| {
                     let picture = self.parts.labellings.set.picture(self.training[place])?;
-                    fitted(&picture, self.size)
+                    Ok(View::filled(self.size).middle(&picture)?)
                 },
             )?;
             evaluation.sheet = Some(picture);
