@@ -37,7 +37,7 @@ pub struct Train {
     /// Seconds of training over all sessions; 0 leaves it to `max_steps`. With both the first one reached ends the run,
     /// and the schedule follows whichever is further. A run that is timed does not resume bit for bit.
     pub max_seconds: f64,
-    /// Batches a step; their gradients are averaged. On the CPU each thread takes whole ones.
+    /// Batches a step; their gradients are averaged.
     pub accumulate: u64,
     /// Memory of the averaged weights; 0 keeps none.
     pub ema: f64,

@@ -5,7 +5,6 @@
 //! is done with the weights.
 
 mod finish;
-mod lanes;
 mod recorded;
 mod window;
 
@@ -16,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use fulgur_kernels::adamw::Counts;
 use fulgur_kernels::tape;
@@ -34,7 +32,6 @@ use super::peak;
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
-use lanes::Lanes;
 use recorded::{Found, Steps};
 use window::{Means, Window};
 
@@ -141,7 +138,6 @@ struct Session<'a> {
     options: &'a Options,
     optimiser: Optimiser,
     steps: Steps,
-    lanes: Lanes,
     ema: Option<Ema>,
     log: Log,
     state: State,
@@ -170,24 +166,6 @@ struct Began {
     samples: u64,
     /// Seconds of this session spent on something else than training.
     aside: f64,
-}
-
-/// What a backward pass gives: all gradients, and the losses by name.
-type Backward = (GradStore, Vec<(String, Tensor)>);
-
-/// Loss and gradients of one of the `accumulate` batches of a step.
-fn backward(task: &dyn Task, accumulate: u64, batch: &Batch, step: &Step) -> Result<Backward, TrainError> {
-    let accumulate = accumulate as f64;
-    let (losses, tape) = tape::record(|| task.loss(batch, step));
-    let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
-    let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
-    let gradients = tape.backward(&total)?;
-    let mut scalars = vec![(LOSS.to_string(), total.detach())];
-    for (name, value) in losses.parts {
-        let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
-        scalars.push((name.to_string(), (value / accumulate)?));
-    }
-    Ok((gradients, scalars))
 }
 
 impl<'a> Session<'a> {
@@ -227,10 +205,6 @@ impl<'a> Session<'a> {
             options,
             optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
             steps: Steps::default(),
-            lanes: match task.params().device().is_cpu() {
-                true => Lanes::new(recipe.train.accumulate).map_err(TrainError::io(folder))?,
-                false => Lanes::single(),
-            },
             ema: (recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,
@@ -347,32 +321,30 @@ impl<'a> Session<'a> {
         let mut gradients: Option<Gradients> = None;
         let mut samples = 0;
         let mut scalars: Vec<(String, Tensor)> = Vec::new();
-        let mut index = number * accumulate;
-        let end = index + accumulate;
-        while index < end {
-            let last = end.min(index + self.lanes.width() as u64);
-            let mut ready = Vec::new();
-            for index in index..last {
-                let batch = batches
-                    .receive()
-                    .map_err(TrainError::task(format!("step {number}: batch")))?;
-                let seed = self.recipe.seed;
-                let step = Step {
-                    number,
-                    progress,
-                    cursor: Cursor { seed, index },
-                };
-                ready.push((batch.upload(&mut self.uploader)?, step));
+        for part in 0..accumulate {
+            let cursor = Cursor {
+                seed: self.recipe.seed,
+                index: number * accumulate + part,
+            };
+            let batch = batches
+                .receive()
+                .map_err(TrainError::task(format!("step {number}: batch")))?;
+            let batch = batch.upload(&mut self.uploader)?;
+            let step = Step {
+                number,
+                progress,
+                cursor,
+            };
+            let mut steps = std::mem::take(&mut self.steps);
+            let found = steps.take(self, &batch, &step);
+            self.steps = steps;
+            let found = found?;
+            match &mut gradients {
+                None => gradients = Some(found.gradients),
+                Some(sum) => sum.add(found.gradients)?,
             }
-            index = last;
-            samples += ready.iter().map(|(batch, _)| batch.samples as u64).sum::<u64>();
-            for found in self.take(&ready)? {
-                match &mut gradients {
-                    None => gradients = Some(found.gradients),
-                    Some(sum) => sum.add(found.gradients)?,
-                }
-                scalars.extend(found.scalars);
-            }
+            scalars.extend(found.scalars);
+            samples += batch.samples as u64;
         }
         self.state.step += 1;
         self.state.samples += samples;
@@ -390,33 +362,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Losses and gradients of these batches, in their order.
-    fn take(&mut self, ready: &[(Batch, Step)]) -> Result<Vec<Found>, TrainError> {
-        if let [(batch, step)] = ready {
-            let mut steps = std::mem::take(&mut self.steps);
-            let found = steps.take(self, batch, step);
-            self.steps = steps;
-            return Ok(vec![found?]);
-        }
-        let (task, accumulate) = (self.task, self.recipe.train.accumulate);
-        let backward = |(batch, step): &(Batch, Step)| backward(task, accumulate, batch, step);
-        let results = self.lanes.each(ready, backward);
-        let found = results
-            .into_iter()
-            .map(|result| result.map(|found| self.picked(found)));
-        found.collect()
-    }
-
     /// Loss and gradients of a batch that lies on the device, as the task launches them.
     fn found(&self, batch: &Batch, step: &Step) -> Result<Found, TrainError> {
-        backward(self.task, self.recipe.train.accumulate, batch, step).map(|found| self.picked(found))
-    }
-
-    fn picked(&self, (store, scalars): Backward) -> Found {
-        Found {
-            gradients: self.optimiser.gradients(store),
-            scalars,
+        let accumulate = self.recipe.train.accumulate as f64;
+        let (losses, tape) = tape::record(|| self.task.loss(batch, step));
+        let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
+        let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let gradients = self.optimiser.gradients(tape.backward(&total)?);
+        let mut scalars = vec![(LOSS.to_string(), total.detach())];
+        for (name, value) in losses.parts {
+            let value = value.detach().to_dtype(DType::F32)?.reshape(())?;
+            scalars.push((name.to_string(), (value / accumulate)?));
         }
+        Ok(Found { gradients, scalars })
     }
 
     /// Waits for the device, and learns how many steps were skipped because gradients were not finite. Weights, moments

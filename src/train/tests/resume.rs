@@ -34,28 +34,6 @@ fn a_resumed_run_equals_the_uninterrupted_one() {
     }
 }
 
-/// Each thread takes whole batches of a step: the bits are those of one thread.
-#[test]
-fn batches_of_a_step_may_be_taken_side_by_side() {
-    let folder = tempfile::tempdir().unwrap();
-    let end = |threads: usize| {
-        let root = folder.path().join(threads.to_string());
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let run = || {
-            train(
-                &Toy::new(),
-                &recipe(&root, "train.accumulate=5"),
-                &Options::default(),
-            )
-        };
-        pool.unwrap().install(run).unwrap();
-        let end = newest(&root);
-        (bits(&end.weights), bits(&end.optimiser), metrics(&root))
-    };
-    let one = end(1);
-    assert!(one == end(2) && one == end(4));
-}
-
 /// What is written beside the steps is the state between two of them: each checkpoint leads to the same end.
 #[test]
 fn any_checkpoint_of_a_run_goes_on_to_the_same_end() {

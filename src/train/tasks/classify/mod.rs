@@ -517,7 +517,6 @@ mod tests {
         let model = |name: &str, stops: bool| {
             let mut recipe = recipe(9, own, &folder.path().join(name));
             (recipe.train.log_every, recipe.train.threads) = (1, if stops { 3 } else { 1 });
-            recipe.train.accumulate = 2;
             let options = RunOptions::default();
             if stops {
                 let interrupt = std::sync::Arc::clone(&options.interrupt);
