@@ -3,6 +3,7 @@
 
     resume      100 steps are 50, a kill (SIGKILL), and the rest, bit for bit: models, checkpoints, log
     agreement   the first 50 losses are those of the processor, to 1 %
+    recorded    models after 50 steps are equal bit for bit with steps recorded as CUDA graphs, and without
     stall       steps a second with a checkpoint every second, and without
 
     cargo build --release --features cuda
@@ -119,6 +120,9 @@ TASKS = {
     "tav": tav,
 }
 
+# Architectures whose steps are compared, recorded and launched.
+RECORDED = ["tnl", "hgrn2", "cosformer2", "lightnet", "llama"]
+
 
 def recipe(folder, name, **train):
     tables = TASKS[name](folder)
@@ -137,10 +141,13 @@ def command(path, *more, device=DEVICE):
     return [PROGRAM, "train", str(path), "--device", device, "--json", *more]
 
 
-def train(path, *more, device=DEVICE, codes=(0,)):
-    """The answer of a run that ends by itself."""
+def train(path, *more, device=DEVICE, codes=(0,), environment=(), says=None):
+    """The answer of a run that ends by itself, and that says so on standard error."""
     arguments = command(path, *more, device=device)
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    around = {**os.environ, **dict(environment)}
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, env=around)
+    if says is not None and says not in done.stderr:
+        raise Failure(f"{' '.join(arguments)}: did not say {says!r}")
     if done.returncode not in codes:
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise Failure(f"{' '.join(arguments)}: exit code {done.returncode}: {last}")
@@ -238,6 +245,22 @@ def agreement(name, found, expected):
     return {"largest_difference": most, "first_loss": found[0], "last_loss": found[-1]}
 
 
+def recorded(work, architecture):
+    found = []
+    for label, choice, says in [("launched", "0", "steps are not recorded"), ("recorded", "1", "steps are recorded")]:
+        folder = work / f"{architecture}-{label}"
+        folder.mkdir()
+        tables = lm(folder, architecture, SMALL)
+        head = {**tables.pop(""), "run_dir": folder / "run"}
+        plain = {**TRAIN, "max_steps": COMPARED, "accumulate": 1}
+        path = write_recipe(folder / "recipe.toml", {"": head, "train": plain, **tables})
+        train(path, environment={"FULGUR_GRAPHS": choice, "FULGUR_LOG": "debug"}, says=None if DEVICE == "cpu" else says)
+        found.append((hashes(folder / "run"), log(folder / "run")))
+    if found[0] != found[1]:
+        raise Failure(f"{architecture}: recorded steps make another model or another log than launched ones")
+    return {"files": found[0][0]}
+
+
 def speed(work, label, seconds_between):
     """Steps a second by the clock on the wall, and the part of it for which training stood still."""
     folder = work / f"stall-{label}"
@@ -273,7 +296,7 @@ def main():
     began = time.monotonic()
     if not (MODELS / "builtin").is_dir():
         sys.exit(f"engine-gpu: {MODELS}: no tiny models; make them by `cargo run --example tiny_models -- DIR`")
-    result = {"device": DEVICE, "gpu": gpu(), "resume": {}, "agreement": {}, "stall": None, "failures": []}
+    result = {"device": DEVICE, "gpu": gpu(), "resume": {}, "agreement": {}, "recorded": {}, "stall": None, "failures": []}
 
     def take(into, name, work):
         try:
@@ -293,6 +316,10 @@ def main():
         for name in TASKS:
             take(result["resume"], name, resumed[name].result)
             take(result["agreement"], name, lambda: agreement(name, there[name].result(), here[name].result()))
+        (work / "recorded").mkdir()
+        same = {name: pool.submit(recorded, work / "recorded", name) for name in RECORDED}
+        for name in RECORDED:
+            take(result["recorded"], name, same[name].result)
         # Alone on the machine.
         take(result, "stall", lambda: stall(work))
     result["seconds"] = round(time.monotonic() - began, 1)

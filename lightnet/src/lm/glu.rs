@@ -1,9 +1,10 @@
 //! The gated linear unit of a layer.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::glu::swiglu;
 use fulgur_kernels::linear::linear_swiglu;
+use fulgur_kernels::split::{Part, split};
 
 use super::config::{Activation, Architecture, Config};
 use crate::linear::{Joined, Linear, Start};
@@ -54,8 +55,8 @@ impl Glu {
         let y = match self.act {
             Activation::Silu => swiglu(&wide)?,
             act => {
-                let half = |first| wide.narrow(D::Minus1, first, hidden);
-                (act.finish(&half(0)?)? * half(hidden)?)?
+                let halves = split(&wide, &[act.part(hidden), Part::Plain(hidden)])?;
+                (act.finish(&halves[0])? * &halves[1])?
             }
         };
         self.down.forward(&y)

@@ -5,7 +5,7 @@ use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
-use fulgur_kernels::split::Part;
+use fulgur_kernels::split::{Part, split};
 
 use super::{CausalContext, Memory, map};
 use crate::linear::{Joined, Linear};
@@ -338,9 +338,6 @@ pub(super) fn turned(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
     if turning == width {
         return double(x, phase);
     }
-    let doubled = double(&x.narrow(D::Minus1, 0, turning)?.contiguous()?, phase)?;
-    Tensor::cat(
-        &[&doubled, &x.narrow(D::Minus1, turning, width - turning)?],
-        D::Minus1,
-    )
+    let parts = split(x, &[Part::Plain(turning), Part::Plain(width - turning)])?;
+    Tensor::cat(&[&double(&parts[0], phase)?, &parts[1]], D::Minus1)
 }
