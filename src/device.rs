@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,12 @@ pub enum DeviceChoice {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
+}
+
+/// Type of the products of a network on `device`: bf16 where the hardware makes it fast.
+#[must_use]
+pub fn compute_dtype(device: &Device) -> DType {
+    if device.is_cuda() { DType::BF16 } else { DType::F32 }
 }
 
 /// What a device calls itself: the model of a GPU, else `CPU`.

@@ -11,6 +11,7 @@ use fulgur_lightnet::vision::{Classifier, Config};
 use serde::Serialize;
 
 use super::prepare;
+use crate::device::compute_dtype;
 
 /// Most values of a batch that goes through at once, so that memory stays bounded whatever the pictures.
 const MOST_PIXELS: usize = 1 << 22;
@@ -67,7 +68,7 @@ impl Model {
     /// # Errors
     /// The folder holds no classifier of pictures.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        let compute = compute_dtype(device);
         let network = Classifier::load(dir, compute, device)?;
         let outline = Outline::new();
         Classifier::new(network.config(), DType::F32, &outline.builder()).map_err(LoadError::from)?;

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::bail;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use fulgur_lightnet::vision::Dit;
 use fulgur_tavdiffusion::text::TextModel;
 
 use super::Painter;
+use crate::device::compute_dtype;
 
 /// Folder of the text encoder within a model's.
 pub const TEXT_ENCODER: &str = "text_encoder";
@@ -25,7 +26,7 @@ impl Model {
     /// # Errors
     /// A file is missing, damaged or of another model.
     pub fn load(dir: &Path, device: &Device) -> anyhow::Result<Self> {
-        let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        let compute = compute_dtype(device);
         let dit = Dit::load(dir, compute, device)?;
         let text = dit.config().text_dim.map(|width| {
             let folder = dir.join(TEXT_ENCODER);

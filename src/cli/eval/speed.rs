@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail};
-use candle_core::DType;
 use clap::ValueEnum;
 use fulgur_datasets::atomic::write_atomic;
 use fulgur_lightnet::mixer::causal::Form;
@@ -17,7 +16,7 @@ use super::super::context::Context;
 use super::super::files::check_output;
 use super::super::progress::Unit;
 use crate::classify::speed::{Measure, Plan, Use, measure, plots};
-use crate::device::device_name;
+use crate::device::{compute_dtype, device_name};
 use crate::report::grouped;
 
 /// Longest side.
@@ -108,7 +107,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     }
     let shapes = arguments.shapes()?;
     let device = context.open_device()?;
-    let compute = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+    let compute = compute_dtype(&device);
     let plan = Plan {
         tokens: arguments.tokens,
         steps: arguments.steps.into(),
@@ -117,7 +116,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     };
     let mut found = Speeds {
         device: device_name(&device),
-        compute: if device.is_cuda() { "bf16" } else { "f32" },
+        compute: compute.as_str(),
         threads: device.is_cpu().then(rayon::current_num_threads),
         finished: true,
         plot: arguments.plot.clone(),

@@ -4,17 +4,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use fulgur_datasets::atomic::write_atomic;
 use fulgur_lightnet::params::{Params, Precision};
 use serde::Serialize;
 
 use crate::train::TaskResult;
-
-/// Dtype of the products of a network on `device`: bf16 where the hardware makes it fast.
-pub(super) fn compute_dtype(device: &Device) -> DType {
-    if device.is_cuda() { DType::BF16 } else { DType::F32 }
-}
 
 /// Writes `config.json` and `model.safetensors`; `latent` replaces the statistics of a codec's latents.
 ///

@@ -20,7 +20,8 @@ use fulgur_tavdiffusion::text::TextModel;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
+use crate::device::compute_dtype;
 use crate::paint::{Painter, Settings, TEXT_ENCODER, Wish, grid};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 

@@ -22,7 +22,8 @@ use fulgur_lightnet::lm::LanguageModel;
 use fulgur_lightnet::params::{Params, Precision};
 use serde::{Deserialize, Serialize};
 
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
+use crate::device::compute_dtype;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 use masking::{IGNORED, mask};
 use packing::Packed;

@@ -14,9 +14,10 @@ use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::{Params, Precision};
 use serde::{Deserialize, Serialize};
 
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
 use super::lm::flops;
 use super::lm::shape::ModelOptions;
+use crate::device::compute_dtype;
 use crate::lm_eval::recall::{IGNORED, Measured, examples, measure};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 

@@ -25,9 +25,10 @@ use super::check_stop;
 use super::clips::{
     ClipOptions, Clips, HostClip, Want, frames_tensor, mask_tensor, render, samples_tensor, to_unit,
 };
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
 use super::mel_codec::spectrograms;
 use super::video_codec::filmstrips;
+use crate::device::compute_dtype;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 const WANT: Want = Want {

@@ -10,8 +10,9 @@ use fulgur_tavdiffusion::codec::{LatentNorm, VideoCodec, VideoCodecConfig};
 use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, frames_tensor, mask_tensor, render, to_unit};
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
 use super::mean::mean;
+use crate::device::compute_dtype;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 const WANT: Want = Want {

@@ -12,7 +12,8 @@ use fulgur_tavdiffusion::codec::{MelCodec, Vocoder, VocoderConfig};
 use serde::{Deserialize, Serialize};
 
 use super::clips::{ClipOptions, Clips, HostClip, Want, render, samples_tensor};
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
+use crate::device::compute_dtype;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
 const WANT: Want = Want {

@@ -16,9 +16,10 @@ use fulgur_lightnet::params::{Params, Precision};
 use fulgur_lightnet::vision::{Classifier, Config, Kind, Mixer, Size, Tpe, soft_cross_entropy};
 use serde::{Deserialize, Serialize};
 
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
 use crate::classify::figures::Tally;
 use crate::classify::prepare;
+use crate::device::compute_dtype;
 use crate::train::task::Orders;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 

@@ -18,8 +18,9 @@ use fulgur_lightnet::lm::classifier::{
 use fulgur_lightnet::params::{Params, Precision};
 use serde::{Deserialize, Serialize};
 
-use super::export::{compute_dtype, write_part};
+use super::export::write_part;
 use super::lm::shape::ModelOptions;
+use crate::device::compute_dtype;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 use data::{Arena, Source};
 
