@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the studies of language models that docs/ reports, one after another, on one GPU:
 #
-#   scripts/studies.sh OUT [scaling|architectures|lightnet|lightnet-masked|masked|masked-long|eos|lra|clean]..
+#   scripts/studies.sh OUT [scaling|architectures|needles|lightnet|lightnet-masked|masked|masked-long|recall|eos|lra|clean]..
 #
 # Needs fulgur on the PATH (or FULGUR=...) and data/english (fulgur data fetch english). Results go to OUT/NAME; the same command
 # goes on where it was stopped. With RESULTS=DIR, DIR/NAME.tgz has what is small of them, renewed every 20 seconds.
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out="${1:?usage: scripts/studies.sh OUT [NAME..]}"
 shift
 names=("$@")
-[[ ${#names[@]} -gt 0 ]] || names=(scaling architectures lightnet lightnet-masked masked masked-long eos lra clean)
+[[ ${#names[@]} -gt 0 ]] || names=(scaling architectures needles lightnet lightnet-masked masked masked-long recall eos lra clean)
 fulgur="${FULGUR:-fulgur}"
 limit="${SECONDS_EACH:-86400}"
 tokens=data/scaling
@@ -59,6 +59,40 @@ for name in "${names[@]}"; do
         ;;
     architectures | lightnet | lightnet-masked | masked | masked-long)
         study "$name" "$fulgur" scaling run "recipes/$name.toml" --out "$out/$name" -q
+        ;;
+    needles)
+        # The models of `architectures`, trained on windows of 512: facts in texts up to 16 times as long, and losses by length.
+        mkdir -p "$out/needles"
+        haystack="$out/needles.txt"
+        [[ -e "$haystack" ]] || python3 -c 'import json, sys
+for line in sys.stdin: print(json.loads(line)["text"])' <data/english/held_out.jsonl >"$haystack"
+        for model in "$out"/architectures/runs/*/full/model; do
+            name="$(basename "${model%/full/model}")"
+            for kind in easy standard; do
+                study needles "$fulgur" lm eval needle --model "$model" --tokenizer "$tokens/tokenizer.json" --haystack "$haystack" \
+                    --lengths 256,512,1024,2048,4096,8192 --kind "$kind" --picture "$out/needles/$name-$kind.svg" --json -q
+                mv "$out/needles.log" "$out/needles/$name-$kind.json"
+            done
+            for context in 512 2048 8192; do
+                "$fulgur" lm eval perplexity --model "$model" --context "$context" "$tokens/held_out.u16" --json -q \
+                    >"$out/needles/$name-perplexity-$context.json" || true
+            done
+        done
+        keep needles
+        ;;
+    recall)
+        # Each architecture by itself, at the better of two rates.
+        mkdir -p "$out/recall"
+        for name in llama transnormer tnl hgrn2 cosformer2 lightnet; do
+            for rate in 1e-3 3e-3; do
+                run="$out/recall/$name-$rate"
+                study recall "$fulgur" train recipes/recall.toml --set recall.model.architecture="\"$name\"" \
+                    --set optimiser.lr="$rate" --set run_dir="\"$run\"" -q
+                "$fulgur" lm eval recall --model "$run/model" --vocabulary 1024 --context 256,512,1024 --pairs 8,16,32,64 --json -q \
+                    >"$run.json" || true
+            done
+        done
+        keep recall
         ;;
     eos)
         study eos "$fulgur" eos sweep --data "$tokens/train.u16" --vocabulary 4096 --steps "${EOS_STEPS:-3000}" --out "$out/eos" -q
