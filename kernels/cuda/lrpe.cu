@@ -1,19 +1,20 @@
 // Rows turned by phases: rotary positions, and the doubling of LRPE; formulas in src/lrpe/turn/mod.rs.
 //
 // A thread owns V phases of a token and turns the rows of a chunk of the heads and batches that share them: sines and
-// cosines are made once. x [B, N, H, ..] may have any strides (in elements) but that of its last axis; y, dy and dx are
+// cosines are made once. Behind the channels that are doubled there may be others, which threads of their own copy. x [B, N, H, ..] may have any strides (in elements) but that of its last axis; y, dy and dx are
 // dense. phase is float, [N, groups, P]: one group, or one for each head.
-// turn        the rotation: 2 T a element; the doubling: 3 T an element of x.
+// turn        the rotation: 2 T a element; the doubling: 3 T an element of x. The copy is a doubling without phases.
 // turn_back   the same, and where phases are learnt another reading of x: sums over the rows of a chunk in partials
 //             [chunks, N, groups, P] (null: not wanted).
 // phases      n theta in double precision, within half a turn of zero: a position far away is as exact as the first.
 // Limit: memory bandwidth. No atomics: the same bits each time.
 #include "rowwise.cuh"
 
-enum Form { DOUBLED, HALVES, NEIGHBOURS };
+enum Form { DOUBLED, COPIED, HALVES, NEIGHBOURS };
 
 struct Rows {
-    uint32_t batch, tokens, heads, groups, phases;
+    // The last: channels behind those that are doubled.
+    uint32_t batch, tokens, heads, groups, phases, rest;
     // Of x.
     size_t batch_stride, token_stride, head_stride;
     uint32_t rows_per_chunk;
@@ -27,7 +28,7 @@ template <int V> struct Place {
     const Rows &rows;
 
     __device__ explicit Place(const Rows &rows) : rows(rows) {
-        const uint32_t vectors = rows.phases / V;
+        const uint32_t vectors = (rows.phases + rows.rest) / V;
         const size_t index = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
         live = index < (size_t)rows.tokens * vectors;
         token = index / vectors;
@@ -37,6 +38,8 @@ template <int V> struct Place {
         first = blockIdx.y * rows.rows_per_chunk;
         last = min(first + rows.rows_per_chunk, all);
     }
+    // Whether its channels have no phases.
+    __device__ bool rests() const { return phase >= rows.phases; }
     // Batch and head of a row of the chunk.
     __device__ void find(uint32_t row, uint32_t &b, uint32_t &h) const {
         const uint32_t heads = rows.heads / rows.groups;
@@ -82,25 +85,46 @@ template <int V, int FORM> struct Pairs {
     }
 };
 
+constexpr bool has_phases(int form) { return form != COPIED; }
+constexpr bool widens(int form) { return form == DOUBLED || form == COPIED; }
+
+// Copies the channels of the thread in all rows of its chunk: of x to y, or of dy to dx.
+template <int V, bool BACK, typename T>
+__device__ void copy_rest(const Place<V> &place, const T *__restrict__ from, T *__restrict__ to) {
+    const uint32_t narrow = place.rows.phases + place.rows.rest, wide = narrow + place.rows.phases;
+#pragma unroll 2
+    for (uint32_t row = place.first; row < place.last; row++) {
+        uint32_t b, h;
+        place.find(row, b, h);
+        const size_t behind = place.dense(b, h, wide) + place.rows.phases;
+        float z[V];
+        load_vector<V>(from + (BACK ? behind : place.strided(b, h)) + place.phase, z);
+        store_vector<V>(to + (BACK ? place.dense(b, h, narrow) : behind) + place.phase, z);
+    }
+}
+
 template <typename T, int V, int FORM>
 __device__ void turn(const T *__restrict__ x, const float *__restrict__ phase, T *__restrict__ y, const Rows &rows) {
     const Place<V> place(rows);
     if (!place.live) return;
+    if constexpr (widens(FORM)) {
+        if (place.rests()) return copy_rest<V, false>(place, x, y);
+    }
     float sine[V], cosine[V];
-    place.turns(phase, sine, cosine);
+    if constexpr (has_phases(FORM)) place.turns(phase, sine, cosine);
 #pragma unroll 2
     for (uint32_t row = place.first; row < place.last; row++) {
         uint32_t b, h;
         place.find(row, b, h);
         const T *from = x + place.strided(b, h);
-        T *to = y + place.dense(b, h, 2 * rows.phases);
+        T *to = y + place.dense(b, h, 2 * rows.phases + rows.rest);
         Pairs<V, FORM> p;
-        if constexpr (FORM == DOUBLED) {
+        if constexpr (widens(FORM)) {
             load_vector<V>(from + place.phase, p.z[0]);
 #pragma unroll
             for (int i = 0; i < V; i++) {
-                p.z[1][i] = p.z[0][i] * sine[i];
-                p.z[0][i] *= cosine[i];
+                p.z[1][i] = FORM == COPIED ? p.z[0][i] : p.z[0][i] * sine[i];
+                if constexpr (FORM == DOUBLED) p.z[0][i] *= cosine[i];
             }
         } else {
             p.load(from, place.phase, rows.phases);
@@ -120,9 +144,12 @@ __device__ void turn_back(const T *__restrict__ x, const float *__restrict__ pha
                           T *__restrict__ dx, float *__restrict__ partials, const Rows &rows) {
     const Place<V> place(rows);
     if (!place.live) return;
+    if constexpr (widens(FORM)) {
+        if (place.rests()) return copy_rest<V, true>(place, dy, dx);
+    }
     float sine[V], cosine[V], dphase[V] = {};
-    place.turns(phase, sine, cosine);
-    const uint32_t width = FORM == DOUBLED ? rows.phases : 2 * rows.phases;
+    if constexpr (has_phases(FORM)) place.turns(phase, sine, cosine);
+    const uint32_t width = widens(FORM) ? rows.phases + rows.rest : 2 * rows.phases;
 #pragma unroll 2
     for (uint32_t row = place.first; row < place.last; row++) {
         uint32_t b, h;
@@ -130,8 +157,12 @@ __device__ void turn_back(const T *__restrict__ x, const float *__restrict__ pha
         const T *from = x + place.strided(b, h);
         T *to = dx + place.dense(b, h, width);
         Pairs<V, FORM> d;
-        d.load(dy + place.dense(b, h, 2 * rows.phases), place.phase, rows.phases);
-        if constexpr (FORM == DOUBLED) {
+        d.load(dy + place.dense(b, h, 2 * rows.phases + rows.rest), place.phase, rows.phases);
+        if constexpr (FORM == COPIED) {
+#pragma unroll
+            for (int i = 0; i < V; i++) d.z[0][i] += d.z[1][i];
+            store_vector<V>(to + place.phase, d.z[0]);
+        } else if constexpr (FORM == DOUBLED) {
             if (partials) {
                 float a[V];
                 load_vector<V>(from + place.phase, a);
@@ -190,5 +221,6 @@ extern "C" __global__ void __launch_bounds__(256)
     TURN(NAME, FORM, bf16, __nv_bfloat16, 1)                                                                           \
     TURN(NAME, FORM, bf16, __nv_bfloat16, 8)
 TURNS(doubled, DOUBLED)
+TURNS(copied, COPIED)
 TURNS(halves, HALVES)
 TURNS(neighbours, NEIGHBOURS)

@@ -42,6 +42,7 @@ pub mod rows;
 mod scalar;
 mod sequences;
 pub mod shift;
+pub mod short_conv;
 mod sizes;
 mod slice_math;
 pub mod spectrum;

@@ -4,7 +4,7 @@ use crate::timings::time;
 use crate::{BOTH, Case, EPS, master};
 use candle_core::{DType, Device, Result, Tensor};
 use fulgur_kernels::embedding::{Ids, lookup};
-use fulgur_kernels::lrpe::{Pairing, double, rotary_frequencies, rotate, token_phases};
+use fulgur_kernels::lrpe::{Pairing, copy, double, rotary_frequencies, rotate, token_phases};
 use fulgur_kernels::norm::{Gate, add_norm, layer_norm, layer_norm_to, rms_norm_gated};
 
 /// The norm of the first operand times the second one's gate, and an f32 master as the gain if there is a third.
@@ -260,6 +260,30 @@ fn rotations() -> Vec<Case> {
             entry: |t| double(&t[0], &master(&t[1])?),
             dtypes: BOTH,
             shapes: list(|[b, n, h, p]| vec![vec![b, n, h, p], vec![n, h, p]]),
+        },
+        Case {
+            name: "lrpe of a half",
+            entry: |t| double(&t[0], &master(&t[1])?),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p], vec![n, p]]),
+        },
+        Case {
+            name: "lrpe of a half by head",
+            entry: |t| double(&t[0], &master(&t[1])?),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p], vec![n, h, p]]),
+        },
+        Case {
+            name: "copied channels",
+            entry: |t| copy(&t[0], t[0].dim(3)?),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, p]]),
+        },
+        Case {
+            name: "copied channels, a half",
+            entry: |t| copy(&t[0], t[0].dim(3)? / 2),
+            dtypes: BOTH,
+            shapes: list(|[b, n, h, p]| vec![vec![b, n, h, 2 * p]]),
         },
     ]
 }

@@ -16,7 +16,7 @@ mod tokens;
 mod turn;
 
 pub use tokens::{rotary_frequencies, token_phases, token_phases_at};
-pub use turn::{Pairing, double, rotate};
+pub use turn::{Pairing, copy, double, rotate};
 
 use crate::error::OpError;
 use candle_core::{D, DType, Device, Result, Tensor};

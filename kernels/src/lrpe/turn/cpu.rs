@@ -15,8 +15,13 @@ struct Turns<T> {
 }
 
 impl<T: SliceMath> Turns<T> {
-    fn of(phase: &Tensor) -> Result<Self> {
+    /// None of what has no phases.
+    fn of(phase: Option<&Tensor>) -> Result<Self> {
         const PER_TASK: usize = 1024;
+        let Some(phase) = phase else {
+            let (sin, cos) = (Vec::new(), Vec::new());
+            return Ok(Self { sin, cos });
+        };
         let phase: Vec<T> = elements(&phase.detach().to_dtype(T::DTYPE)?)?;
         let (mut sin, mut cos) = (vec![T::zero(); phase.len()], vec![T::zero(); phase.len()]);
         sin.par_chunks_mut(PER_TASK)
@@ -28,6 +33,9 @@ impl<T: SliceMath> Turns<T> {
 
     /// Those of a head of a token.
     fn row(&self, turn: &Turn, token: usize, head: usize) -> [&[T]; 2] {
+        if turn.form == Form::Copied {
+            return [&[], &[]];
+        }
         let group = if turn.by_head { head } else { 0 };
         let at = (token * turn.groups() + group) * turn.p;
         [&self.sin[at..at + turn.p], &self.cos[at..at + turn.p]]
@@ -56,11 +64,11 @@ fn rotate_row<T: SliceMath>(pairing: Pairing, sign: T, x: &[T], [sin, cos]: [&[T
     }
 }
 
-pub(super) fn forward<T: SliceMath>(turn: &Turn, x: &Tensor, phase: &Tensor) -> Result<Value> {
+pub(super) fn forward<T: SliceMath>(turn: &Turn, x: &Tensor, phase: Option<&Tensor>) -> Result<Value> {
     let turns = Turns::<T>::of(phase)?;
     let guard = x.storage_and_layout().0;
     let x = contiguous::<T>(x, &guard)?;
-    let (width, out) = (turn.width(), 2 * turn.p);
+    let (width, out) = (turn.width(), turn.out());
     let mut y = vec![T::zero(); turn.b * turn.n * turn.h * out];
     let tokens = rows_per_task(turn.h * out);
     let tasks = y
@@ -76,8 +84,13 @@ pub(super) fn forward<T: SliceMath>(turn: &Turn, x: &Tensor, phase: &Tensor) -> 
                     let [sin, cos] = turns.row(turn, token, i % turn.h);
                     match turn.form {
                         Form::Rotated(pairing) => rotate_row(pairing, T::one(), x, [sin, cos], y),
+                        Form::Copied => {
+                            y[..turn.p].copy_from_slice(&x[..turn.p]);
+                            y[turn.p..].copy_from_slice(x);
+                        }
                         Form::Doubled => {
                             let (y_a, y_b) = y.split_at_mut(turn.p);
+                            y_b[turn.p..].copy_from_slice(&x[turn.p..]);
                             let turns = sin.iter().zip(cos);
                             for (((&x, y_a), y_b), (&sin, &cos)) in x.iter().zip(y_a).zip(y_b).zip(turns) {
                                 *y_a = x * cos;
@@ -96,13 +109,13 @@ pub(super) fn forward<T: SliceMath>(turn: &Turn, x: &Tensor, phase: &Tensor) -> 
 pub(super) fn backward<T: SliceMath>(
     turn: &Turn,
     x: &Tensor,
-    phase: &Tensor,
+    phase: Option<&Tensor>,
     grad: &Tensor,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let turns = Turns::<T>::of(phase)?;
     let guards = [x, grad].map(|t| t.storage_and_layout().0);
     let dy = contiguous::<T>(grad, &guards[1])?;
-    let (width, out) = (turn.width(), 2 * turn.p);
+    let (width, out) = (turn.width(), turn.out());
     let mut dx = vec![T::zero(); turn.b * turn.n * turn.h * width];
     let tokens = rows_per_task(turn.h * out);
     let tasks = dx
@@ -118,8 +131,16 @@ pub(super) fn backward<T: SliceMath>(
                     let [sin, cos] = turns.row(turn, token, i % turn.h);
                     match turn.form {
                         Form::Rotated(pairing) => rotate_row(pairing, -T::one(), dy, [sin, cos], dx),
+                        Form::Copied => {
+                            let (a, b) = dy.split_at(turn.p);
+                            dx.copy_from_slice(b);
+                            for (dx, &a) in dx.iter_mut().zip(a) {
+                                *dx += a;
+                            }
+                        }
                         Form::Doubled => {
                             let (a, b) = dy.split_at(turn.p);
+                            dx[turn.p..].copy_from_slice(&b[turn.p..]);
                             let turns = sin.iter().zip(cos);
                             for (((dx, &a), &b), (&sin, &cos)) in dx.iter_mut().zip(a).zip(b).zip(turns) {
                                 *dx = a * cos + b * sin;
@@ -130,18 +151,19 @@ pub(super) fn backward<T: SliceMath>(
             },
         );
     });
-    let dphase = if phase.track_op() {
-        let sums = phase_adjoints(turn, &turns, contiguous::<T>(x, &guards[0])?, dy, &dx);
-        Some(Tensor::from_vec(sums, phase.shape(), phase.device())?)
-    } else {
-        None
+    let dphase = match phase.filter(|phase| phase.track_op()) {
+        Some(phase) => {
+            let sums = phase_adjoints(turn, &turns, contiguous::<T>(x, &guards[0])?, dy, &dx);
+            Some(Tensor::from_vec(sums, phase.shape(), phase.device())?)
+        }
+        None => None,
     };
     Ok((Tensor::from_vec(dx, x.shape(), x.device())?, dphase))
 }
 
 /// Sums over the rows that share a phase, in their order.
 fn phase_adjoints<T: SliceMath>(turn: &Turn, turns: &Turns<T>, x: &[T], dy: &[T], dx: &[T]) -> Vec<T> {
-    let (width, out, p) = (turn.width(), 2 * turn.p, turn.p);
+    let (width, out, p) = (turn.width(), turn.out(), turn.p);
     let of_token = turn.groups() * p;
     let mut sums = vec![T::zero(); turn.n * of_token];
     let tokens = rows_per_task(turn.b * turn.h * out);
@@ -162,6 +184,7 @@ fn phase_adjoints<T: SliceMath>(turn: &Turn, turns: &Turns<T>, x: &[T], dy: &[T]
                                 Form::Rotated(pairing) => {
                                     add_areas(pairing, x, &dx[row * width..(row + 1) * width], sums);
                                 }
+                                Form::Copied => {}
                                 Form::Doubled => {
                                     let [sin, cos] = turns.row(turn, token, head);
                                     let (a, b) = dy[row * out..(row + 1) * out].split_at(p);

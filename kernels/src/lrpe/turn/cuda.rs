@@ -25,6 +25,7 @@ struct Rows {
     heads: u32,
     groups: u32,
     phases: u32,
+    rest: u32,
     batch_stride: u64,
     token_stride: u64,
     head_stride: u64,
@@ -47,10 +48,11 @@ impl Plan {
         let strides = x.stride();
         let widest = 16 / bytes;
         let fits = turn.p.is_multiple_of(widest)
+            && turn.rest.is_multiple_of(widest)
             && strides[..3].iter().all(|stride| stride.is_multiple_of(widest))
             && addresses.iter().all(|address| address.is_multiple_of(16));
         let vector = if fits { widest } else { 1 };
-        let (groups, threads) = (turn.groups(), turn.n * (turn.p / vector));
+        let (groups, threads) = (turn.groups(), turn.n * ((turn.p + turn.rest) / vector));
         let all = turn.b * turn.h / groups;
         let wanted = BUSY.div_ceil(threads * groups).min(most);
         let rows_per_chunk = all.div_ceil(wanted);
@@ -64,6 +66,7 @@ impl Plan {
                 heads: turn.h as u32,
                 groups: groups as u32,
                 phases: turn.p as u32,
+                rest: turn.rest as u32,
                 batch_stride: strides[0] as u64,
                 token_stride: strides[1] as u64,
                 head_stride: strides[2] as u64,
@@ -86,6 +89,7 @@ impl Form {
     fn kernel(self) -> &'static str {
         match self {
             Self::Doubled => "doubled",
+            Self::Copied => "copied",
             Self::Rotated(Pairing::Halves) => "halves",
             Self::Rotated(Pairing::Neighbours) => "neighbours",
         }
@@ -96,14 +100,16 @@ fn single(phase: &Tensor) -> Result<Tensor> {
     phase.detach().to_dtype(DType::F32)?.contiguous()
 }
 
-pub(super) fn forward<T: CudaReal>(turn: &Turn, x: &Tensor, phase: &Tensor) -> Result<Value> {
+/// Without phases (of the copy) their address is null.
+pub(super) fn forward<T: CudaReal>(turn: &Turn, x: &Tensor, phase: Option<&Tensor>) -> Result<Value> {
     let device = x.device().as_cuda_device()?;
-    let (op, phase) = (turn.form.name(), single(phase)?);
-    let (x_locked, phase) = (Locked::new(op, x), Locked::new(op, &phase));
-    let (x_at, phase_at) = (x_locked.start()?, phase.start()?);
+    let (op, phase) = (turn.form.name(), phase.map(single).transpose()?);
+    let (x_locked, phase) = (Locked::new(op, x), phase.as_ref().map(|phase| Locked::new(op, phase)));
+    let x_at = x_locked.start()?;
+    let phase_at = phase.as_ref().map_or(Ok(0), Locked::start)?;
     let plan = Plan::new(turn, x, size_of::<T>(), &[x_at, phase_at], MOST);
-    let shape = (turn.b, turn.n, turn.h, 2 * turn.p);
-    let y = room::<T>(device, turn.b * turn.n * turn.h * 2 * turn.p)?;
+    let shape = (turn.b, turn.n, turn.h, turn.out());
+    let y = room::<T>(device, turn.b * turn.n * turn.h * turn.out())?;
     let kernel = format!("{}_{}_v{}", turn.form.kernel(), T::SUFFIX, plan.vector);
     launch!(device, LRPE, kernel, plan.config; x_at, phase_at, y.as_view(), plan.rows);
     Ok(gpu::value(y, device, &shape.into()))
@@ -112,32 +118,34 @@ pub(super) fn forward<T: CudaReal>(turn: &Turn, x: &Tensor, phase: &Tensor) -> R
 pub(super) fn backward<T: CudaReal>(
     turn: &Turn,
     x: &Tensor,
-    phase: &Tensor,
+    given: Option<&Tensor>,
     grad: &Tensor,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let device = x.device().as_cuda_device()?;
-    let learnt = phase.track_op();
-    let (op, phase_shape, phase) = (turn.form.name(), phase.shape(), single(phase)?);
-    let (x_locked, phase, grad) = (Locked::new(op, x), Locked::new(op, &phase), Locked::new(op, grad));
-    let (x_at, phase_at, grad_at) = (x_locked.start()?, phase.start()?, grad.start()?);
-    let most = if learnt { SUMMED } else { MOST };
+    let learnt = given.filter(|phase| phase.track_op());
+    let (op, phase) = (turn.form.name(), given.map(single).transpose()?);
+    let (x_locked, grad) = (Locked::new(op, x), Locked::new(op, grad));
+    let phase = phase.as_ref().map(|phase| Locked::new(op, phase));
+    let (x_at, grad_at) = (x_locked.start()?, grad.start()?);
+    let phase_at = phase.as_ref().map_or(Ok(0), Locked::start)?;
+    let most = if learnt.is_some() { SUMMED } else { MOST };
     let plan = Plan::new(turn, x, size_of::<T>(), &[x_at, phase_at, grad_at], most);
     let dx = room::<T>(device, turn.b * turn.n * turn.h * turn.width())?;
     let phases = turn.n * turn.groups() * turn.p;
     let partials = learnt
-        .then(|| room::<f32>(device, plan.chunks * phases))
+        .map(|_| room::<f32>(device, plan.chunks * phases))
         .transpose()?;
     let partials_view = partials.as_ref().map(|partials| partials.as_view());
     let kernel = format!("{}_back_{}_v{}", turn.form.kernel(), T::SUFFIX, plan.vector);
     launch!(device, LRPE, kernel, plan.config;
         x_at, phase_at, grad_at, dx.as_view(), pointer(device, partials_view.as_ref()), plan.rows);
-    let dphase = match partials {
-        None => None,
-        Some(partials) if plan.chunks == 1 => Some(gpu::tensor(partials, device, phase_shape)),
-        Some(partials) => {
+    let dphase = match (partials, learnt) {
+        (Some(partials), Some(phase)) if plan.chunks == 1 => Some(gpu::tensor(partials, device, phase.shape())),
+        (Some(partials), Some(phase)) => {
             let sums = sum_runs(device, &partials, 1, plan.chunks, phases)?;
-            Some(gpu::tensor(sums, device, phase_shape))
+            Some(gpu::tensor(sums, device, phase.shape()))
         }
+        _ => None,
     };
     Ok((gpu::tensor(dx, device, x.shape()), dphase))
 }

@@ -1,8 +1,9 @@
 //! Rows turned by phases, one pass each way: rotary positions, and the doubling of LRPE.
 //!
 //! ```text
-//! double   y = [x cos p, x sin p]                  dx = dy_1 cos p + dy_2 sin p
+//! double   y = [x cos p, x sin p, rest]            dx = dy_1 cos p + dy_2 sin p
 //!                                                  dp = sum over rows of x (dy_2 cos p - dy_1 sin p)
+//! copy     y = [x, x, rest]                        dx = dy_1 + dy_2
 //! rotate   y_a = x_a cos p - x_b sin p             dx_a = dy_a cos p + dy_b sin p
 //!          y_b = x_a sin p + x_b cos p             dx_b = dy_b cos p - dy_a sin p
 //!                                                  dp = sum over rows of x_a dx_b - x_b dx_a
@@ -16,7 +17,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
 
-use crate::autograd::{Gradient, Value, attach2};
+use crate::autograd::{Gradient, Value, attach1, attach2};
 use crate::error::OpError;
 use crate::pass::same_kind;
 use crate::tape::{Needs, Set};
@@ -35,10 +36,13 @@ pub enum Pairing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Doubled,
+    /// As doubled, without phases: what goes with channels that are.
+    Copied,
     Rotated(Pairing),
 }
 
-/// One call of the operator: batch, tokens, heads, phases of a row, and whether each head has its own.
+/// One call of the operator: batch, tokens, heads, phases of a row, channels behind those that are doubled, and whether each head
+/// has its own phases.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     form: Form,
@@ -46,20 +50,52 @@ struct Turn {
     n: usize,
     h: usize,
     p: usize,
+    rest: usize,
     by_head: bool,
     /// Whether the phases are.
     learnt: bool,
 }
 
-/// Doubles `x` `[B, N, H, D]` to `[x cos Theta, x sin Theta]` `[B, N, H, 2D]` with phases `[N, D]` or `[N, H, D]`.
+/// Doubles the first P channels of `x` `[B, N, H, D]` to `[x cos Theta, x sin Theta, rest]` `[B, N, H, D + P]` with phases
+/// `[N, P]` or `[N, H, P]`.
 ///
-/// Differentiable in both. `x` is f32 or f64 on the CPU, f32 or bf16 on CUDA; phases are of its type or f32. The
-/// recurrences fuse this; here it serves mixers without one.
+/// A channel that does not turn has no sine part, so it is not doubled. Differentiable in both. `x` is f32 or f64 on the CPU,
+/// f32 or bf16 on CUDA; phases are of its type or f32. The recurrences fuse this; here it serves mixers without one.
 ///
 /// # Errors
 /// If a shape, an element type or a device does not fit.
 pub fn double(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
     apply(x, phase, Form::Doubled)
+}
+
+/// Copies the first `turning` channels of `x` `[B, N, H, D]`: `[x, x, rest]` `[B, N, H, D + turning]`, as [`double`] without its
+/// phases. Decays of channels that are doubled are.
+///
+/// Differentiable; element types are those of [`double`].
+///
+/// # Errors
+/// If the shape, the element type or the number of channels does not fit.
+pub fn copy(x: &Tensor, turning: usize) -> Result<Tensor> {
+    let op = Form::Copied.name();
+    let &[b, n, h, d] = x.dims() else {
+        return Err(OpError::shape(op, "x", x, "[B, N, H, D]").into());
+    };
+    if turning > d {
+        return Err(OpError::value(op, "turning", turning, format!("at most {d} channels")).into());
+    }
+    check_kind(op, x)?;
+    let turn = Turn {
+        form: Form::Copied,
+        b,
+        n,
+        h,
+        p: turning,
+        rest: d - turning,
+        by_head: false,
+        learnt: false,
+    };
+    let x = rows_of(x)?;
+    attach1(turn.forward(&x, None)?, &x, turn)
 }
 
 /// Turns the pairs of channels of `x` `[B, N, H, D]` by phases `[N, D / 2]` or `[N, H, D / 2]`: rotary positions.
@@ -92,21 +128,18 @@ fn apply(x: &Tensor, phase: &Tensor, form: Form) -> Result<Tensor> {
         return Err(OpError::shape(op, "x", x, "[B, N, H, D]").into());
     };
     let p = match form {
-        Form::Doubled => d,
         Form::Rotated(_) if d % 2 == 0 => d / 2,
         Form::Rotated(_) => return Err(OpError::shape(op, "x", x, "[B, N, H, D] with D even").into()),
+        // As many as there are phases for.
+        Form::Doubled | Form::Copied => phase.dims().last().map_or(d, |&p| p.min(d)),
     };
-    same_kind(op, &[("x", x)])?;
-    let fits = match x.device().is_cuda() {
-        true => matches!(x.dtype(), DType::F32 | DType::BF16),
-        false => matches!(x.dtype(), DType::F32 | DType::F64),
-    };
-    if !fits {
-        let found = format!("{:?}", x.dtype());
-        return Err(OpError::value(op, "x", found, "f32 or f64 on the CPU, f32 or bf16 on CUDA").into());
-    }
+    check_kind(op, x)?;
     if phase.dims() != [n, p] && phase.dims() != [n, h, p] {
-        return Err(OpError::shape(op, "phase", phase, format!("[{n}, {p}] or [{n}, {h}, {p}]")).into());
+        let expected = match form {
+            Form::Rotated(_) => format!("[{n}, {p}] or [{n}, {h}, {p}]"),
+            Form::Doubled | Form::Copied => format!("[{n}, P] or [{n}, {h}, P], P at most {d}"),
+        };
+        return Err(OpError::shape(op, "phase", phase, expected).into());
     }
     if phase.dtype() != x.dtype() && phase.dtype() != DType::F32 {
         let (found, expected) = (
@@ -127,22 +160,43 @@ fn apply(x: &Tensor, phase: &Tensor, form: Form) -> Result<Tensor> {
         n,
         h,
         p,
+        rest: match form {
+            Form::Rotated(_) => 0,
+            Form::Doubled | Form::Copied => d - p,
+        },
         by_head,
         learnt: phase.track_op(),
     };
-    let dense_last = x.stride()[3] == 1 || d == 1;
-    let x = if x.device().is_cuda() && dense_last {
-        x.clone()
-    } else {
-        x.contiguous()?
+    let x = rows_of(x)?;
+    attach2(turn.forward(&x, Some(phase))?, [&x, phase], turn)
+}
+
+fn check_kind(op: &'static str, x: &Tensor) -> Result<()> {
+    same_kind(op, &[("x", x)])?;
+    let fits = match x.device().is_cuda() {
+        true => matches!(x.dtype(), DType::F32 | DType::BF16),
+        false => matches!(x.dtype(), DType::F32 | DType::F64),
     };
-    attach2(turn.forward(&x, phase)?, [&x, phase], turn)
+    if !fits {
+        let found = format!("{:?}", x.dtype());
+        return Err(OpError::value(op, "x", found, "f32 or f64 on the CPU, f32 or bf16 on CUDA").into());
+    }
+    Ok(())
+}
+
+/// `x` as the passes read it: rows may lie anywhere on CUDA, their channels not.
+fn rows_of(x: &Tensor) -> Result<Tensor> {
+    match x.device().is_cuda() && (x.stride()[3] == 1 || x.dims()[3] == 1) {
+        true => Ok(x.clone()),
+        false => x.contiguous(),
+    }
 }
 
 impl Form {
     fn name(self) -> &'static str {
         match self {
             Self::Doubled => "lrpe::double",
+            Self::Copied => "lrpe::copy",
             Self::Rotated(_) => "lrpe::rotate",
         }
     }
@@ -152,9 +206,14 @@ impl Turn {
     /// Channels of a row of x.
     fn width(&self) -> usize {
         match self.form {
-            Form::Doubled => self.p,
+            Form::Doubled | Form::Copied => self.p + self.rest,
             Form::Rotated(_) => 2 * self.p,
         }
+    }
+
+    /// Channels of a row of the result.
+    fn out(&self) -> usize {
+        2 * self.p + self.rest
     }
 
     /// Rows of phases of a token.
@@ -162,7 +221,7 @@ impl Turn {
         if self.by_head { self.h } else { 1 }
     }
 
-    fn forward(&self, x: &Tensor, phase: &Tensor) -> Result<Value> {
+    fn forward(&self, x: &Tensor, phase: Option<&Tensor>) -> Result<Value> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return match x.dtype() {
@@ -173,6 +232,21 @@ impl Turn {
         match x.dtype() {
             DType::F64 => cpu::forward::<f64>(self, x, phase),
             _ => cpu::forward::<f32>(self, x, phase),
+        }
+    }
+
+    fn adjoints(&self, x: &Tensor, phase: Option<&Tensor>, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return match x.dtype() {
+                DType::BF16 => cuda::backward::<half::bf16>(self, x, phase, &grad),
+                _ => cuda::backward::<f32>(self, x, phase, &grad),
+            };
+        }
+        match x.dtype() {
+            DType::F64 => cpu::backward::<f64>(self, x, phase, &grad),
+            _ => cpu::backward::<f32>(self, x, phase, &grad),
         }
     }
 }
@@ -188,22 +262,23 @@ impl Gradient<2> for Turn {
     }
 
     fn backward(&self, [x, phase]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let grad = grad.contiguous()?;
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() {
-            let (dx, dphase) = match x.dtype() {
-                DType::BF16 => cuda::backward::<half::bf16>(self, x, phase, &grad)?,
-                _ => cuda::backward::<f32>(self, x, phase, &grad)?,
-            };
-            let dphase = dphase.map(|dphase| dphase.to_dtype(phase.dtype())).transpose()?;
-            return Ok([Some(dx), dphase]);
-        }
-        let (dx, dphase) = match x.dtype() {
-            DType::F64 => cpu::backward::<f64>(self, x, phase, &grad)?,
-            _ => cpu::backward::<f32>(self, x, phase, &grad)?,
-        };
+        let (dx, dphase) = self.adjoints(x, Some(phase), grad)?;
         let dphase = dphase.map(|dphase| dphase.to_dtype(phase.dtype())).transpose()?;
         Ok([Some(dx), dphase])
+    }
+}
+
+impl Gradient<1> for Turn {
+    fn name(&self) -> &'static str {
+        self.form.name()
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
+    }
+
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(self.adjoints(x, None, grad)?.0)])
     }
 }
 
@@ -321,6 +396,32 @@ mod tests {
         Ok(())
     }
 
+    /// Channels behind those that have phases stay as they are.
+    #[test]
+    fn the_rest_stays() -> Result<()> {
+        for by_head in [false, true] {
+            for ([b, n, h, p], rest) in [([1, 1, 1, 1], 1), ([2, 5, 3, 4], 4), ([3, 33, 2, 7], 2)] {
+                let [_, phase] = inputs(Form::Doubled, [b, n, h, p], by_head);
+                let x = normal(6, &[b, n, h, p + rest]);
+                let composed = |x: &Tensor, phase: &Tensor| -> Result<Tensor> {
+                    let turning = double(&x.narrow(3, 0, p)?.contiguous()?, phase)?;
+                    Tensor::cat(&[&turning, &x.narrow(3, p, rest)?], 3)
+                };
+                assert_eq!(values(&double(&x, &phase)?), values(&composed(&x, &phase)?));
+                check_gradients(&[x.clone(), phase], |t| double(&t[0], &t[1]))?;
+                let copied = |x: &Tensor| Tensor::cat(&[&x.narrow(3, 0, p)?, x], 3);
+                assert_eq!(values(&copy(&x, p)?), values(&copied(&x)?));
+                check_gradients(&[x], |t| copy(&t[0], p))?;
+            }
+        }
+        let large = normal(7, &[2, 131, 3, 20]);
+        let phase = normal(8, &[131, 13]);
+        check_precision(&[large.clone()], |t| copy(&t[0], 13), 1e-6)?;
+        check_threads(&[large.clone()], |t| copy(&t[0], 13))?;
+        check_precision(&[large.clone(), phase.clone()], |t| double(&t[0], &t[1]), 1e-5)?;
+        check_threads(&[large, phase], |t| double(&t[0], &t[1]))
+    }
+
     /// A rotation keeps lengths, and scores of rotated rows depend on the difference of their phases alone.
     #[test]
     fn rotations_keep_scores() -> Result<()> {
@@ -367,8 +468,12 @@ mod tests {
             "lrpe::rotate: x has shape [2, 3, 4, 5], expected [B, N, H, D] with D even"
         );
         assert_eq!(
-            message(double(&x, &phase)),
-            "lrpe::double: phase has shape [3, 3], expected [3, 6] or [3, 4, 6]"
+            message(double(&x.narrow(3, 0, 2).unwrap(), &phase)),
+            "lrpe::double: phase has shape [3, 3], expected [3, P] or [3, 4, P], P at most 2"
+        );
+        assert_eq!(
+            message(copy(&x, 7)),
+            "lrpe::copy: turning is 7, expected at most 6 channels"
         );
         let half = phase.to_dtype(DType::F16).unwrap();
         assert_eq!(

@@ -97,8 +97,8 @@ impl Config {
                 self.architecture.name()
             );
         }
-        if self.bidirectional && (self.decay != Decay::Vector || self.seeded || self.conv_size.is_some()) {
-            bail!("bidirectional: decay has to be \"vector\", and seeded and use_short_conv false");
+        if self.bidirectional && (self.decay != Decay::Vector || self.seeded) {
+            bail!("bidirectional: decay has to be \"vector\", and seeded false");
         }
         if self.token_shift && !(self.bidirectional && width >= 4) {
             bail!(

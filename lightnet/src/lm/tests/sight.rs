@@ -33,16 +33,36 @@ fn token_shift_tells_left_from_right() -> Result<()> {
     assert!(mirrored(&model(false, (true, true))?)? < 1e-4);
     assert!(mirrored(&model(true, (true, true))?)? > 1e-2);
 
+    let convolved = |taps: usize| {
+        let config = Config {
+            conv_size: Some(taps),
+            use_tpe: true,
+            use_lrpe: true,
+            ..bidirectional()
+        };
+        let params = Params::random(6, &Device::Cpu);
+        LanguageModel::new(&config, DType::F32, &params.builder())
+    };
+    assert!(mirrored(&convolved(3)?)? > 1e-2);
+
     // Without positions across the padding, what is behind it changes nothing.
-    let plain = model(true, (false, false))?;
     let mut other = ids.clone();
     other[15] = (other[15] + 1) % 31;
     let mask: Vec<u8> = (0..20).map(|at| u8::from(at < 15)).collect();
     let mask = Tensor::from_vec(mask, (1, 20), &Device::Cpu)?;
-    let short = plain.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
-    for ids in [&ids, &other] {
-        let masked = plain.masked_logits(&Ids::new(ids, &[1, 20], 31)?, &mask)?;
-        assert!(far(&masked.narrow(1, 0, 15)?, &short)? < 1e-4);
+    let params = Params::random(7, &Device::Cpu);
+    let config = Config {
+        bidirectional: true,
+        conv_size: Some(5),
+        ..shape(Architecture::Lightnet)
+    };
+    let convolved = LanguageModel::new(&config, DType::F32, &params.builder())?;
+    for plain in [model(true, (false, false))?, convolved] {
+        let short = plain.logits(&Ids::new(&ids[..15], &[1, 15], 31)?)?;
+        for ids in [&ids, &other] {
+            let masked = plain.masked_logits(&Ids::new(ids, &[1, 20], 31)?, &mask)?;
+            assert!(far(&masked.narrow(1, 0, 15)?, &short)? < 1e-4);
+        }
     }
     let causal = Config {
         bidirectional: false,

@@ -21,6 +21,7 @@ pub struct BidirectionalLightNet {
     width: usize,
     /// Whether queries and values have the activations that the kernel has.
     is_plain: bool,
+    has_convolutions: bool,
     projections: Projections,
     theta: Option<Theta>,
 }
@@ -35,6 +36,7 @@ impl BidirectionalLightNet {
         Ok(Self {
             width: config.head_width(),
             is_plain: (config.linear_act, config.value_act) == (Activation::Silu, Activation::None),
+            has_convolutions: config.conv_size.is_some(),
             projections: Projections::new(config, &columns, true, vb)?,
             theta: Theta::shared(config, vb)?,
         })
@@ -53,7 +55,14 @@ impl BidirectionalLightNet {
     /// # Errors
     /// A failing operation.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let wide = self.projections.wide(x, None)?;
+        let wide = match mask {
+            // A convolution would see padding.
+            Some(mask) if self.has_convolutions => {
+                let mask = mask.to_dtype(x.dtype())?.unsqueeze(2)?;
+                self.projections.wide(&x.broadcast_mul(&mask)?, None)?
+            }
+            _ => self.projections.wide(x, None)?,
+        };
         let phase = self.phases(x.dim(1)?)?;
         let options = NonCausal {
             phase: phase.as_ref(),

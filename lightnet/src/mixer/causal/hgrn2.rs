@@ -11,7 +11,7 @@
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
-use fulgur_kernels::lrpe::double;
+use fulgur_kernels::lrpe::{copy, double};
 
 use super::memory::decayed;
 use super::projections::{Projections, Use};
@@ -66,7 +66,7 @@ impl Hgrn2 {
         if let Some(phase) = context.turn {
             // Channel c has its cosine at c and its sine at D + c, and one gate for both.
             [q, k] = [double(&q, phase)?, double(&k, phase)?];
-            log = Tensor::cat(&[&log, &log], D::Minus1)?;
+            log = copy(&log, log.dim(D::Minus1)?)?;
         }
         let o = decayed(&q, &k, &v?, LogDecay::Channel(&log), memory)?;
         self.projections.finish(&o.flatten_from(2)?, x, &parts)

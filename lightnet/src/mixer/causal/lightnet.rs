@@ -13,9 +13,10 @@
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
+use fulgur_kernels::lrpe::{copy, double};
 
 use super::memory::{additive, decayed, log_sums};
-use super::parts::{Theta, turned};
+use super::parts::Theta;
 use super::projections::{Projections, Use, queries_keys_values};
 use super::{CausalContext, Memory};
 use crate::lm::{Activation, Config, Decay};
@@ -84,9 +85,8 @@ impl CausalLightNet {
                 let [z, log] = log_sums(&k, self.seeded, memory.as_deref_mut())?;
                 let keys = (k.to_dtype(z.dtype())? - &z)?.exp()?.to_dtype(k.dtype())?;
                 // A channel that turns has a sine beside its cosine, with its decay.
-                let turning = phase.dim(D::Minus1)?;
-                let log = Tensor::cat(&[&log.narrow(D::Minus1, 0, turning)?, &log], D::Minus1)?;
-                let (q, keys) = (turned(&q, phase)?, turned(&keys, phase)?);
+                let log = copy(&log, phase.dim(D::Minus1)?)?;
+                let (q, keys) = (double(&q, phase)?, double(&keys, phase)?);
                 decayed(&q, &keys, &v, LogDecay::Channel(&log), memory)?
             }
             (Decay::Scalar | Decay::Tied, phase) => {
@@ -97,7 +97,7 @@ impl CausalLightNet {
                     k = k.broadcast_mul(&share.to_dtype(k.dtype())?)?;
                 }
                 let (q, k) = match phase {
-                    Some(phase) => (turned(&q, phase)?, turned(&k, phase)?),
+                    Some(phase) => (double(&q, phase)?, double(&k, phase)?),
                     None => (q, k),
                 };
                 decayed(&q, &k, &v, LogDecay::Token(&log.squeeze(3)?), memory)?

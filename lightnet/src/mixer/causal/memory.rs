@@ -159,20 +159,18 @@ impl Memory {
     }
 
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
-    pub(super) fn after_columns(memory: Option<&mut Self>, x: &Tensor, count: usize) -> Result<Tensor> {
+    pub(super) fn after_columns(&mut self, x: &Tensor, count: usize) -> Result<Tensor> {
         Self::refuse(
-            memory.as_deref(),
+            Some(self),
             "short convolutions, which see across their borders",
         )?;
         let (batch, tokens, channels) = x.dims3()?;
-        let before = match memory.as_ref().and_then(|memory| memory.columns.clone()) {
-            Some(before) => before,
+        let before = match &self.columns {
+            Some(before) => before.clone(),
             None => Tensor::zeros((batch, count, channels), x.dtype(), x.device())?,
         };
         let all = Tensor::cat(&[&before, x], 1)?;
-        if let Some(memory) = memory {
-            memory.columns = Some(all.narrow(1, tokens, count)?.contiguous()?.detach());
-        }
+        self.columns = Some(all.narrow(1, tokens, count)?.contiguous()?.detach());
         Ok(all)
     }
 }

@@ -5,6 +5,7 @@ use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
+use fulgur_kernels::short_conv::{Padding, short_conv};
 use fulgur_kernels::split::{Part, split};
 
 use super::{CausalContext, Memory, map};
@@ -16,8 +17,10 @@ use crate::position::spread_frequencies;
 #[derive(Clone, Debug)]
 pub(super) struct Maps {
     maps: Joined,
-    /// One kernel `[W, C]` for the columns of all maps.
+    /// Kernels `[C, 1, W]` of the columns of each map.
     kernels: Vec<Tensor>,
+    /// Whether convolutions see what comes behind a token.
+    two_sided: bool,
 }
 
 impl Maps {
@@ -46,6 +49,7 @@ impl Maps {
         Ok(Self {
             maps: Joined::new(maps.collect::<Result<_>>()?)?,
             kernels,
+            two_sided: config.bidirectional,
         })
     }
 
@@ -73,19 +77,15 @@ impl Maps {
             return Ok(y);
         };
         let taps = first.dim(2)?;
-        let kernels = Tensor::cat(&self.kernels, 0)?.squeeze(1)?.to_dtype(y.dtype())?;
-        let columns = Memory::after_columns(memory, &y, taps - 1)?;
-        let tokens = y.dim(1)?;
-        let mut sum: Option<Tensor> = None;
-        for tap in 0..taps {
-            let kernel = kernels.narrow(1, tap, 1)?.squeeze(1)?;
-            let part = columns.narrow(1, tap, tokens)?.broadcast_mul(&kernel)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
+        let kernels = Tensor::cat(&self.kernels, 0)?.squeeze(1)?;
+        match memory {
+            Some(memory) => {
+                let columns = Memory::after_columns(memory, &y, taps - 1)?;
+                short_conv(&columns, &kernels, Padding::NONE)
+            }
+            None if self.two_sided => short_conv(&y, &kernels, Padding::centred(taps)),
+            None => short_conv(&y, &kernels, Padding::causal(taps)),
         }
-        Ok(sum.unwrap_or(y))
     }
 }
 
@@ -297,7 +297,7 @@ impl Theta {
             return Ok([q, k]);
         };
         let phase = theta.phases(q.dim(1)?, context)?;
-        Ok([turned(&q, &phase)?, turned(&k, &phase)?])
+        Ok([double(&q, &phase)?, double(&k, &phase)?])
     }
 
     /// Phases of `tokens` tokens behind those that `context` tells of.
@@ -328,16 +328,4 @@ pub(super) fn cosine_frequencies(width: usize, turning: usize) -> Vec<f64> {
     (0..turning)
         .map(|j| 1e4f64.powf(-2.0 * j as f64 / width as f64))
         .collect()
-}
-
-/// LRPE of queries or keys: `[x cos Theta, x sin Theta]`, or the part of it that turns beside the part that does not.
-///
-/// A channel that does not turn has no sine part, so it is not doubled.
-pub(super) fn turned(x: &Tensor, phase: &Tensor) -> Result<Tensor> {
-    let (width, turning) = (x.dim(D::Minus1)?, phase.dim(D::Minus1)?);
-    if turning == width {
-        return double(x, phase);
-    }
-    let parts = split(x, &[Part::Plain(turning), Part::Plain(width - turning)])?;
-    Tensor::cat(&[&double(&parts[0], phase)?, &parts[1]], D::Minus1)
 }
