@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use fulgur_kernels::embedding::{Ids, lookup};
 use fulgur_kernels::lrpe::{Pairing, copy, double, rotary_frequencies, rotate, token_phases};
 use fulgur_kernels::norm::{Gate, add_norm, layer_norm, layer_norm_to, rms_norm_gated};
+use fulgur_kernels::short_conv::{Padding, short_conv};
 
 /// The norm of the first operand times the second one's gate, and an f32 master as the gain if there is a third.
 fn gated(t: &[Tensor], activation: Gate, heads: usize) -> Result<Tensor> {
@@ -288,6 +289,48 @@ fn rotations() -> Vec<Case> {
     ]
 }
 
+/// Tokens `[B, N, C]` with kernels `[C, W]` of the masters' type.
+fn convolved(t: &[Tensor], padding: fn(usize) -> Padding) -> Result<Tensor> {
+    short_conv(&t[0], &master(&t[1])?, padding(t[1].dim(1)?))
+}
+
+fn convolutions() -> Vec<Case> {
+    // Batch, tokens, channels, taps.
+    let sizes = [
+        [1, 1, 1, 1],
+        [2, 37, 7, 3],
+        [3, 130, 64, 4],
+        [2, 1000, 24, 5],
+        [70, 9, 40, 8],
+        [2, 50, 16, 11],
+        [600, 4, 8, 4],
+    ];
+    let shapes = || sizes.map(|[b, n, c, w]| vec![vec![b, n, c], vec![c, w]]).to_vec();
+    let long = sizes.iter().filter(|[_, n, _, w]| n >= w);
+    vec![
+        Case {
+            name: "short convolution, causal",
+            entry: |t| convolved(t, Padding::causal),
+            dtypes: BOTH,
+            shapes: shapes(),
+        },
+        Case {
+            name: "short convolution, centred",
+            entry: |t| convolved(t, Padding::centred),
+            dtypes: BOTH,
+            shapes: shapes(),
+        },
+        Case {
+            name: "short convolution behind a history",
+            entry: |t| convolved(t, |_| Padding::NONE),
+            dtypes: BOTH,
+            shapes: long
+                .map(|&[b, n, c, w]| vec![vec![b, n, c], vec![c, w]])
+                .collect(),
+        },
+    ]
+}
+
 /// Rows of a table by ids of which every other one is the same, and some do not occur.
 fn embedded(table: &Tensor, count: usize, dtype: DType) -> Result<Tensor> {
     let rows = table.dim(0)?;
@@ -326,6 +369,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = gated_norms();
     cases.extend(other_norms());
     cases.extend(rotations());
+    cases.extend(convolutions());
     cases.extend(embeddings());
     cases
 }

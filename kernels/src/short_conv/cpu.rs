@@ -21,30 +21,32 @@ fn sums<T: SliceMath>(call: &ShortConv, w: &[T], from: &[T], [rows, to]: [usize;
     let (width, taps, shift) = (call.channels, call.taps, call.before);
     let mut y = vec![T::zero(); call.batch * to * width];
     let tokens = rows_per_task(width * taps);
-    y.par_chunks_mut(tokens * width).enumerate().for_each(|(task, y)| {
-        wide(
-            #[inline(always)]
-            || {
-                for (i, y) in y.chunks_exact_mut(width).enumerate() {
-                    let token = task * tokens + i;
-                    let (b, t) = (token / to, token % to);
-                    for (tap, w) in w.chunks_exact(width).enumerate() {
-                        let at = match back {
-                            false => (t + tap).checked_sub(shift),
-                            true => (t + shift).checked_sub(tap),
-                        };
-                        let Some(at) = at.filter(|&at| at < rows) else {
-                            continue;
-                        };
-                        let x = &from[(b * rows + at) * width..][..width];
-                        for ((y, &w), &x) in y.iter_mut().zip(w).zip(x) {
-                            *y += w * x;
+    y.par_chunks_mut(tokens * width)
+        .enumerate()
+        .for_each(|(task, y)| {
+            wide(
+                #[inline(always)]
+                || {
+                    for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                        let token = task * tokens + i;
+                        let (b, t) = (token / to, token % to);
+                        for (tap, w) in w.chunks_exact(width).enumerate() {
+                            let at = match back {
+                                false => (t + tap).checked_sub(shift),
+                                true => (t + shift).checked_sub(tap),
+                            };
+                            let Some(at) = at.filter(|&at| at < rows) else {
+                                continue;
+                            };
+                            let x = &from[(b * rows + at) * width..][..width];
+                            for ((y, &w), &x) in y.iter_mut().zip(w).zip(x) {
+                                *y += w * x;
+                            }
                         }
                     }
-                }
-            },
-        );
-    });
+                },
+            );
+        });
     y
 }
 

@@ -42,9 +42,16 @@ struct Plan {
 
 impl Plan {
     /// Of a kernel that reads `tokens` and writes, or reads too, `out`; with at most `most` runs.
-    fn new<T: CudaReal>(call: &ShortConv, [tokens, out]: [usize; 2], before: usize, addresses: &[u64], most: usize) -> Self {
+    fn new<T: CudaReal>(
+        call: &ShortConv,
+        [tokens, out]: [usize; 2],
+        before: usize,
+        addresses: &[u64],
+        most: usize,
+    ) -> Self {
         let widest = 16 / size_of::<T>();
-        let aligned = call.channels.is_multiple_of(widest) && addresses.iter().all(|at| at.is_multiple_of(16));
+        let aligned =
+            call.channels.is_multiple_of(widest) && addresses.iter().all(|at| at.is_multiple_of(16));
         let (taps, vector) = match (call.taps, aligned) {
             (..=4, true) => ("w4", widest),
             (5..=8, true) => ("w8", widest),
@@ -106,7 +113,11 @@ pub(super) fn backward<T: CudaReal>(
     const OP: &str = "short_conv";
     let device = x.device().as_cuda_device()?;
     let (x_shape, weights_shape, weights) = (x.shape(), weights.shape(), single(weights)?);
-    let (x, weights, grad) = (Locked::new(OP, x), Locked::new(OP, &weights), Locked::new(OP, grad));
+    let (x, weights, grad) = (
+        Locked::new(OP, x),
+        Locked::new(OP, &weights),
+        Locked::new(OP, grad),
+    );
     let (x_at, weights_at, grad_at) = (x.start()?, weights.start()?, grad.start()?);
 
     let before = call.taps - 1 - call.before;
@@ -115,7 +126,13 @@ pub(super) fn backward<T: CudaReal>(
     let kernel = format!("short_conv_{}", plan.suffix);
     launch!(device, SHORT_CONV, kernel, plan.config; grad_at, weights_at, dx.as_view(), plan.sizes, 1u32);
 
-    let plan = Plan::new::<T>(call, [call.tokens, call.out], call.before, &[x_at, grad_at], SUMMED);
+    let plan = Plan::new::<T>(
+        call,
+        [call.tokens, call.out],
+        call.before,
+        &[x_at, grad_at],
+        SUMMED,
+    );
     let (runs, count) = (call.batch * plan.sizes.runs as usize, call.channels * call.taps);
     let partials = room::<f32>(device, runs * count)?;
     let kernel = format!("short_conv_weights_{}", plan.suffix);

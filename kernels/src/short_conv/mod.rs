@@ -98,7 +98,9 @@ pub fn short_conv(x: &Tensor, weights: &Tensor, padding: Padding) -> Result<Tens
         let expected = format!("a tensor on {:?} like x", x.device().location());
         return Err(OpError::value(OP, "weights", found, expected).into());
     }
-    let padded = tokens.saturating_add(padding.before).saturating_add(padding.behind);
+    let padded = tokens
+        .saturating_add(padding.before)
+        .saturating_add(padding.behind);
     if padding.before.max(padding.behind) >= taps || padded < taps {
         let found = format!("{tokens} tokens, {padding:?}");
         let expected = format!("{taps} tokens or more with less than {taps} zeros on a side");
@@ -165,7 +167,12 @@ mod tests {
     use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
 
     /// The definition, element by element.
-    fn literal(x: &[f64], w: &[f64], [batch, tokens, channels, taps]: [usize; 4], padding: Padding) -> Vec<f64> {
+    fn literal(
+        x: &[f64],
+        w: &[f64],
+        [batch, tokens, channels, taps]: [usize; 4],
+        padding: Padding,
+    ) -> Vec<f64> {
         let out = tokens + padding.before + padding.behind + 1 - taps;
         let mut y = Vec::new();
         for b in 0..batch {
@@ -206,7 +213,10 @@ mod tests {
     fn agrees_with_the_definition() -> Result<()> {
         for (sizes, padding) in cases() {
             let [batch, tokens, channels, taps] = sizes;
-            let (x, w) = (normal(1, &[batch, tokens, channels]), normal(2, &[channels, taps]));
+            let (x, w) = (
+                normal(1, &[batch, tokens, channels]),
+                normal(2, &[channels, taps]),
+            );
             let found = values(&short_conv(&x, &w, padding)?);
             let wanted = literal(&values(&x), &values(&w), sizes, padding);
             assert_eq!(found.len(), wanted.len());
@@ -219,7 +229,10 @@ mod tests {
     fn gradients() -> Result<()> {
         for (sizes, padding) in cases() {
             let [batch, tokens, channels, taps] = sizes;
-            let inputs = [normal(3, &[batch, tokens, channels]), normal(4, &[channels, taps])];
+            let inputs = [
+                normal(3, &[batch, tokens, channels]),
+                normal(4, &[channels, taps]),
+            ];
             if tokens < 100 {
                 check_gradients(&inputs, |t| short_conv(&t[0], &t[1], padding))?;
             }

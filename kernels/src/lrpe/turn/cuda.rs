@@ -104,7 +104,10 @@ fn single(phase: &Tensor) -> Result<Tensor> {
 pub(super) fn forward<T: CudaReal>(turn: &Turn, x: &Tensor, phase: Option<&Tensor>) -> Result<Value> {
     let device = x.device().as_cuda_device()?;
     let (op, phase) = (turn.form.name(), phase.map(single).transpose()?);
-    let (x_locked, phase) = (Locked::new(op, x), phase.as_ref().map(|phase| Locked::new(op, phase)));
+    let (x_locked, phase) = (
+        Locked::new(op, x),
+        phase.as_ref().map(|phase| Locked::new(op, phase)),
+    );
     let x_at = x_locked.start()?;
     let phase_at = phase.as_ref().map_or(Ok(0), Locked::start)?;
     let plan = Plan::new(turn, x, size_of::<T>(), &[x_at, phase_at], MOST);
@@ -140,7 +143,9 @@ pub(super) fn backward<T: CudaReal>(
     launch!(device, LRPE, kernel, plan.config;
         x_at, phase_at, grad_at, dx.as_view(), pointer(device, partials_view.as_ref()), plan.rows);
     let dphase = match (partials, learnt) {
-        (Some(partials), Some(phase)) if plan.chunks == 1 => Some(gpu::tensor(partials, device, phase.shape())),
+        (Some(partials), Some(phase)) if plan.chunks == 1 => {
+            Some(gpu::tensor(partials, device, phase.shape()))
+        }
         (Some(partials), Some(phase)) => {
             let sums = sum_runs(device, &partials, 1, plan.chunks, phases)?;
             Some(gpu::tensor(sums, device, phase.shape()))

@@ -235,7 +235,12 @@ impl Turn {
         }
     }
 
-    fn adjoints(&self, x: &Tensor, phase: Option<&Tensor>, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn adjoints(
+        &self,
+        x: &Tensor,
+        phase: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {

@@ -160,10 +160,7 @@ impl Memory {
 
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(&mut self, x: &Tensor, count: usize) -> Result<Tensor> {
-        Self::refuse(
-            Some(self),
-            "short convolutions, which see across their borders",
-        )?;
+        Self::refuse(Some(self), "short convolutions, which see across their borders")?;
         let (batch, tokens, channels) = x.dims3()?;
         let before = match &self.columns {
             Some(before) => before.clone(),
