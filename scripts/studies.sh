@@ -81,12 +81,18 @@ for line in sys.stdin: print(json.loads(line)["text"])' <data/english/held_out.j
         keep needles
         ;;
     recall)
-        # Each architecture by itself, at the better of two rates.
+        # Each architecture by itself, at the better of two rates; those that have none also with short convolutions.
         mkdir -p "$out/recall"
-        for name in llama transnormer tnl hgrn2 cosformer2 lightnet; do
+        for model in llama transnormer tnl hgrn2 cosformer2 lightnet lightnet-encoded tnl-convolved hgrn2-convolved lightnet-convolved; do
+            name="${model%%-*}"
+            settings=()
+            case "$model" in
+            *-encoded) settings=(--set recall.model.variant.use_tpe=true --set recall.model.variant.use_lrpe=true) ;;
+            *-convolved) settings=(--set recall.model.variant.conv_size=4) ;;
+            esac
             for rate in 1e-3 3e-3; do
-                run="$out/recall/$name-$rate"
-                study recall "$fulgur" train recipes/recall.toml --set recall.model.architecture="\"$name\"" \
+                run="$out/recall/$model-$rate"
+                study recall "$fulgur" train recipes/recall.toml --set recall.model.architecture="\"$name\"" "${settings[@]}" \
                     --set optimiser.lr="$rate" --set run_dir="\"$run\"" -q
                 "$fulgur" lm eval recall --model "$run/model" --vocabulary 1024 --context 256,512,1024 --pairs 8,16,32,64 --json -q \
                     >"$run.json" || true

@@ -85,8 +85,8 @@ template <int V, int FORM> struct Pairs {
     }
 };
 
-constexpr bool has_phases(int form) { return form != COPIED; }
-constexpr bool widens(int form) { return form == DOUBLED || form == COPIED; }
+__device__ constexpr bool has_phases(int form) { return form != COPIED; }
+__device__ constexpr bool widens(int form) { return form == DOUBLED || form == COPIED; }
 
 // Copies the channels of the thread in all rows of its chunk: of x to y, or of dy to dx.
 template <int V, bool BACK, typename T>
