@@ -80,7 +80,7 @@ impl Maps {
         let kernels = Tensor::cat(&self.kernels, 0)?.squeeze(1)?;
         match memory {
             Some(memory) => {
-                let columns = Memory::after_columns(memory, &y, taps - 1)?;
+                let columns = memory.after_columns(&y, taps - 1)?;
                 short_conv(&columns, &kernels, Padding::NONE)
             }
             None if self.two_sided => short_conv(&y, &kernels, Padding::centred(taps)),
