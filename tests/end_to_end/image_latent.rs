@@ -121,7 +121,8 @@ fn pictures_are_learnt_and_drawn_in_latents() {
 
     // Judged at the size of the pictures, not of their latents.
     let judge = judge(&root.join("judge"), &["bright", "dark"]);
-    let [set, path, judge] = [&root.join("set"), &model, &judge].map(|path| path.to_str().unwrap());
+    let set = root.join("set");
+    let [set, path, judge] = [&set, &model, &judge].map(|path| path.to_str().unwrap());
     let ran = run([
         "eval",
         "image",

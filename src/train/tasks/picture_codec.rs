@@ -299,7 +299,11 @@ impl Task for PictureCodecTask {
         }
         let mut error = SquaredError::default();
         error.add(self.held_out.iter().zip(&self.reconstructed(count)?));
-        Ok(vec![("negative_psnr_db".to_owned(), -error.psnr_db())])
+        let psnr = error.psnr_db();
+        Ok(vec![
+            ("negative_psnr_db".to_owned(), -psnr),
+            ("psnr_db".to_owned(), psnr),
+        ])
     }
 
     /// Rows of held-out pictures, each over what comes back of them.
