@@ -144,3 +144,66 @@ impl Encoding<'_> {
         Ok(latents)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::tasks::pictures::Frame;
+    use fulgur_datasets::labelled::Item;
+    use fulgur_datasets::media::Picture;
+    use fulgur_lightnet::params::Params;
+    use fulgur_tavdiffusion::codec::VideoCodecConfig;
+
+    /// A set that would not fit is refused before anything is read, encoded or allocated; so is what a broken codec makes.
+    #[test]
+    fn latents_beyond_memory_or_number_are_refused() {
+        let item = Item {
+            picture: Picture::new(vec![9; 3 * 16], 4, 4, 3).unwrap(),
+            label: Some(0),
+            caption: None,
+            key: "a".to_owned(),
+        };
+        let set = Labelled::in_memory("test", vec!["a".to_owned()], vec![item]).unwrap();
+        let config = VideoCodecConfig {
+            patch: [1, 2, 2],
+            latent_channels: 3,
+            encoder: [12, 1],
+            decoder: [12, 1],
+            fine: [12, 1],
+        };
+        let params = Params::random(6, &Device::Cpu);
+        let codec = PictureCodec::new(&config, &params.builder()).unwrap();
+        let stop = AtomicBool::new(false);
+        let encoding = |flip| Encoding {
+            codec: &codec,
+            device: &Device::Cpu,
+            flip,
+            stop: &stop,
+        };
+        let space = |side: usize| Space {
+            frame: Frame {
+                size: [side; 2],
+                channels: 3,
+            },
+            size: [side / 2; 2],
+            channels: 3,
+            factor: Some(2),
+        };
+        // 12 MiB of each picture, and as much of its mirror image.
+        let count = MOST_BYTES / (12 << 20) / 2 + 1;
+        let refused = encoding(true).latents(&set, &vec![0; count], space(2048));
+        let line = refused.err().unwrap().to_string();
+        assert!(
+            line.starts_with(&format!("[image]: set: found latents of {count} pictures in ")),
+            "{line}"
+        );
+        assert!(encoding(true).latents(&set, &[0], space(4)).is_ok());
+        let spread = &params.vars()["latent.std"];
+        spread.set(&spread.zeros_like().unwrap()).unwrap();
+        let line = encoding(false).latents(&set, &[0], space(4)).err().unwrap();
+        assert_eq!(
+            line.to_string(),
+            "[image]: codec: found latents that are not finite"
+        );
+    }
+}
