@@ -63,6 +63,8 @@ impl ImageTask {
         });
         let codec = codec.transpose()?;
         let space = options.space(set.is_grey(), codec.as_ref().map(PictureCodec::config))?;
+        // What cannot be is refused before pictures are read and encoded; the text is not known yet.
+        options.config(&space, set.classes().to_vec(), None)?;
         let mut texts = Texts::new();
         let mut read = |part, flip| {
             let encoding = codec.as_ref().map(|codec| Encoding {
