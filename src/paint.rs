@@ -1,4 +1,4 @@
-//! Pictures out of noise, by class and by text: a [`Dit`] with its text encoder, guidance, and grids.
+//! Pictures out of noise, by class and by text: a [`Dit`] with its text encoder and codec, guidance, and grids.
 
 mod model;
 mod pixels;
@@ -10,9 +10,10 @@ use fulgur_kernels::embedding::Ids;
 use fulgur_kernels::philox::Philox;
 use fulgur_lightnet::diffusion::{Sampler, Step};
 use fulgur_lightnet::vision::{Dit, Wanted};
+use fulgur_tavdiffusion::codec::PictureCodec;
 use fulgur_tavdiffusion::text::TextModel;
 
-pub use model::{Model, TEXT_ENCODER};
+pub use model::{CODEC, Model, TEXT_ENCODER};
 pub use pixels::grid;
 use pixels::{pictures, pixels};
 
@@ -39,7 +40,7 @@ pub struct Settings {
     pub shift: f64,
     /// Seed of the noise. Picture i of a call has the same noise whatever is drawn beside it.
     pub seed: u64,
-    /// Height and width: multiples of the model's patch.
+    /// Height and width in pixels: multiples of [`Painter::step`].
     pub size: [usize; 2],
 }
 
@@ -59,6 +60,8 @@ pub struct Painter<'a> {
     pub dit: &'a Dit,
     /// The encoder of its texts, of a network that reads some.
     pub text: Option<&'a TextModel>,
+    /// The codec of its latents, of a network that does not draw pixels.
+    pub codec: Option<&'a PictureCodec>,
 }
 
 /// Classes and texts of a batch, on the device.
@@ -77,6 +80,32 @@ impl Conditions {
 }
 
 impl Painter<'_> {
+    /// Height and width in pixels that the model is made for.
+    #[must_use]
+    pub fn size(&self) -> [usize; 2] {
+        self.dit.config().image_size.map(|side| side * self.factor())
+    }
+
+    /// What the sides of a picture are multiples of: a patch, in pixels.
+    #[must_use]
+    pub fn step(&self) -> usize {
+        self.dit.config().patch_size * self.factor()
+    }
+
+    /// Channels of the pictures: 1 for grey, 3 for colours.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        match self.codec {
+            Some(_) => PictureCodec::COLOURS,
+            None => self.dit.config().num_channels,
+        }
+    }
+
+    /// Pixels of a side for one value that the network sees.
+    fn factor(&self) -> usize {
+        self.codec.map_or(1, PictureCodec::factor)
+    }
+
     /// Draws a picture for each wish. `on_step` is called after each step of each group and ends the work with `None` by
     /// returning false; its steps count all groups.
     ///
@@ -115,13 +144,13 @@ impl Painter<'_> {
         start: Option<&Start>,
     ) -> anyhow::Result<()> {
         let config = self.dit.config();
-        let patch = config.patch_size;
+        let step = self.step();
         let [height, width] = settings.size;
         if [height, width]
             .iter()
-            .any(|&side| !(1..=1 << 14).contains(&side) || !side.is_multiple_of(patch))
+            .any(|&side| !(1..=1 << 14).contains(&side) || !side.is_multiple_of(step))
         {
-            bail!("size is {width}x{height}, expected multiples of {patch} up to 16384");
+            bail!("size is {width}x{height}, expected multiples of {step} up to 16384");
         }
         if !(1..=1000).contains(&settings.steps) {
             bail!("steps is {}, expected 1 to 1000", settings.steps);
@@ -131,7 +160,10 @@ impl Painter<'_> {
                 bail!("{name} is {value}, expected 0 or more");
             }
         }
-        if !matches!(config.num_channels, 1 | 3) {
+        if config.codec_factor.is_some() != self.codec.is_some() {
+            bail!("a model of latents and its codec, expected both or neither");
+        }
+        if !matches!(self.channels(), 1 | 3) {
             bail!(
                 "num_channels is {}, expected 1 or 3 of a model that draws pixels",
                 config.num_channels
@@ -175,7 +207,7 @@ impl Painter<'_> {
     ) -> anyhow::Result<Option<Vec<Picture>>> {
         let config = self.dit.config();
         let device = self.dit.device();
-        let [height, width] = settings.size;
+        let [height, width] = settings.size.map(|side| side / self.factor());
         let channels = config.num_channels;
         let values = height * width * channels;
         let noise: Vec<f32> = (first..first + wishes.len())
@@ -193,18 +225,30 @@ impl Painter<'_> {
         let done = match start {
             None => sampler.run(&noise, predict, on_step)?,
             Some(Start { picture, strength }) => {
-                let clean =
-                    Tensor::from_vec(pixels(picture, channels), (1, height, width, channels), device)?
-                        .repeat((wishes.len(), 1, 1, 1))?;
+                let clean = self.coded(picture)?.repeat((wishes.len(), 1, 1, 1))?;
                 sampler.run_from(&clean, &noise, *strength, predict, on_step)?
             }
         };
-        if let Some(x) = &done
-            && !x.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite()
-        {
+        let Some(x) = done else { return Ok(None) };
+        let x = match self.codec {
+            Some(codec) => codec.decode(&x)?,
+            None => x,
+        };
+        if !x.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
             bail!("the model drew values that are not finite");
         }
-        done.map(|x| pictures(&x)).transpose()
+        pictures(&x).map(Some)
+    }
+
+    /// A picture as the network sees it, `[1, h, w, C]`.
+    fn coded(&self, picture: &Picture) -> anyhow::Result<Tensor> {
+        let channels = self.channels();
+        let shape = (1, picture.height, picture.width, channels);
+        let x = Tensor::from_vec(pixels(picture, channels), shape, self.dit.device())?;
+        Ok(match self.codec {
+            Some(codec) => codec.encode(&x)?,
+            None => x,
+        })
     }
 
     /// The prediction with guidance: of a batch that has what is wanted in its first half, and in its second what is open.
@@ -305,6 +349,7 @@ mod tests {
         let painter = Painter {
             dit: &dit,
             text: None,
+            codec: None,
         };
         let paint = |wishes: &[Wish], settings: &Settings| {
             let mut on_step = |_: Step| true;
@@ -334,6 +379,7 @@ mod tests {
         let painter = Painter {
             dit: &dit,
             text: None,
+            codec: None,
         };
         let bright = Picture::new(vec![230; 8 * 12 * 3], 12, 8, 3).unwrap();
         let plain = Settings {
@@ -367,6 +413,7 @@ mod tests {
         let painter = Painter {
             dit: &dit,
             text: None,
+            codec: None,
         };
         let line = |wish: Wish, settings: Settings| {
             let painted = painter.paint(&[wish], &settings, None, &mut |_| true);

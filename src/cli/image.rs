@@ -103,7 +103,7 @@ impl Generate {
         let model = Model::load(&self.model, &device)?;
         let painter = model.painter();
         let size = match &self.size {
-            None => painter.dit.config().image_size,
+            None => painter.size(),
             Some(size) => [size.height, size.width],
         };
         let classes: Vec<usize> = self

@@ -1,10 +1,12 @@
-//! A model that draws, from its folder: `config.json`, `model.safetensors` and, where it reads texts, their encoder in `text_encoder`.
+//! A model that draws, from its folder: `config.json`, `model.safetensors`, where it reads texts their encoder in `text_encoder`, and
+//! where it draws latents their codec in `codec`.
 
 use std::path::Path;
 
 use anyhow::bail;
 use candle_core::Device;
 use fulgur_lightnet::vision::Dit;
+use fulgur_tavdiffusion::codec::PictureCodec;
 use fulgur_tavdiffusion::text::TextModel;
 
 use super::Painter;
@@ -12,12 +14,15 @@ use crate::device::compute_dtype;
 
 /// Folder of the text encoder within a model's.
 pub const TEXT_ENCODER: &str = "text_encoder";
+/// Folder of the codec of pictures within a model's.
+pub const CODEC: &str = "codec";
 
 /// What a folder holds.
 #[derive(Debug)]
 pub struct Model {
     dit: Dit,
     text: Option<TextModel>,
+    codec: Option<PictureCodec>,
 }
 
 impl Model {
@@ -40,9 +45,27 @@ impl Model {
             }
             Ok(text)
         });
+        let codec = dit.config().codec_factor.map(|factor| {
+            let folder = dir.join(CODEC);
+            let codec = PictureCodec::load(&folder, device)?;
+            let channels = dit.config().num_channels;
+            for (field, found, expected, of_model) in [
+                ("patch", codec.factor(), factor, "codec_factor"),
+                ("latent_channels", codec.channels(), channels, "num_channels"),
+            ] {
+                if found != expected {
+                    bail!(
+                        "{}: {field} is {found}, expected {expected}, the {of_model} of the model",
+                        folder.join("config.json").display()
+                    );
+                }
+            }
+            Ok(codec)
+        });
         Ok(Self {
-            dit,
             text: text.transpose()?,
+            codec: codec.transpose()?,
+            dit,
         })
     }
 
@@ -51,6 +74,7 @@ impl Model {
         Painter {
             dit: &self.dit,
             text: self.text.as_ref(),
+            codec: self.codec.as_ref(),
         }
     }
 

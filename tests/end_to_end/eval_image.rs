@@ -62,7 +62,7 @@ fn names(labels: &[&str]) -> Vec<String> {
 }
 
 /// A classifier that looks at grey pictures of another size than those that are drawn.
-fn judge(dir: &Path, labels: &[&str]) -> PathBuf {
+pub(crate) fn judge(dir: &Path, labels: &[&str]) -> PathBuf {
     let config = Config {
         image_size: [16, 16],
         num_channels: 1,

@@ -15,6 +15,7 @@ mod forward;
 #[cfg(feature = "media")]
 mod generate;
 mod image;
+mod image_latent;
 #[cfg(feature = "media")]
 mod inspect;
 #[cfg(unix)]

@@ -122,7 +122,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
             guidance: arguments.guidance,
             shift: arguments.shift,
             seed: arguments.seed,
-            size: model.painter().dit.config().image_size,
+            size: model.painter().size(),
         },
         grid: arguments.grid.is_some(),
         sheet: arguments.neighbours.is_some(),

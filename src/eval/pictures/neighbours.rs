@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::samples::By;
 use crate::lm_eval::figures::{Estimate, Ratio};
-use crate::train::tasks::image::levels;
+use crate::train::tasks::pictures::levels;
 
 /// Share of the held-out pictures that are nearer to a training picture than the yardstick.
 const NEARER: f64 = 0.05;

@@ -360,11 +360,7 @@ fn check_bytes(parts: &Parts<'_>, options: &Options, plans: &[Plan], real: usize
     let drawn = plans.iter().map(Plan::count).fold(0, usize::saturating_add);
     for (option, count, bytes) in [
         ("--samples", drawn, each),
-        (
-            "--training",
-            real,
-            each / 3 * parts.painter.dit.config().num_channels,
-        ),
+        ("--training", real, each / 3 * parts.painter.channels()),
     ] {
         if count.saturating_mul(bytes) > MOST_BYTES {
             bail!(

@@ -40,7 +40,7 @@ impl Search<'_> {
     }
 
     fn bytes(&self, picture: Picture) -> Vec<u8> {
-        neighbours::bytes(picture, self.parts.painter.dit.config().num_channels)
+        neighbours::bytes(picture, self.parts.painter.channels())
     }
 
     /// Fills in how near drawn pictures come to training pictures, and the sheet of them where it is wanted.

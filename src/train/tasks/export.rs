@@ -1,6 +1,7 @@
 //! What the tasks share when they write a model.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -32,6 +33,19 @@ pub(super) fn write_part(
     }
     write_json(&folder.join("config.json"), config)?;
     params.save(&folder.join("model.safetensors"), &BTreeMap::new(), precision)?;
+    Ok(())
+}
+
+/// Copies these files of a part that was trained before into the folder `to` of a model.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub(super) fn copy_part(from: &Path, to: &Path, names: &[&str]) -> TaskResult<()> {
+    fs::create_dir_all(to).map_err(|e| format!("{}: {e}", to.display()))?;
+    for name in names {
+        let file = from.join(name);
+        fs::copy(&file, to.join(name)).map_err(|e| format!("{}: {e}", file.display()))?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,8 @@ pub(crate) mod lra;
 mod mean;
 mod mel_codec;
 pub mod outline;
+mod picture_codec;
+pub(crate) mod pictures;
 mod recall;
 pub(crate) mod tav;
 mod text;
@@ -59,8 +61,15 @@ pub const TASKS: &[(&str, Build)] = &[
     ("classify", |r, d, _| {
         Ok(Box::new(classify::ClassifyTask::open(r.own()?, r.seed, d)?))
     }),
-    ("image", |r, d, _| {
-        Ok(Box::new(image::ImageTask::open(r.own()?, r.seed, d)?))
+    ("picture-codec", |r, d, _| {
+        Ok(Box::new(picture_codec::PictureCodecTask::open(
+            r.own()?,
+            r.seed,
+            d,
+        )?))
+    }),
+    ("image", |r, d, stop| {
+        Ok(Box::new(image::ImageTask::open(r.own()?, r.seed, d, stop)?))
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))

@@ -16,13 +16,18 @@ use fulgur_lightnet::lm::classifier::SequenceClassifier;
 use fulgur_lightnet::lm::{Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
 use fulgur_lightnet::vision::{Classifier, Dit};
-use fulgur_tavdiffusion::codec::{MelCodec, MelCodecConfig, VideoCodec, VideoCodecConfig, Vocoder};
+use fulgur_tavdiffusion::codec::{
+    MelCodec, MelCodecConfig, PictureCodec, VideoCodec, VideoCodecConfig, Vocoder,
+};
 use fulgur_tavdiffusion::streams::TwoStream;
 use fulgur_tavdiffusion::text::{TextConfig, TextEncoder};
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
-use super::{classify, encoder, image, judge, lm, lra, mel_codec, recall, tav, text, video_codec, vocoder};
+use super::{
+    classify, encoder, image, judge, lm, lra, mel_codec, picture_codec, recall, tav, text, video_codec,
+    vocoder,
+};
 use crate::estimate::time::Work;
 
 /// Bytes of an f32 or u32 value.
@@ -74,6 +79,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("recall", recall),
     ("lra", lra),
     ("classify", classify),
+    ("picture-codec", picture_codec),
     ("image", image),
     ("tav", tav),
 ];
@@ -198,18 +204,38 @@ fn classify(recipe: &Recipe) -> TaskResult<Needs> {
     })
 }
 
+fn picture_codec(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: picture_codec::Options = recipe.own()?;
+    let (config, frame, params) = (options.config()?, options.frame(), Outline::new());
+    let codec = PictureCodec::new(&config, &params.builder())?;
+    let [height, width] = frame.size.map(|side| side / codec.factor());
+    // Pixels and the noise on latents.
+    let picture = values(&[frame.values()]).saturating_add(values(&[height, width, codec.channels()]));
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(0),
+        batch: Some(WIDE.saturating_mul(picture.saturating_mul(options.batch as u64))),
+        ..Needs::default()
+    })
+}
+
 /// Of a denoiser of pictures; without a text encoder, whose width and captions are not known before they are read.
 fn image(recipe: &Recipe) -> TaskResult<Needs> {
     let options: image::Options = recipe.own()?;
     let set = Labelled::open(&options.set, &options.data)?;
-    let channels = options.channels.unwrap_or(if set.is_grey() { 1 } else { 3 });
+    let codec = options.codec.as_ref().map(|folder| {
+        PictureCodec::read(folder)
+            .map_err(|error| format!("{error}; without the codec the needs of its latents are not known"))
+    });
+    let space = options.space(set.is_grey(), codec.transpose()?.as_ref())?;
     let width = options.text.as_ref().map(|folder| TextConfig::read(folder));
     let width = width.transpose()?.map(|config| config.hidden_size);
-    let config = options.config(channels, set.classes().to_vec(), width)?;
+    let config = options.config(&space, set.classes().to_vec(), width)?;
     let params = Outline::new();
     Dit::new(&config, DType::F32, &params.builder())?;
     let [height, width] = config.image_size;
-    // Pixels and noise, both weights, time and class.
+    // Pixels or latents and noise, both weights, time and class.
     let picture = values(&[2, config.num_channels, height, width]).saturating_add(4);
     let known = config.text_dim.is_none();
     Ok(Needs {
@@ -217,7 +243,7 @@ fn image(recipe: &Recipe) -> TaskResult<Needs> {
         rounded: ALL,
         pool: Some(0),
         batch: known.then(|| WIDE.saturating_mul(picture.saturating_mul(values(&[options.batch])))),
-        frozen: options.text.into_iter().collect(),
+        frozen: options.text.into_iter().chain(options.codec).collect(),
         unknown: match known {
             true => Vec::new(),
             false => vec!["the batch: how long the longest caption is".to_owned()],
@@ -398,181 +424,4 @@ fn mel_frames() -> candle_core::Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::atomic::AtomicBool;
-
-    use fulgur_datasets::things;
-    use fulgur_lightnet::params::Params;
-
-    use super::super::{TASKS, build};
-    use super::*;
-    use crate::train::{Batch, Cursor};
-
-    /// The smallest networks that the tasks allow.
-    const TINY: [(&str, &str); 7] = [
-        (
-            "video-codec",
-            "batch = 2\n[video-codec.model]\nlatent_channels = 4\nencoder = [24, 1]\ndecoder = [24, 1]\nfine = [24, 1]",
-        ),
-        (
-            "mel-codec",
-            "batch = 3\n[mel-codec.model]\nlatent_channels = 4\nencoder = [16, 1]\ndecoder = [16, 1]",
-        ),
-        ("vocoder", "batch = 2\n[vocoder.model]\nstack = [16, 1]"),
-        (
-            "encoder",
-            "batch = 3\n[encoder.model]\ndim = 32\ndepth = 1\nheads = 1\nembedding = 8",
-        ),
-        ("judge", "batch = 2\ndim = 64\ndepth = 1"),
-        (
-            "lra",
-            "batch = 2\n[lra.model]\narchitecture = 'hgrn2'\nlayers = 2\nwidth = 16\nhidden = 16\nheads = 2",
-        ),
-        (
-            "lra",
-            "batch = 3\ntask = 'pathfinder'\nform = 'whole'\n[lra.model]\narchitecture = 'lightnet'\nlayers = 1\nwidth = 16\n\
-             hidden = 16\nheads = 2",
-        ),
-    ];
-
-    fn recipe(task: &str, own: &str) -> Recipe {
-        let text = format!("task = '{task}'\n[train]\nmax_steps = 1\n[{task}]\n{own}\n");
-        Recipe::check(text.parse().unwrap(), "test.toml".into(), Path::new("runs/test")).unwrap()
-    }
-
-    fn shapes(params: &Params) -> BTreeMap<String, Vec<usize>> {
-        let vars = params.vars().into_iter();
-        vars.map(|(name, var)| (name, var.dims().to_vec())).collect()
-    }
-
-    fn bytes(batch: &Batch) -> u64 {
-        let bytes = |tensor: &candle_core::Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        batch.tensors.values().map(bytes).sum::<usize>() as u64
-    }
-
-    /// A folder of prepared things, and the line of a recipe that names it.
-    fn data() -> (tempfile::TempDir, String) {
-        let folder = tempfile::tempdir().unwrap();
-        things::save(&Things::synthetic(4), &folder.path().join("stamps")).unwrap();
-        let line = format!(
-            "clips = {{ data = {:?}, film = 0.0, pictures = 0.0 }}\n",
-            folder.path()
-        );
-        (folder, line)
-    }
-
-    #[test]
-    fn outlines_and_batches_are_those_of_the_tasks() {
-        let (_folder, clips) = data();
-        for (name, own) in TINY {
-            let clips = if name == "lra" { "" } else { clips.as_str() };
-            let recipe = recipe(name, &(clips.to_owned() + own));
-            let needs = needs(&recipe).unwrap();
-            let task = build(TASKS, &recipe, &Device::Cpu, &AtomicBool::new(false)).unwrap();
-            assert_eq!(needs.params.shapes(), shapes(task.params()), "{name}");
-            assert_eq!(needs.params.count(), task.params().count() as u64, "{name}");
-            let batch = task.batch(&Cursor { seed: 1, index: 0 }).unwrap();
-            match needs.batch {
-                Some(found) => assert_eq!(found, bytes(&batch), "{name}"),
-                None => assert_eq!(name, "judge"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_pool_is_counted_with_what_it_holds() {
-        let (_folder, clips) = data();
-        let own = clips + "pool = 5\n" + TINY[0].1;
-        let recipe = recipe("video-codec", &own);
-        let needs = needs(&recipe).unwrap();
-        let task = build(TASKS, &recipe, &Device::Cpu, &AtomicBool::new(false)).unwrap();
-        assert_eq!(needs.pool, Some(5 * 48 * 96 * 96 * 4));
-        let batch = task.batch(&Cursor { seed: 1, index: 0 }).unwrap();
-        assert_eq!(needs.batch, Some(bytes(&batch)));
-    }
-
-    /// The tasks that need other runs before they can be built: their networks alone.
-    #[test]
-    fn outlines_of_text_and_denoiser_are_those_of_their_networks() {
-        let text = "[text.model]\nvocab_size = 300\nembedding_size = 8\nhidden_size = 16\nnum_hidden_layers = 1\n\
-                    num_attention_heads = 2\nhead_dim = 4\nintermediate_size = 16\nsentence_size = 8";
-        let recipe_of_text = recipe("text", text);
-        let params = Params::random(1, &Device::Cpu);
-        let settings: text::Settings = recipe_of_text.own().unwrap();
-        TextEncoder::new(&settings.model, &params.builder()).unwrap();
-        assert_eq!(needs(&recipe_of_text).unwrap().params.shapes(), shapes(&params));
-
-        let stream = "channels = 4\ndim = 24\nheads = 2\nhead_dim = 6\nhidden = 24";
-        let tav = format!(
-            "video_codec = 'none'\n[tav.model]\ndepth = 2\ntext_every = 2\nfusion = [1]\nfusion_heads = 2\ntext_dim = 16\n\
-             contrast_dim = 8\n[tav.model.video]\n{stream}\n[tav.model.audio]\n{stream}"
-        );
-        let recipe_of_tav = recipe("tav", &tav);
-        let params = Params::random(1, &Device::Cpu);
-        let options: tav::Options = recipe_of_tav.own().unwrap();
-        TwoStream::new(&options.model, true, DType::F32, &params.builder()).unwrap();
-        let needs = needs(&recipe_of_tav).unwrap();
-        assert_eq!(needs.params.shapes(), shapes(&params));
-        assert_eq!((needs.pool, needs.batch, needs.unknown.len()), (None, None, 2));
-        // Every part of a name that marks rounded matrices is one of this network's.
-        for part in needs.rounded {
-            assert!(shapes(&params).keys().any(|name| name.contains(part)), "{part}");
-        }
-    }
-
-    #[test]
-    fn the_pool_of_latents_follows_the_codecs() {
-        let folder = tempfile::tempdir().unwrap();
-        let put = |name: &str, config: String| {
-            let dir = folder.path().join(name);
-            std::fs::create_dir(&dir).unwrap();
-            std::fs::write(dir.join("config.json"), config).unwrap();
-        };
-        put(
-            "video",
-            serde_json::to_string(&VideoCodecConfig::default()).unwrap(),
-        );
-        put("mel", serde_json::to_string(&MelCodecConfig::default()).unwrap());
-        let own = format!(
-            "video_codec = {:?}\nmel_codec = {:?}\npool = 10\nvalidation = 3",
-            folder.path().join("video"),
-            folder.path().join("mel")
-        );
-        let needs = needs(&recipe("tav", &own)).unwrap();
-        let (video, mel) = (VideoCodecConfig::default(), MelCodecConfig::default());
-        let cells = (48 / video.patch[0]) * (96 / video.patch[1]) * (96 / video.patch[2]);
-        let sound = (400 / mel.patch[0]) * (mel.bands / mel.patch[1]) * mel.latent_channels;
-        let clip = cells * (video.latent_channels + 1) + sound;
-        assert_eq!(needs.pool, Some((clip * (2 * 10 + 4 * 3)) as u64));
-    }
-
-    #[test]
-    fn what_a_task_refuses_is_refused() {
-        let message = |task: &str, own: &str| needs(&recipe(task, own)).unwrap_err().to_string();
-        for (task, own, words) in [
-            ("video-codec", "batches = 3", "unknown field `batches`"),
-            (
-                "video-codec",
-                "[video-codec.model]\npatch = [4, 7, 8]",
-                "must be even",
-            ),
-            (
-                "judge",
-                "clips = { data = 'nowhere' }",
-                "fulgur data fetch stamps",
-            ),
-            (
-                "weaving",
-                "",
-                "a task `weaving` are not known, only those of text, ",
-            ),
-        ] {
-            let message = message(task, own);
-            assert!(
-                message.contains(words) && message.contains("test.toml") && !message.contains('\n'),
-                "{message}"
-            );
-        }
-    }
-}
+mod tests;

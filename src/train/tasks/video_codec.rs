@@ -295,14 +295,15 @@ fn fill(clips: &Clips, size: usize, device: &Device) -> TaskResult<[Tensor; 2]> 
     Ok([Tensor::cat(&frames, 0)?, Tensor::cat(&mask, 0)?])
 }
 
+/// Squares of the differences of bytes.
 #[derive(Default)]
-struct SquaredError {
+pub(super) struct SquaredError {
     sum: f64,
     count: f64,
 }
 
 impl SquaredError {
-    fn add<'a>(&mut self, pairs: impl Iterator<Item = (&'a u8, &'a u8)>) {
+    pub(super) fn add<'a>(&mut self, pairs: impl Iterator<Item = (&'a u8, &'a u8)>) {
         for (&a, &b) in pairs {
             let d = f64::from(a) - f64::from(b);
             self.sum += d * d;
@@ -310,7 +311,7 @@ impl SquaredError {
         }
     }
 
-    fn psnr_db(&self) -> f64 {
+    pub(super) fn psnr_db(&self) -> f64 {
         10.0 * (255.0 * 255.0 * self.count / self.sum.max(1e-9)).log10()
     }
 }

@@ -1,4 +1,4 @@
-//! Codecs between media and latents: video frames, log-mel spectrograms, and the vocoder that makes sound of a
+//! Codecs between media and latents: video frames, still pictures, log-mel spectrograms, and the vocoder that makes sound of a
 //! spectrogram.
 //!
 //! All of them are patches, linear maps and token-shift blocks: matrix products, no convolutions. A token shift takes
@@ -7,12 +7,14 @@
 
 mod latent;
 mod mel;
+mod picture;
 mod stack;
 mod video;
 mod vocoder;
 
 pub use latent::LatentNorm;
 pub use mel::{MelCodec, MelCodecConfig};
+pub use picture::PictureCodec;
 pub use stack::ShiftStack;
 pub use video::{VideoCodec, VideoCodecConfig};
 pub use vocoder::{Vocoder, VocoderConfig};

@@ -10,8 +10,9 @@ use crate::config::{
 };
 use crate::diffusion::Objective;
 
-/// Most channels: beyond all reason.
+/// Most channels, and most pixels of a side for one latent: beyond all reason.
 const MOST_CHANNELS: usize = 1 << 10;
+const MOST_FACTOR: usize = 1 << 6;
 
 /// What a folder says it is.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -45,6 +46,9 @@ pub struct DitConfig {
     pub image_size: [usize; 2],
     /// Channels: 1 for grey, 3 for colours, those of a codec for latents.
     pub num_channels: usize,
+    /// Pixels of a picture's side for one latent, of a model that denoises the latents of a codec; none of one that denoises pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codec_factor: Option<usize>,
     /// Side of a patch.
     pub patch_size: usize,
     /// Model width d.
@@ -93,6 +97,7 @@ impl DitConfig {
             model_type: DitKind::VisionDit,
             image_size: [32, 32],
             num_channels: 4,
+            codec_factor: None,
             patch_size: 2,
             hidden_size: width,
             num_hidden_layers: layers,
@@ -113,6 +118,7 @@ impl DitConfig {
         whole_patches(self.image_size, self.patch_size)?;
         for (field, found, most) in [
             ("num_channels", self.num_channels, MOST_CHANNELS),
+            ("codec_factor", self.codec_factor.unwrap_or(1), MOST_FACTOR),
             ("hidden_size", self.hidden_size, MOST_WIDTH),
             ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, MOST_WIDTH),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::diffusion::Objective;
-use crate::params::Params;
+use crate::params::{Outline, Params};
 use fulgur_kernels::philox::Philox;
 use fulgur_kernels::tape;
 
@@ -224,6 +224,43 @@ fn one_picture_is_learnt_and_drawn() -> Result<()> {
     Ok(())
 }
 
+/// The sizes of the paper have the weights that its formulas count: for each layer 4 d^2 of the mixer's maps, 2 d D of its gate and
+/// 8 d^2 of the gated linear unit, what modulates them once for all layers (6 d^2), and the rest around them.
+#[test]
+fn sizes_have_the_weights_of_their_formulas() -> Result<()> {
+    let sizes: [(DitSize, [usize; 3], f64); 4] = [
+        (DitSize::Small, [12, 384, 6], 23.5),
+        (DitSize::Base, [12, 768, 12], 92.8),
+        (DitSize::Large, [24, 1024, 16], 317.0),
+        (DitSize::ExtraLarge, [28, 1152, 16], 465.6),
+    ];
+    for (size, [layers, d, heads], millions) in sizes {
+        let classes = 10;
+        let config = DitConfig::of(size, (0..classes).map(|i| i.to_string()).collect());
+        let params = Outline::new();
+        Dit::new(&config, DType::F32, &params.builder())?;
+        let head = d / heads;
+        let mixer = 4 * d * d + 2 * d * head;
+        let glu = 3 * d * (8 * d / 3);
+        // Gains of the norm of the outputs, frequencies of two axes, table of the modulation, bias of the gated linear unit.
+        let small = d + head.div_ceil(2) + 6 * d + d;
+        let modulation = 6 * d * d + 6 * d;
+        // Time through two maps, classes and none of them, patches of 2 x 2 x 4 values, coordinates.
+        let values = 16;
+        let into = (64 * d + d) + (d * d + d) + (classes + 1) * d + (values * d + d);
+        let places = (2 * FRACTION_WIDTH * d + d) + 2 * (2 * heads + d + d * d);
+        let out = (2 * d * d + 2 * d) + (d * values + values);
+        let expected = layers * (mixer + glu + small) + modulation + into + places + out;
+        assert_eq!(params.count(), expected as u64, "{size:?}");
+        let found = params.count() as f64 / 1e6;
+        assert!(
+            (found - millions).abs() < 0.01 * millions,
+            "{size:?}: {found} million"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_is_refused_in_a_line() -> Result<()> {
     let line = |config: DitConfig| config.check().unwrap_err().to_string();
@@ -255,6 +292,13 @@ fn what_cannot_be_is_refused_in_a_line() -> Result<()> {
                 ..small()
             }),
             "text_every is 0, expected 1 to",
+        ),
+        (
+            line(DitConfig {
+                codec_factor: Some(0),
+                ..small()
+            }),
+            "codec_factor is 0, expected 1 to 64",
         ),
     ];
     for (found, words) in cases {

@@ -73,7 +73,7 @@ impl Default for Options {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ModelOptions {
-    /// A standard size, `tiny`, `small` or `base`, whose numbers the others replace.
+    /// A standard size, `tiny`, `small` or `base` (also `T`, `S`, `B`), whose numbers the others replace.
     pub size: String,
     /// Side of a patch.
     pub patch: usize,
@@ -131,13 +131,14 @@ impl ModelOptions {
     /// Settings that do not fit together.
     fn config(&self, labels: Vec<String>, side: [usize; 2], channels: usize) -> TaskResult<Config> {
         let size = match self.size.as_str() {
-            "tiny" => Size::Tiny,
-            "small" => Size::Small,
-            "base" => Size::Base,
+            "tiny" | "T" => Size::Tiny,
+            "small" | "S" => Size::Small,
+            "base" | "B" => Size::Base,
             other => {
-                return Err(
-                    format!("[classify.model]: size is {other:?}, expected tiny, small or base").into(),
-                );
+                return Err(format!(
+                    "[classify.model]: size is {other:?}, expected tiny (T), small (S) or base (B)"
+                )
+                .into());
             }
         };
         let standard = Config::of(size, labels);
