@@ -210,6 +210,8 @@ fn cases() -> Vec<Case> {
                 [2, 12, 36, 5, 64],
                 [3, 100, 4, 3, 64],
                 [2, 7, 1, 2, 3],
+                [2, 65, 1, 3, 8],
+                [1, 1000, 2, 2, 40],
             ]
             .map(|[o, n, r, h, c]| vec![vec![o, n, r, h, c], vec![h], vec![h]])
             .to_vec(),
@@ -218,7 +220,7 @@ fn cases() -> Vec<Case> {
             name: "ema, one-sided",
             entry: |t| ema(t, false),
             dtypes: BOTH,
-            shapes: [[2, 63, 2, 3, 8], [1, 500, 1, 2, 33]]
+            shapes: [[2, 63, 2, 3, 8], [1, 500, 1, 2, 33], [2, 4097, 1, 2, 16]]
                 .map(|[o, n, r, h, c]| vec![vec![o, n, r, h, c], vec![h], vec![h]])
                 .to_vec(),
         },

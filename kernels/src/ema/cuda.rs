@@ -1,8 +1,8 @@
-//! The scan as one kernel each way, on a GPU: launches of `cuda/ema.cu`.
+//! The scan on a GPU, launches of `cuda/ema.cu`: one kernel each way, and where lines are long three, over segments of them.
 
 use super::{Dims, NAME, Options};
 use crate::autograd::{Gradient, Value, attach3};
-use crate::cuda_module::{Module, flat, launch, module, room};
+use crate::cuda_module::{Module, Slice, flat, launch, module, pointer, room};
 use crate::gpu::{self, Locked};
 use crate::pass::CudaReal;
 use crate::rows::sum_rows;
@@ -10,6 +10,10 @@ use candle_core::{DType, Result, Tensor};
 use half::bf16;
 
 const EMA: Module = module!("ema");
+/// Longest lines that one thread walks along; longer ones fall into segments of so many tokens forward, and backward.
+const LONGEST_WALK: usize = 64;
+const SEGMENT: usize = 32;
+const BACK_SEGMENT: usize = 16;
 
 /// Whether the kernels take such a call: no state that enters, and none that is asked for.
 pub(super) fn applies(x: &Tensor, options: &Options<'_>) -> bool {
@@ -57,6 +61,33 @@ impl Fused {
         (stride, self.dims.outer * stride)
     }
 
+    /// What enters each segment of `values` from before it and from behind it, where that is wanted: `[segments, lines]`.
+    fn carries<T: CudaReal>(
+        &self,
+        [values, rate]: [&Tensor; 2],
+        length: usize,
+        wanted: [bool; 2],
+    ) -> Result<[Option<Slice<f32>>; 2]> {
+        let device = values.device().as_cuda_device()?;
+        let (stride, lines) = self.lines();
+        let Dims {
+            n, heads, channels, ..
+        } = self.dims;
+        let segments = n.div_ceil(length);
+        let buffer = |wanted: bool| wanted.then(|| room::<f32>(device, segments * lines)).transpose();
+        let [before, behind] = [buffer(wanted[0])?, buffer(wanted[1])?];
+        let views = [before.as_ref(), behind.as_ref()].map(|slice| slice.map(Slice::as_view));
+        let [values, rate] = [values, rate].map(|t| Locked::new(NAME, t));
+        let name = if length == SEGMENT { "sums" } else { "back_sums" };
+        launch!(device, EMA, format!("ema_{name}_{}", T::SUFFIX), flat(segments * lines);
+            values.view::<T>()?, rate.view::<f32>()?, pointer(device, views[0].as_ref()), pointer(device, views[1].as_ref()),
+            n as u32, stride as u32, heads as u32, channels as u32, lines);
+        launch!(device, EMA, "ema_carries", flat(lines);
+            pointer(device, views[0].as_ref()), pointer(device, views[1].as_ref()), rate.view::<f32>()?,
+            segments as u32, length as u32, heads as u32, channels as u32, lines);
+        Ok([before, behind])
+    }
+
     fn forward<T: CudaReal>(&self, x: &Tensor, rate: &Tensor, weight: &Tensor) -> Result<Value> {
         let device = x.device().as_cuda_device()?;
         let u = room::<T>(device, x.elem_count())?;
@@ -64,6 +95,16 @@ impl Fused {
         let Dims {
             n, heads, channels, ..
         } = self.dims;
+        if n > LONGEST_WALK {
+            let carries = self.carries::<T>([x, rate], SEGMENT, [true, self.two_sided])?;
+            let [before, behind] = [&carries[0], &carries[1]].map(|slice| slice.as_ref().map(Slice::as_view));
+            let [x, rate, weight] = [x, rate, weight].map(|t| Locked::new(NAME, t));
+            launch!(device, EMA, self.kernel::<T>("_segments"), flat(n.div_ceil(SEGMENT) * lines);
+                x.view::<T>()?, rate.view::<f32>()?, weight.view::<f32>()?,
+                pointer(device, before.as_ref()), pointer(device, behind.as_ref()), u.as_view(),
+                n as u32, stride as u32, heads as u32, channels as u32, lines);
+            return Ok(gpu::value(u, device, x.shape()));
+        }
         let [x, rate, weight] = [x, rate, weight].map(|t| Locked::new(NAME, t));
         launch!(device, EMA, self.kernel::<T>(""), flat(lines);
             x.view::<T>()?, rate.view::<f32>()?, weight.view::<f32>()?, u.as_view(),
@@ -87,9 +128,31 @@ impl Fused {
             heads,
             channels,
         } = self.dims;
-        let (drate, dweight) = (room::<f32>(device, lines)?, room::<f32>(device, lines)?);
+        // Shares of lines, or of their segments.
+        let segments = if n > LONGEST_WALK {
+            n.div_ceil(BACK_SEGMENT)
+        } else {
+            1
+        };
+        let (drate, dweight) = (
+            room::<f32>(device, segments * lines)?,
+            room::<f32>(device, segments * lines)?,
+        );
         let shape = x.shape().clone();
-        {
+        if n > LONGEST_WALK {
+            let of_x = self.carries::<T>([x, rate], BACK_SEGMENT, [true, self.two_sided])?;
+            let of_grad = self.carries::<T>([&grad, rate], BACK_SEGMENT, [self.two_sided, true])?;
+            let [x, grad, rate, weight] = [x, &grad, rate, weight].map(|t| Locked::new(NAME, t));
+            let views = [&of_x[0], &of_x[1], &of_grad[0], &of_grad[1]]
+                .map(|slice| slice.as_ref().map(Slice::as_view));
+            let [before, behind, grad_before, grad_behind] =
+                views.each_ref().map(|view| pointer(device, view.as_ref()));
+            launch!(device, EMA, self.kernel::<T>("_segments_backward"), flat(segments * lines);
+                x.view::<T>()?, grad.view::<T>()?, rate.view::<f32>()?, weight.view::<f32>()?,
+                before, behind, grad_before, grad_behind,
+                dx.as_view(), drate.as_view(), dweight.as_view(),
+                n as u32, stride as u32, heads as u32, channels as u32, lines);
+        } else {
             let [x, grad, rate, weight] = [x, &grad, rate, weight].map(|t| Locked::new(NAME, t));
             launch!(device, EMA, self.kernel::<T>("_backward"), flat(lines);
                 x.view::<T>()?, grad.view::<T>()?, rate.view::<f32>()?, weight.view::<f32>()?,
@@ -97,7 +160,11 @@ impl Fused {
                 n as u32, stride as u32, heads as u32, channels as u32, lines);
         }
         let by_head = |shares| {
-            let shares = gpu::tensor(shares, device, &(outer * rest, heads * channels).into());
+            let shares = gpu::tensor(
+                shares,
+                device,
+                &(segments * outer * rest, heads * channels).into(),
+            );
             sum_rows(&shares)?.reshape((heads, channels))?.sum(1)
         };
         Ok([

@@ -13,7 +13,7 @@
 //! | reference | `reference.rs` | the convolution written out in `f64`, for tests |
 //! | chunked | `chunk.rs` | CPU, multi-threaded, `f32` and `f64` |
 //! | composed | `composed.rs` | GPU: Toeplitz products inside chunks and between them |
-//! | fused | `cuda.rs` | GPU: one thread a line, where no state enters or is asked for |
+//! | fused | `cuda.rs` | GPU, where no state enters or is asked for: one thread a line, of long ones a segment |
 
 mod chunk;
 mod composed;

@@ -421,8 +421,8 @@ mod tests {
         }
         let large = normal(7, &[2, 131, 3, 20]);
         let phase = normal(8, &[131, 13]);
-        check_precision(&[large.clone()], |t| copy(&t[0], 13), 1e-6)?;
-        check_threads(&[large.clone()], |t| copy(&t[0], 13))?;
+        check_precision(std::slice::from_ref(&large), |t| copy(&t[0], 13), 1e-6)?;
+        check_threads(std::slice::from_ref(&large), |t| copy(&t[0], 13))?;
         check_precision(&[large.clone(), phase.clone()], |t| double(&t[0], &t[1]), 1e-5)?;
         check_threads(&[large, phase], |t| double(&t[0], &t[1]))
     }

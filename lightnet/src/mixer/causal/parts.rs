@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
 use fulgur_kernels::short_conv::{Padding, short_conv};
-use fulgur_kernels::split::{Part, split};
+use fulgur_kernels::split::Part;
 
 use super::{CausalContext, Memory, map};
 use crate::linear::{Joined, Linear};
