@@ -1,6 +1,6 @@
 //! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
