@@ -6,6 +6,9 @@ use fulgur_datasets::labelled::BACKGROUND;
 use fulgur_datasets::media::{MediaError, Picture};
 use fulgur_lightnet::vision::Config;
 
+/// Most patches of a picture that goes in as it is: each tensor of a layer of the base size has 200 MB then.
+const MOST_PATCHES: usize = 1 << 16;
+
 /// Which pixels a classifier sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fit {
@@ -34,7 +37,7 @@ pub fn view(config: &Config) -> View {
 /// The part of `picture` that a model of this shape sees, in colours.
 ///
 /// # Errors
-/// It would have more pixels than pictures may have: those of a hair, as it is, in patches.
+/// It would have more pixels than pictures may have: those of a hair, as it is, in patches. Or it has more than 65,536 patches as it is.
 pub fn fit(picture: &Picture, config: &Config, how: Fit) -> std::result::Result<Picture, MediaError> {
     let picture = picture.over(BACKGROUND);
     let patch = config.patch_size;
@@ -42,6 +45,17 @@ pub fn fit(picture: &Picture, config: &Config, how: Fit) -> std::result::Result<
         Fit::Model => config.image_size,
         Fit::Native => [picture.height, picture.width].map(|side| (side / patch * patch).max(patch)),
     };
+    let patches = (height / patch) * (width / patch);
+    if how == Fit::Native && patches > MOST_PATCHES {
+        return Err(MediaError::Invalid {
+            field: "picture",
+            found: format!(
+                "{} x {} pixels in {patches} patches of {patch}",
+                picture.width, picture.height
+            ),
+            expected: format!("at most {MOST_PATCHES} of them, or its middle, without --native"),
+        });
+    }
     if how == Fit::Native && picture.height >= height && picture.width >= width {
         let (left, top) = ((picture.width - width) / 2, (picture.height - height) / 2);
         return picture.cropped(left, top, width, height);
@@ -115,8 +129,14 @@ mod tests {
         let seen = fit(&hair, &config([128, 128], 3), Fit::Model).unwrap();
         assert_eq!((seen.height, seen.width), (128, 128));
         assert_eq!(seen.pixels, [100; 128 * 128 * 3]);
-        let line = fit(&hair, &config([8, 8], 3), Fit::Native).unwrap();
-        assert_eq!((line.height, line.width), (4, 1_000_000));
+        let shorter = hair.cropped(0, 0, 200_000, 1).unwrap();
+        let line = fit(&shorter, &config([8, 8], 3), Fit::Native).unwrap();
+        assert_eq!((line.height, line.width), (4, 200_000));
+        let line = fit(&hair, &config([8, 8], 3), Fit::Native).unwrap_err();
+        assert_eq!(
+            line.to_string(),
+            "picture: found 1000000 x 1 pixels in 250000 patches of 4, expected at most 65536 of them, or its middle, without --native"
+        );
         let patch = Config {
             patch_size: 128,
             ..config([128, 128], 3)
