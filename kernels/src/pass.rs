@@ -216,6 +216,37 @@ pub(crate) fn same_kind(op: &'static str, tensors: &[(&'static str, &Tensor)]) -
     Ok(())
 }
 
+/// Errors unless `x` is f32 or f64 on the CPU, or f32 or bf16 on CUDA, and not empty.
+pub(crate) fn check_kind(op: &'static str, x: &Tensor) -> Result<()> {
+    same_kind(op, &[("x", x)])?;
+    let fits = match x.device().is_cuda() {
+        true => matches!(x.dtype(), DType::F32 | DType::BF16),
+        false => matches!(x.dtype(), DType::F32 | DType::F64),
+    };
+    if !fits {
+        let found = format!("{:?}", x.dtype());
+        return Err(OpError::value(op, "x", found, "f32 or f64 on the CPU, f32 or bf16 on CUDA").into());
+    }
+    Ok(())
+}
+
+/// Errors unless `other` has the type of `x` or is f32, and lies on its device.
+pub(crate) fn check_beside(op: &'static str, x: &Tensor, field: &'static str, other: &Tensor) -> Result<()> {
+    if other.dtype() != x.dtype() && other.dtype() != DType::F32 {
+        let (found, expected) = (
+            format!("{:?}", other.dtype()),
+            format!("{:?} like x, or F32", x.dtype()),
+        );
+        return Err(OpError::value(op, field, found, expected).into());
+    }
+    if !other.device().same_device(x.device()) {
+        let found = format!("on {:?}", other.device().location());
+        let expected = format!("a tensor on {:?} like x", x.device().location());
+        return Err(OpError::value(op, field, found, expected).into());
+    }
+    Ok(())
+}
+
 /// The forward methods of a candle `CustomOp1`, `2` or `3` that is a [`Pass`] with one result, whose shape
 /// `self.output(layout of the first operand)` gives.
 macro_rules! forward {

@@ -15,7 +15,7 @@ mod cuda;
 
 use crate::autograd::{Gradient, Value, attach2};
 use crate::error::OpError;
-use crate::pass::same_kind;
+use crate::pass::{check_beside, check_kind};
 use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
@@ -80,24 +80,8 @@ pub fn short_conv(x: &Tensor, weights: &Tensor, padding: Padding) -> Result<Tens
         let expected = format!("[{channels}, W] with W of at least 1");
         return Err(OpError::shape(OP, "weights", weights, expected).into());
     }
-    same_kind(OP, &[("x", x)])?;
-    let fits = match x.device().is_cuda() {
-        true => matches!(x.dtype(), DType::F32 | DType::BF16),
-        false => matches!(x.dtype(), DType::F32 | DType::F64),
-    };
-    if !fits {
-        let found = format!("{:?}", x.dtype());
-        return Err(OpError::value(OP, "x", found, "f32 or f64 on the CPU, f32 or bf16 on CUDA").into());
-    }
-    if weights.dtype() != x.dtype() && weights.dtype() != DType::F32 {
-        let found = format!("{:?}", weights.dtype());
-        return Err(OpError::value(OP, "weights", found, format!("{:?} like x, or F32", x.dtype())).into());
-    }
-    if !weights.device().same_device(x.device()) {
-        let found = format!("on {:?}", weights.device().location());
-        let expected = format!("a tensor on {:?} like x", x.device().location());
-        return Err(OpError::value(OP, "weights", found, expected).into());
-    }
+    check_kind(OP, x)?;
+    check_beside(OP, x, "weights", weights)?;
     let padded = tokens
         .saturating_add(padding.before)
         .saturating_add(padding.behind);

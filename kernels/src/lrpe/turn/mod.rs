@@ -19,7 +19,7 @@ pub(super) mod cuda;
 
 use crate::autograd::{Gradient, Value, attach1, attach2};
 use crate::error::OpError;
-use crate::pass::same_kind;
+use crate::pass::{check_beside, check_kind};
 use crate::tape::{Needs, Set};
 use candle_core::{DType, Result, Tensor};
 
@@ -141,18 +141,7 @@ fn apply(x: &Tensor, phase: &Tensor, form: Form) -> Result<Tensor> {
         };
         return Err(OpError::shape(op, "phase", phase, expected).into());
     }
-    if phase.dtype() != x.dtype() && phase.dtype() != DType::F32 {
-        let (found, expected) = (
-            format!("{:?}", phase.dtype()),
-            format!("{:?} like x, or F32", x.dtype()),
-        );
-        return Err(OpError::value(op, "phase", found, expected).into());
-    }
-    if !phase.device().same_device(x.device()) {
-        let found = format!("on {:?}", phase.device().location());
-        let expected = format!("a tensor on {:?} like x", x.device().location());
-        return Err(OpError::value(op, "phase", found, expected).into());
-    }
+    check_beside(op, x, "phase", phase)?;
     let by_head = phase.rank() == 3;
     let turn = Turn {
         form,
@@ -169,19 +158,6 @@ fn apply(x: &Tensor, phase: &Tensor, form: Form) -> Result<Tensor> {
     };
     let x = rows_of(x)?;
     attach2(turn.forward(&x, Some(phase))?, [&x, phase], turn)
-}
-
-fn check_kind(op: &'static str, x: &Tensor) -> Result<()> {
-    same_kind(op, &[("x", x)])?;
-    let fits = match x.device().is_cuda() {
-        true => matches!(x.dtype(), DType::F32 | DType::BF16),
-        false => matches!(x.dtype(), DType::F32 | DType::F64),
-    };
-    if !fits {
-        let found = format!("{:?}", x.dtype());
-        return Err(OpError::value(op, "x", found, "f32 or f64 on the CPU, f32 or bf16 on CUDA").into());
-    }
-    Ok(())
 }
 
 /// `x` as the passes read it: rows may lie anywhere on CUDA, their channels not.
