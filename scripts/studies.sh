@@ -71,7 +71,8 @@ for line in sys.stdin: print(json.loads(line)["text"])' <data/english/held_out.j
             for kind in easy standard; do
                 study needles "$fulgur" lm eval needle --model "$model" --tokenizer "$tokens/tokenizer.json" --haystack "$haystack" \
                     --lengths 256,512,1024,2048,4096,8192 --kind "$kind" --picture "$out/needles/$name-$kind.svg" --json -q
-                mv "$out/needles.log" "$out/needles/$name-$kind.json"
+                # What is said besides the result goes to the same file.
+                grep '^{' "$out/needles.log" >"$out/needles/$name-$kind.json" || true
             done
             for context in 512 2048 8192; do
                 "$fulgur" lm eval perplexity --model "$model" --context "$context" "$tokens/held_out.u16" --json -q \
