@@ -39,6 +39,8 @@ pub struct Plan {
     pub pairs: usize,
     /// Its vocabulary.
     pub recall_vocabulary: usize,
+    /// Taps of short convolutions in models of recall; 0 for none.
+    pub recall_convolution: usize,
     /// Examples of recall, and windows of text at most, that are judged by.
     pub validation: usize,
 }
@@ -91,19 +93,21 @@ impl Plan {
     /// # Errors
     /// A setting that is no table, or values that no recipe can have.
     fn recipes(&self, setting: &Setting, dir: &Path) -> anyhow::Result<[Recipe; 2]> {
-        let model = |vocabulary: usize| -> anyhow::Result<Table> {
+        let model = |vocabulary: usize, taps: usize| -> anyhow::Result<Table> {
             let mut model: Table = setting
                 .model
                 .parse()
                 .with_context(|| format!("setting {}", setting.name))?;
-            let sizes = [
-                ("hidden", self.budget.width * 2),
-                ("heads", 1),
-                ("vocabulary", vocabulary),
-            ];
+            let sizes = [("hidden", self.budget.width * 2), ("vocabulary", vocabulary)];
             model.insert("architecture".into(), "eos".into());
             model.extend(self.budget.model(&sizes)?);
+            model.entry("heads").or_insert(Value::Integer(1));
             model.entry("head_width").or_insert(Value::Integer(BASE_ROWS));
+            if taps > 0 {
+                let variant = model.entry("variant").or_insert_with(|| Table::new().into());
+                let variant = variant.as_table_mut().context("variant: expected a table")?;
+                variant.insert("conv_size".into(), sweep::integer(taps as u64)?);
+            }
             Ok(model)
         };
         let recipe = |task: &str, own: Table| -> anyhow::Result<Recipe> {
@@ -120,7 +124,7 @@ impl Plan {
         ])?;
         text.insert("tokens".into(), data.into());
         text.insert("held_out".into(), Value::Float(HELD_OUT));
-        text.insert("model".into(), Value::Table(model(self.vocabulary)?));
+        text.insert("model".into(), Value::Table(model(self.vocabulary, 0)?));
         let mut recall = sizes(&[
             ("batch", self.recall_batch),
             ("context", self.recall_context),
@@ -128,7 +132,7 @@ impl Plan {
             ("vocabulary", self.recall_vocabulary),
             ("validation", self.validation),
         ])?;
-        recall.insert("model".into(), Value::Table(model(0)?));
+        recall.insert("model".into(), Value::Table(model(0, self.recall_convolution)?));
         Ok([recipe("lm", text)?, recipe("recall", recall)?])
     }
 }
@@ -213,6 +217,7 @@ mod tests {
             recall_context: 64,
             pairs: 4,
             recall_vocabulary: 32,
+            recall_convolution: 3,
             validation: 8,
         }
     }

@@ -71,6 +71,9 @@ struct SweepArguments {
     /// Its vocabulary
     #[arg(long, value_name = "V", default_value_t = 1024)]
     recall_vocabulary: usize,
+    /// Taps of short convolutions in models of recall, so that it tests the memory and not how a key gets beside its value; 0 for none
+    #[arg(long, value_name = "TAPS", default_value_t = 4)]
+    recall_convolution: usize,
     /// Examples of recall, and windows of held-out text at most, that are judged by
     #[arg(long, value_name = "N", default_value_t = 512)]
     validation: usize,
@@ -94,6 +97,7 @@ fn sweep(context: &Context, arguments: SweepArguments) -> anyhow::Result<Answer>
         recall_context: arguments.recall_context,
         pairs: arguments.pairs,
         recall_vocabulary: arguments.recall_vocabulary,
+        recall_convolution: arguments.recall_convolution,
         validation: arguments.validation,
     };
     let out = arguments.common.out;
