@@ -17,11 +17,8 @@ use context::Context;
 
 mod answer;
 mod classify;
-#[cfg(feature = "media")]
-mod clean;
 mod commands;
 mod context;
-#[cfg(feature = "media")]
 mod data;
 mod doctor;
 mod encoder;
@@ -104,7 +101,6 @@ enum Command {
     Scaling(scaling::Arguments),
     Lra(lra::Arguments),
     Pack(pack::Arguments),
-    #[cfg(feature = "media")]
     Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
@@ -131,7 +127,6 @@ impl Command {
             Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
-            #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),

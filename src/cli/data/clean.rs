@@ -9,10 +9,10 @@ use anyhow::{Context as _, bail};
 use fulgur_datasets::text::{Cleaned, Options, Reason, Scorer, clean};
 use serde::Serialize;
 
-use super::answer::{Answer, Report};
-use super::context::Context;
-use super::files::check_output;
-use super::progress::Unit;
+use super::super::answer::{Answer, Report};
+use super::super::context::Context;
+use super::super::files::check_output;
+use super::super::progress::Unit;
 use crate::text_score::TextScorer;
 
 /// Documents between two looks at the clock.

@@ -1,4 +1,4 @@
-//! `fulgur data`: data sets, listed and fetched by package.
+//! `fulgur data list` and `fetch`: data sets, listed and fetched by package.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,32 +9,14 @@ use fulgur_datasets::fetch::{self, Cancel, DataDir, FetchOptions};
 use fulgur_datasets::sets::{self, Prepared, SetInfo};
 use serde::Serialize;
 
-use super::answer::{Answer, Report, Status};
-use super::context::Context;
-use super::progress::{self, Progress};
-
-/// List and fetch data sets, and clean text
-#[derive(Debug, clap::Args)]
-#[command(
-    arg_required_else_help = false,
-    after_help = "Example:\n  fulgur data list\n  fulgur data fetch stamps"
-)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Action {
-    List(ListArguments),
-    Fetch(FetchArguments),
-    Clean(super::clean::Arguments),
-}
+use super::super::answer::{Answer, Report, Status};
+use super::super::context::Context;
+use super::super::progress::{self, Progress};
 
 /// Show all data sets, their terms, and which are prepared
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fulgur data list --json")]
-struct ListArguments {
+pub(super) struct ListArguments {
     #[command(flatten)]
     place: Place,
 }
@@ -46,7 +28,7 @@ struct ListArguments {
 /// sets could not be had.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fulgur data fetch stamps fashion-mnist")]
-struct FetchArguments {
+pub(super) struct FetchArguments {
     /// Names of sets, as `fulgur data list` shows them
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
@@ -70,22 +52,15 @@ impl Place {
     }
 }
 
-pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
-    match arguments.action {
-        Action::List(ListArguments { place }) => list(&place.folder()),
-        Action::Fetch(arguments) => fetch(context, arguments),
-        Action::Clean(arguments) => super::clean::run(context, arguments),
-    }
-}
-
-fn list(data: &DataDir) -> anyhow::Result<Answer> {
+pub(super) fn list(arguments: ListArguments) -> anyhow::Result<Answer> {
+    let data = &arguments.place.folder();
     Answer::new(&Listing {
         data: data.path().to_owned(),
         sets: sets::list(data),
     })
 }
 
-fn fetch(context: &Context, arguments: FetchArguments) -> anyhow::Result<Answer> {
+pub(super) fn fetch(context: &Context, arguments: FetchArguments) -> anyhow::Result<Answer> {
     let FetchArguments { names, from, place } = arguments;
     let data = place.folder();
     let known: Vec<&str> = sets::list(&data).iter().map(|set| set.name).collect();
@@ -115,7 +90,7 @@ fn fetch(context: &Context, arguments: FetchArguments) -> anyhow::Result<Answer>
                 return Err(error.into());
             }
             Err(error) => {
-                let reason = super::fault::one_line(&error.into());
+                let reason = super::super::fault::one_line(&error.into());
                 fetched.failed.push(Failed {
                     name: name.clone(),
                     reason,
