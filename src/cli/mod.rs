@@ -15,6 +15,7 @@ use crate::device::DeviceChoice;
 use answer::{Answer, Status};
 use context::Context;
 
+mod annotate;
 mod answer;
 mod classify;
 #[cfg(feature = "media")]
@@ -49,6 +50,7 @@ mod scaling;
 mod score;
 mod size;
 mod sweep;
+mod tavgbench;
 mod train;
 
 /// Linear-complexity models that see, hear and write.
@@ -104,6 +106,8 @@ enum Command {
     Scaling(scaling::Arguments),
     Lra(lra::Arguments),
     Pack(pack::Arguments),
+    Tavgbench(tavgbench::Arguments),
+    Annotate(annotate::Arguments),
     #[cfg(feature = "media")]
     Data(data::Arguments),
     Doctor(doctor::Arguments),
@@ -131,6 +135,8 @@ impl Command {
             Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
+            Self::Tavgbench(arguments) => tavgbench::run(context, arguments),
+            Self::Annotate(arguments) => annotate::run(context, &arguments),
             #[cfg(feature = "media")]
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
