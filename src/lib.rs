@@ -20,6 +20,7 @@ pub use fulgur_kernels as kernels;
 pub use fulgur_lightnet as lightnet;
 pub use fulgur_tavdiffusion as tavdiffusion;
 
+pub mod annotate;
 pub mod classify;
 pub mod cli;
 pub mod decode;

@@ -15,6 +15,7 @@ use crate::device::DeviceChoice;
 use answer::{Answer, Status};
 use context::Context;
 
+mod annotate;
 mod answer;
 mod classify;
 mod commands;
@@ -46,6 +47,7 @@ mod scaling;
 mod score;
 mod size;
 mod sweep;
+mod tavgbench;
 mod train;
 
 /// Linear-complexity models that see, hear and write.
@@ -101,6 +103,10 @@ enum Command {
     Scaling(scaling::Arguments),
     Lra(lra::Arguments),
     Pack(pack::Arguments),
+    Tavgbench(tavgbench::Arguments),
+    Annotate(annotate::Arguments),
+    #[cfg(feature = "media")]
+>>>>>>> tav
     Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
@@ -127,6 +133,10 @@ impl Command {
             Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
+<<<<<<< HEAD
+=======
+            Self::Tavgbench(arguments) => tavgbench::run(context, arguments),
+            Self::Annotate(arguments) => annotate::run(context, &arguments),
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),

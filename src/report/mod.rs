@@ -9,6 +9,7 @@
 
 pub mod curve;
 pub mod heat;
+pub mod histogram;
 pub mod metrics;
 mod page;
 pub mod picture;

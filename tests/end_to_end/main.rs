@@ -1,5 +1,7 @@
 //! What the whole program promises, tried on the built binary.
 
+#[cfg(unix)]
+mod annotate;
 #[cfg(feature = "media")]
 mod bad_input;
 #[cfg(feature = "media")]
@@ -35,5 +37,6 @@ mod scaling;
 mod signals;
 mod speed;
 mod support;
+mod tavgbench;
 mod tiny;
 mod training;

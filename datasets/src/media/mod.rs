@@ -36,4 +36,4 @@ pub use resample::resample;
 pub use resize::Filter;
 pub use wav::{WavFormat, read_wav, write_wav};
 #[cfg(feature = "media")]
-pub use write::{METADATA_KEYS, WriteOptions, write_mp4};
+pub use write::{METADATA_KEYS, WriteOptions, write_mp4, write_mp4_frames};
