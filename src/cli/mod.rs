@@ -21,6 +21,7 @@ mod classify;
 mod clean;
 mod commands;
 mod context;
+mod convert;
 #[cfg(feature = "media")]
 mod data;
 mod doctor;
@@ -34,6 +35,7 @@ mod forward;
 #[cfg(feature = "media")]
 mod generate;
 mod image;
+mod init;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
@@ -42,6 +44,8 @@ mod log;
 mod lra;
 mod pack;
 mod packing;
+#[cfg(feature = "media")]
+mod preprocess;
 mod progress;
 mod report;
 mod scaling;
@@ -96,6 +100,10 @@ enum Command {
     Image(image::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    #[cfg(feature = "media")]
+    Preprocess(preprocess::Arguments),
+    Convert(convert::Arguments),
+    Init(init::Arguments),
     Lm(lm::Arguments),
     Estimate(estimate::Arguments),
     Train(train::Arguments),
@@ -123,6 +131,10 @@ impl Command {
             Self::Image(arguments) => image::run(context, &arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            #[cfg(feature = "media")]
+            Self::Preprocess(arguments) => preprocess::run(arguments),
+            Self::Convert(arguments) => convert::run(&arguments),
+            Self::Init(arguments) => init::run(&arguments),
             Self::Lm(arguments) => lm::run(context, arguments),
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
