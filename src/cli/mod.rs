@@ -20,6 +20,7 @@ mod answer;
 mod classify;
 mod commands;
 mod context;
+mod convert;
 mod data;
 mod doctor;
 mod encoder;
@@ -32,6 +33,7 @@ mod forward;
 #[cfg(feature = "media")]
 mod generate;
 mod image;
+mod init;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
@@ -40,6 +42,8 @@ mod log;
 mod lra;
 mod pack;
 mod packing;
+#[cfg(feature = "media")]
+mod preprocess;
 mod progress;
 mod report;
 mod scaling;
@@ -95,6 +99,10 @@ enum Command {
     Image(image::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    #[cfg(feature = "media")]
+    Preprocess(preprocess::Arguments),
+    Convert(convert::Arguments),
+    Init(init::Arguments),
     Lm(lm::Arguments),
     Estimate(estimate::Arguments),
     Train(train::Arguments),
@@ -105,8 +113,6 @@ enum Command {
     Pack(pack::Arguments),
     Tavgbench(tavgbench::Arguments),
     Annotate(annotate::Arguments),
-    #[cfg(feature = "media")]
->>>>>>> tav
     Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
@@ -125,6 +131,10 @@ impl Command {
             Self::Image(arguments) => image::run(context, &arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            #[cfg(feature = "media")]
+            Self::Preprocess(arguments) => preprocess::run(arguments),
+            Self::Convert(arguments) => convert::run(&arguments),
+            Self::Init(arguments) => init::run(&arguments),
             Self::Lm(arguments) => lm::run(context, arguments),
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
@@ -133,8 +143,6 @@ impl Command {
             Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
-<<<<<<< HEAD
-=======
             Self::Tavgbench(arguments) => tavgbench::run(context, arguments),
             Self::Annotate(arguments) => annotate::run(context, &arguments),
             Self::Data(arguments) => data::run(context, arguments),

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use fulgur_benchmark::avhscore::{self, Flag};
+use fulgur_benchmark::avhscore::{self, Encoded, Flag};
+use fulgur_benchmark::encoder::cache::{Cache, Entry};
 use fulgur_benchmark::encoder::{EncodeError, Encoder};
 use fulgur_datasets::media::{ReadOptions, read_clip};
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
 use super::context::Context;
-use super::encoder::open_encoder;
+use super::encoder::{EncoderOptions, Products, open_encoder};
 use super::progress::Unit;
 
 /// Extensions of the files that a folder is searched for.
@@ -22,16 +23,18 @@ const EXTENSIONS: [&str; 8] = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg",
 ///
 /// AVHScore is the mean cosine between each frame and the whole soundtrack in the space of an encoder (TAVGBench). The
 /// builtin encoder is small and knows the things of its training set; its values compare with each other, not with
-/// those of another encoder.
+/// those of another encoder. A folder with ImageBind, or the file imagebind_huge.pth, gives the published score; its vectors are kept in
+/// ~/.cache/fulgur/embeddings, so that a clip that was scored before is neither decoded nor encoded again.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  fulgur score clip.mp4 other.mp4\n  fulgur score --json --max-frames 16 clips/"
+    after_help = "Example:\n  fulgur score clip.mp4 other.mp4\n  fulgur score --json --max-frames 16 clips/\n  \
+                  fulgur score --encoder imagebind clips/"
 )]
 pub(super) struct Arguments {
     /// Clips, or folders of clips
     #[arg(required = true, value_name = "CLIP")]
     clips: Vec<PathBuf>,
-    /// The encoder: `builtin`, or the folder of one
+    /// The encoder: `builtin`, the folder of one, or a checkpoint of ImageBind
     #[arg(long, value_name = "builtin|DIR", default_value = "builtin")]
     encoder: PathBuf,
     /// Use N evenly spaced frames instead of all
@@ -40,12 +43,36 @@ pub(super) struct Arguments {
     /// Clips that are decoded at the same time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 2)]
     jobs: u16,
+    /// Type of the products of ImageBind
+    #[arg(long, value_enum, default_value_t)]
+    precision: Products,
+    /// Let ImageBind hear the mean of all channels instead of the first one, as published scores do
+    #[arg(long)]
+    downmix: bool,
+    /// Neither use nor keep vectors of earlier runs
+    #[arg(long)]
+    no_cache: bool,
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     let clips = expand(&arguments.clips)?;
-    let encoder = open_encoder(&arguments.encoder, context)?;
-    let max_frames = arguments.max_frames.map(|n| n as usize);
+    let options = EncoderOptions {
+        products: arguments.precision,
+        downmix: arguments.downmix,
+    };
+    let encoder = open_encoder(&arguments.encoder, options, context)?;
+    let cache = match Cache::user_folder() {
+        Some(folder) if !arguments.no_cache => Cache::of(&*encoder, &folder)
+            .with_context(|| format!("{}: cannot read the weights", arguments.encoder.display()))?,
+        _ => None,
+    };
+    let scorer = Scorer {
+        encoder: &*encoder,
+        cache,
+        max_frames: arguments.max_frames.map(|n| n as usize),
+        context,
+        warned: AtomicBool::new(false),
+    };
     let mut progress = context.progress("score", Unit::Items("clips"));
     let total = Some(clips.len() as u64);
     progress.set(0, total);
@@ -57,7 +84,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         if stopped(context) {
             break;
         }
-        let one = |path: &PathBuf| score_one(&*encoder, path, max_frames, context);
+        let one = |path: &PathBuf| scorer.score(path);
         let scored: Vec<Option<Scored>> =
             jobs.install(|| rayon::iter::ParallelIterator::collect(parallel(batch, one)));
         results.extend(scored.into_iter().flatten());
@@ -84,56 +111,69 @@ fn parallel<'a, T: Send>(
     batch.par_iter().map(one)
 }
 
-/// Score of one clip; `None` when the user stopped it.
-fn score_one(
-    encoder: &dyn Encoder,
-    path: &Path,
+/// What clips are scored with.
+struct Scorer<'a> {
+    encoder: &'a dyn Encoder,
+    cache: Option<Cache>,
     max_frames: Option<usize>,
-    context: &Context,
-) -> Option<Scored> {
-    let mut scored = Scored {
-        path: path.to_owned(),
-        avhscore: None,
-        frames: 0,
-        flags: Vec::new(),
-        reason: None,
-    };
-    let options = ReadOptions {
-        cancel: Some(context.interrupt.flag().clone()),
-        ..ReadOptions::default()
-    };
-    let clip = match read_clip(path, &options) {
-        Ok(clip) => clip,
-        Err(_) if stopped(context) => return None,
-        Err(error) => {
-            scored.reason = Some(error.to_string());
-            return Some(scored);
+    context: &'a Context,
+    /// Whether the user knows that vectors cannot be kept.
+    warned: AtomicBool,
+}
+
+impl Scorer<'_> {
+    /// Score of one clip; `None` when the user stopped it.
+    fn score(&self, path: &Path) -> Option<Scored> {
+        let mut scored = Scored {
+            path: path.to_owned(),
+            avhscore: None,
+            frames: 0,
+            flags: Vec::new(),
+            reason: None,
+        };
+        match self.encode(path) {
+            Ok(encoded) => {
+                let score = encoded.score();
+                scored.avhscore = score.avhscore;
+                scored.frames = score.frames;
+                scored.flags = score.flags;
+                scored.reason = score.reason;
+            }
+            Err(_) if stopped(self.context) => return None,
+            Err(reason) => scored.reason = Some(reason),
         }
-    };
-    let Some(video) = clip.video else {
-        scored.reason = Some("no video stream".into());
-        return Some(scored);
-    };
-    match avhscore::score(
-        encoder,
-        &video,
-        clip.sound.as_ref(),
-        max_frames,
-        context.interrupt.flag(),
-    ) {
-        Ok(score) => {
-            scored.avhscore = score.avhscore;
-            scored.frames = score.frames;
-            scored.flags = score.flags;
-            scored.reason = score.reason;
+        Some(scored)
+    }
+
+    /// The vectors of a clip, from the cache or from its frames, or why there are none.
+    fn encode(&self, path: &Path) -> Result<Encoded, String> {
+        // A clip that cannot be read has the reason of the decoder.
+        let entry = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.entry(path, self.max_frames).ok());
+        if let Some(encoded) = entry.as_ref().and_then(Entry::get) {
+            return Ok(encoded);
         }
-        Err(EncodeError::Cancelled) => return None,
-        Err(error) => scored.reason = Some(error.to_string()),
+        let flag = self.context.interrupt.flag();
+        let options = ReadOptions {
+            cancel: Some(flag.clone()),
+            ..ReadOptions::default()
+        };
+        let clip = read_clip(path, &options).map_err(|e| e.to_string())?;
+        let video = clip.video.ok_or("no video stream")?;
+        let encoded = avhscore::encode(self.encoder, &video, clip.sound.as_ref(), self.max_frames, flag);
+        let mut encoded = encoded.map_err(|e: EncodeError| e.to_string())?;
+        if clip.truncated {
+            encoded.flags.push(Flag::Truncated);
+        }
+        if let Some(Err(reason)) = entry.map(|entry| entry.put(&encoded))
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            self.context.note(&format!("vectors are not kept: {reason}"));
+        }
+        Ok(encoded)
     }
-    if clip.truncated {
-        scored.flags.push(Flag::Truncated);
-    }
-    Some(scored)
 }
 
 fn stopped(context: &Context) -> bool {

@@ -27,8 +27,10 @@
 mod avhscore;
 mod bert;
 mod classifier;
+mod clip;
 mod folder;
 mod generator;
+mod imagebind;
 mod lm;
 pub mod operator;
 mod port;
@@ -55,9 +57,11 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 5] = [
+const FAMILIES: [(&str, Recognise); 7] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
+    ("ImageBind", imagebind::recognise),
+    ("clip, clip_text_model, clip_vision_model", clip::recognise),
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
     (

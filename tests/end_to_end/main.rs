@@ -11,6 +11,7 @@ mod checkpoints;
 mod classify;
 mod data;
 mod documentation;
+mod encoders;
 mod eval;
 mod eval_image;
 mod forward;
