@@ -4,5 +4,6 @@
 
 pub mod avhscore;
 pub mod encoder;
+pub mod features;
 pub mod judge;
 pub mod metrics;

@@ -19,6 +19,8 @@ mod answer;
 mod classify;
 #[cfg(feature = "media")]
 mod clean;
+#[cfg(feature = "media")]
+mod clips;
 mod commands;
 mod context;
 #[cfg(feature = "media")]
@@ -40,8 +42,11 @@ mod interrupt;
 mod lm;
 mod log;
 mod lra;
+mod metrics;
 mod pack;
 mod packing;
+#[cfg(feature = "media")]
+mod preprocess;
 mod progress;
 mod report;
 mod scaling;
@@ -90,6 +95,9 @@ enum Command {
     Generate(generate::Arguments),
     #[cfg(feature = "media")]
     Score(score::Arguments),
+    Metrics(metrics::Arguments),
+    #[cfg(feature = "media")]
+    Preprocess(preprocess::Arguments),
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Classify(classify::Arguments),
@@ -117,6 +125,9 @@ impl Command {
             Self::Generate(arguments) => generate::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Score(arguments) => score::run(context, arguments),
+            Self::Metrics(arguments) => metrics::run(context, arguments),
+            #[cfg(feature = "media")]
+            Self::Preprocess(arguments) => preprocess::run(context, &arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Classify(arguments) => classify::run(context, &arguments),

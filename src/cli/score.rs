@@ -1,22 +1,23 @@
 //! `fulgur score`: AVHScore of clips.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use anyhow::Context as _;
 use fulgur_benchmark::avhscore::{self, Flag};
 use fulgur_benchmark::encoder::{EncodeError, Encoder};
+use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::media::{ReadOptions, read_clip};
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
+use super::clips;
 use super::context::Context;
 use super::encoder::open_encoder;
+use super::files::check_page;
 use super::progress::Unit;
-
-/// Extensions of the files that a folder is searched for.
-const EXTENSIONS: [&str; 8] = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"];
+use crate::report::clips::{Column, Gallery, Look, Row};
 
 /// Score how well sound and picture of clips belong together
 ///
@@ -40,10 +41,16 @@ pub(super) struct Arguments {
     /// Clips that are decoded at the same time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 2)]
     jobs: u16,
+    /// Write a page with all clips, to be sorted by their scores
+    #[arg(long, value_name = "PAGE.html")]
+    report: Option<PathBuf>,
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
-    let clips = expand(&arguments.clips)?;
+    if let Some(page) = &arguments.report {
+        check_page(page)?;
+    }
+    let clips = clips::expand(&arguments.clips, &clips::CLIPS)?;
     let encoder = open_encoder(&arguments.encoder, context)?;
     let max_frames = arguments.max_frames.map(|n| n as usize);
     let mut progress = context.progress("score", Unit::Items("clips"));
@@ -53,20 +60,29 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         .num_threads(usize::from(arguments.jobs))
         .build()?;
     let mut results = Vec::with_capacity(clips.len());
+    let mut looks = Vec::new();
     for batch in clips.chunks(usize::from(arguments.jobs)) {
         if stopped(context) {
             break;
         }
-        let one = |path: &PathBuf| score_one(&*encoder, path, max_frames, context);
-        let scored: Vec<Option<Scored>> =
+        let wanted = arguments.report.is_some();
+        let one = |path: &PathBuf| score_one(&*encoder, path, max_frames, wanted, context);
+        let scored: Vec<Option<(Scored, Look)>> =
             jobs.install(|| rayon::iter::ParallelIterator::collect(parallel(batch, one)));
-        results.extend(scored.into_iter().flatten());
+        for (scored, look) in scored.into_iter().flatten() {
+            results.push(scored);
+            looks.push(look);
+        }
         progress.set(results.len() as u64, total);
     }
     drop(progress);
     let values: Vec<f64> = results.iter().filter_map(|r| r.avhscore).collect();
     let n = values.len();
     let mean = (n > 0).then(|| values.iter().sum::<f64>() / n as f64);
+    if let Some(path) = &arguments.report {
+        let page = gallery(&results, looks, mean, encoder.name()).page();
+        write_atomic(path, |file| file.write_all(page.as_bytes()))?;
+    }
     Answer::new(&Scores {
         complete: results.len() == clips.len(),
         results,
@@ -84,13 +100,38 @@ fn parallel<'a, T: Send>(
     batch.par_iter().map(one)
 }
 
-/// Score of one clip; `None` when the user stopped it.
+/// The page of all clips.
+fn gallery(results: &[Scored], looks: Vec<Look>, mean: Option<f64>, encoder: &str) -> Gallery {
+    let row = |(scored, look): (&Scored, Look)| {
+        let flags = scored.flags.iter().map(|flag| flag.words().to_owned());
+        Row {
+            name: scored.path.display().to_string(),
+            prompt: None,
+            look,
+            values: vec![scored.avhscore],
+            notes: flags.chain(scored.reason.clone()).collect(),
+        }
+    };
+    let n = results.iter().filter(|scored| scored.avhscore.is_some()).count();
+    Gallery {
+        title: "AVHScore".to_owned(),
+        summary: vec![("mean".to_owned(), mean, format!("{n} clips; encoder {encoder}"))],
+        columns: vec![Column {
+            name: "avhscore".to_owned(),
+            lower_is_better: false,
+        }],
+        rows: results.iter().zip(looks).map(row).collect(),
+    }
+}
+
+/// Score of one clip, and how it looks if that is `wanted`; `None` when the user stopped it.
 fn score_one(
     encoder: &dyn Encoder,
     path: &Path,
     max_frames: Option<usize>,
+    wanted: bool,
     context: &Context,
-) -> Option<Scored> {
+) -> Option<(Scored, Look)> {
     let mut scored = Scored {
         path: path.to_owned(),
         avhscore: None,
@@ -107,12 +148,17 @@ fn score_one(
         Err(_) if stopped(context) => return None,
         Err(error) => {
             scored.reason = Some(error.to_string());
-            return Some(scored);
+            return Some((scored, Look::default()));
         }
+    };
+    let look = if wanted {
+        Look::of(clip.video.as_ref(), clip.sound.as_ref())
+    } else {
+        Look::default()
     };
     let Some(video) = clip.video else {
         scored.reason = Some("no video stream".into());
-        return Some(scored);
+        return Some((scored, look));
     };
     match avhscore::score(
         encoder,
@@ -133,55 +179,11 @@ fn score_one(
     if clip.truncated {
         scored.flags.push(Flag::Truncated);
     }
-    Some(scored)
+    Some((scored, look))
 }
 
 fn stopped(context: &Context) -> bool {
     context.interrupt.flag().load(Ordering::Relaxed)
-}
-
-/// Files of the arguments in their order; folders recursively by name.
-fn expand(arguments: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut clips = Vec::new();
-    for path in arguments {
-        if path.is_dir() {
-            let before = clips.len();
-            walk(path, &mut clips)?;
-            if clips.len() == before {
-                anyhow::bail!(
-                    "{}: no clips found, expected files named .{}",
-                    path.display(),
-                    EXTENSIONS.join(", .")
-                );
-            }
-        } else {
-            clips.push(path.clone());
-        }
-    }
-    Ok(clips)
-}
-
-fn walk(dir: &Path, clips: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    let read = || std::fs::read_dir(dir).with_context(|| format!("{}: cannot read", dir.display()));
-    let mut entries = read()?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<Vec<_>, _>>()?;
-    entries.sort();
-    for path in entries {
-        // Links are not followed into folders, so that a loop of links ends.
-        if path.is_dir() && !path.is_symlink() {
-            walk(&path, clips)?;
-        } else if path.extension().and_then(|e| e.to_str()).is_some_and(is_clip) {
-            clips.push(path);
-        }
-    }
-    Ok(())
-}
-
-fn is_clip(extension: &str) -> bool {
-    EXTENSIONS
-        .iter()
-        .any(|known| known.eq_ignore_ascii_case(extension))
 }
 
 #[derive(Serialize)]

@@ -22,7 +22,7 @@ pub struct Folder {
 }
 
 /// The keys by which the model folders of the field say what they are.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Marks {
     model_type: Option<String>,
     #[serde(rename = "_class_name")]
@@ -36,12 +36,16 @@ impl Folder {
     /// No model folder, or files that are damaged.
     pub fn open(dir: &Path) -> Result<Self, ForwardError> {
         let (index, config) = (dir.join(INDEX), dir.join(CONFIG));
+        let weights = Weights::find(dir)?;
         let marks: Marks = if index.is_file() {
             config::read(&index)?
+        } else if weights.is_some() && !config.exists() {
+            // Checkpoints of networks of one size have no configuration: their tensors say what they are.
+            Marks::default()
         } else {
             config::read(&config)?
         };
-        let shapes = match Weights::find(dir)? {
+        let shapes = match weights {
             Some(weights) => weights.shapes()?,
             None => BTreeMap::new(),
         };
@@ -70,6 +74,11 @@ impl Folder {
     /// Shape of a tensor of the weights.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.shapes.get(name).map(Vec::as_slice)
+    }
+
+    /// Shapes of all tensors of the weights.
+    pub fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.shapes
     }
 
     /// `config.json` as the family understands it.

@@ -27,6 +27,7 @@
 mod avhscore;
 mod bert;
 mod classifier;
+mod features;
 mod folder;
 mod generator;
 mod lm;
@@ -55,11 +56,12 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 5] = [
+const FAMILIES: [(&str, Recognise); 6] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
+    ("i3d, vggish, panns, clap", features::recognise),
     (
         "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
         lm::recognise,

@@ -116,6 +116,11 @@ impl Weights {
         }))
     }
 
+    /// The files of the tensors, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// Names and shapes of all tensors, from headers alone; 8-bit tensors have their full shapes, without their scales.
     ///
     /// # Errors
