@@ -32,6 +32,7 @@ pub mod eval;
 pub mod forward;
 pub mod lm_eval;
 pub mod lra;
+pub mod metrics;
 pub mod models;
 pub mod paint;
 pub mod report;

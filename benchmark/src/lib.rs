@@ -6,5 +6,6 @@ pub mod annotate;
 pub mod avhscore;
 pub mod captions;
 pub mod encoder;
+pub mod features;
 pub mod judge;
 pub mod metrics;

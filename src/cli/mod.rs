@@ -18,6 +18,8 @@ use context::Context;
 mod annotate;
 mod answer;
 mod classify;
+#[cfg(feature = "media")]
+mod clips;
 mod commands;
 mod context;
 mod convert;
@@ -40,6 +42,7 @@ mod interrupt;
 mod lm;
 mod log;
 mod lra;
+mod metrics;
 mod pack;
 mod packing;
 #[cfg(feature = "media")]
@@ -93,6 +96,7 @@ enum Command {
     Generate(generate::Arguments),
     #[cfg(feature = "media")]
     Score(score::Arguments),
+    Metrics(metrics::Arguments),
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Classify(classify::Arguments),
@@ -125,6 +129,7 @@ impl Command {
             Self::Generate(arguments) => generate::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Score(arguments) => score::run(context, arguments),
+            Self::Metrics(arguments) => metrics::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Classify(arguments) => classify::run(context, &arguments),

@@ -8,6 +8,7 @@ use anyhow::anyhow;
 use candle_core::{Device, Tensor};
 use fulgur_benchmark::encoder::imagebind::filterbank::Filterbank;
 use fulgur_benchmark::encoder::imagebind::{hearing, seeing};
+use fulgur_benchmark::features::audioldm;
 use fulgur_datasets::media::{Picture, read_picture, read_sound};
 use serde::Serialize;
 
@@ -19,7 +20,11 @@ use crate::tensors;
 type Kind = (&'static str, fn(&Path) -> anyhow::Result<Tensor>);
 
 /// All of them.
-const KINDS: [Kind; 2] = [("imagebind-audio", imagebind_audio), ("clip-image", clip_image)];
+const KINDS: [Kind; 3] = [
+    ("imagebind-audio", imagebind_audio),
+    ("clip-image", clip_image),
+    ("audioldm-mel", audioldm_mel),
+];
 
 /// Bands and frames of a clip of sound, and the side of a picture.
 const BANDS: usize = 128;
@@ -30,7 +35,8 @@ const SIDE: usize = 224;
 ///
 /// Writes `features`: imagebind-audio gives [1, 128, 204], the Kaldi filterbank of the first channel of the whole file as one clip, at 16
 /// kHz, cut or padded at the end; clip-image gives [3, 224, 224], the shorter side resized by Pillow's bicubic, the square in the middle,
-/// less CLIP's mean and divided by its deviation.
+/// less CLIP's mean and divided by its deviation; audioldm-mel gives [frames, 64], the log-mel spectrogram of AudioLDM at 16 kHz, without
+/// its gain normalisation.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur preprocess imagebind-audio bark.wav --out features.safetensors\n  fulgur preprocess clip-image \
@@ -86,6 +92,11 @@ fn clip_image(path: &Path) -> anyhow::Result<Tensor> {
     let view = seeing::view(SIDE);
     let values = view.normalised(&[view.middle(&picture)?]);
     Ok(Tensor::from_vec(values, (3, SIDE, SIDE), &Device::Cpu)?)
+}
+
+fn audioldm_mel(path: &Path) -> anyhow::Result<Tensor> {
+    let sound = read_sound(path, Some(audioldm::RATE))?.mono();
+    audioldm::log_mel(&sound.samples).map_err(|error| anyhow!("{}: {error}", path.display()))
 }
 
 #[derive(Serialize)]

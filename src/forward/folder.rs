@@ -43,6 +43,7 @@ impl Folder {
         } else if weights.is_none() || config.is_file() {
             config::read(&config)?
         } else {
+            // Checkpoints of networks of one size have no configuration: their tensors say what they are.
             Marks::default()
         };
         let shapes = match weights {
@@ -79,6 +80,11 @@ impl Folder {
     /// Shape of a tensor of the weights.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.shapes.get(name).map(Vec::as_slice)
+    }
+
+    /// Shapes of all tensors of the weights.
+    pub fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.shapes
     }
 
     /// `config.json` as the family understands it.

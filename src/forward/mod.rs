@@ -28,6 +28,7 @@ mod avhscore;
 mod bert;
 mod classifier;
 mod clip;
+mod features;
 mod folder;
 mod generator;
 mod imagebind;
@@ -57,13 +58,14 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 7] = [
+const FAMILIES: [(&str, Recognise); 8] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("ImageBind", imagebind::recognise),
     ("clip, clip_text_model, clip_vision_model", clip::recognise),
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
+    ("i3d, vggish, panns, clap", features::recognise),
     (
         "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
         lm::recognise,

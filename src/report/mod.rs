@@ -7,6 +7,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod clips;
 pub mod curve;
 pub mod heat;
 pub mod histogram;

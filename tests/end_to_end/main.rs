@@ -28,6 +28,8 @@ mod lm;
 mod lm_eval;
 mod lm_pack;
 mod long_range;
+#[cfg(feature = "media")]
+mod metrics;
 mod models;
 mod pack;
 mod program;
