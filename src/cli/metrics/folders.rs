@@ -23,7 +23,7 @@ use serde::ser::SerializeMap as _;
 use super::super::answer::{Answer, Report, Status};
 use super::super::clips::{self, CLIPS, SOUNDS};
 use super::super::context::Context;
-use super::super::encoder::open_encoder;
+use super::super::encoder::{EncoderOptions, open_encoder};
 use super::super::files::check_page;
 use super::super::progress::Unit;
 use super::prompts::Prompts;
@@ -215,7 +215,7 @@ fn open_one(
                 overlap_s: arguments.overlap,
             });
             Box::new(EncoderReader::new(
-                open_encoder(name, context)?,
+                open_encoder(name, EncoderOptions::default(), context)?,
                 windows,
                 &checkpoint(&dir)?,
             ))

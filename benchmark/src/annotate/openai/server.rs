@@ -63,7 +63,7 @@ pub struct Counts {
 
 /// A server.
 pub struct Server {
-    agent: Agent,
+    client: Agent,
     address: String,
     key: Option<Key>,
     settings: Http,
@@ -154,7 +154,7 @@ impl Server {
             .user_agent(concat!("fulgur/", env!("CARGO_PKG_VERSION")))
             .build();
         Ok(Self {
-            agent: config.into(),
+            client: config.into(),
             address: format!("{base}/v1/chat/completions"),
             key: key.map(Key),
             gate: Gate::new(
@@ -300,7 +300,7 @@ impl Server {
     /// One request.
     fn once(&self, body: &str) -> Result<Answer, Failure> {
         let mut request = self
-            .agent
+            .client
             .post(&self.address)
             .header("Content-Type", "application/json");
         if let Some(Key(key)) = &self.key {

@@ -252,10 +252,10 @@ fn pictures_and_sounds_travel_as_data() {
     };
     let picture = Picture::new(vec![90; 16 * 16 * 3], 16, 16, 3).unwrap();
     let frames = Remote::new(Arc::clone(&server), "eyes", Task::Frames);
-    frames.caption(&[picture.clone(), picture], clip).unwrap();
+    FrameCaptioner::caption(&frames, &[picture.clone(), picture], clip).unwrap();
     let sound = Sound::new(vec![0.1; 160], 1, 16_000).unwrap();
     let audio = Remote::new(Arc::clone(&server), "ears", Task::Audio);
-    audio.caption(Some(&sound), clip).unwrap();
+    AudioCaptioner::caption(&audio, Some(&sound), clip).unwrap();
     let rewrite = Remote::new(Arc::clone(&server), "words", Task::Rewrite);
     rewrite.rewrite("a dog", Modality::Visual, clip).unwrap();
     let seen = local.seen.lock().unwrap();
@@ -282,7 +282,8 @@ fn pictures_and_sounds_travel_as_data() {
             .unwrap()
             .contains("visual content")
     );
-    assert!(frames.caption(&[], clip).is_err() && audio.caption(None, clip).is_err());
+    assert!(FrameCaptioner::caption(&frames, &[], clip).is_err());
+    assert!(AudioCaptioner::caption(&audio, None, clip).is_err());
 }
 
 #[test]
