@@ -213,16 +213,18 @@ impl Plan<'_> {
 
     fn figure(&self, metric: &'static Metric, [generated, reference]: &[Vec<Readings>; 2]) -> Figure {
         let mut skipped = Vec::new();
-        let mut side = |items: &[Item], readings: &'_ [Readings]| -> Vec<usize> {
+        let mut side = |items: &[Item], readings: &'_ [Readings]| -> Vec<(usize, Reading)> {
             let mut kept = Vec::new();
             for (number, (item, readings)) in items.iter().zip(readings).enumerate() {
-                match readings.get(&metric.reads) {
-                    Some(Ok(_)) => kept.push(number),
-                    Some(Err(reason)) => skipped.push(Skipped {
+                let Some(reading) = readings.get(&metric.reads) else {
+                    continue;
+                };
+                match reading.clone().and_then(|reading| metric.take(&reading)) {
+                    Ok(taken) => kept.push((number, taken)),
+                    Err(reason) => skipped.push(Skipped {
                         path: item.path.clone(),
-                        reason: reason.clone(),
+                        reason,
                     }),
-                    None => {}
                 }
             }
             kept
@@ -236,9 +238,9 @@ impl Plan<'_> {
         if metric.beside == Beside::Pair {
             let names: BTreeMap<&str, usize> = real
                 .iter()
-                .map(|&number| (self.reference[number].name.as_str(), number))
+                .map(|&(number, _)| (self.reference[number].name.as_str(), number))
                 .collect();
-            for &number in &kept {
+            for &(number, _) in &kept {
                 match names.get(self.generated[number].name.as_str()) {
                     Some(&other) => pairs.push((number, other)),
                     None => skipped.push(Skipped {
@@ -249,8 +251,8 @@ impl Plan<'_> {
             }
         }
         let sets = Sets {
-            generated: of(generated, &kept, metric.reads),
-            reference: of(reference, &real, metric.reads),
+            generated: kept.iter().map(|(number, reading)| (*number, reading)).collect(),
+            reference: real.iter().map(|(number, reading)| (*number, reading)).collect(),
             pairs,
             seed: self.seed,
         };
@@ -297,12 +299,6 @@ impl Plan<'_> {
             },
         }
     }
-}
-
-/// The readings of these clips.
-fn of<'a>(all: &'a [Readings], numbers: &[usize], reads: Reads) -> Vec<(usize, &'a Reading)> {
-    let one = |&number: &usize| Some((number, all.get(number)?.get(&reads)?.as_ref().ok()?));
-    numbers.iter().filter_map(one).collect()
 }
 
 /// An error without the path that it begins with.

@@ -2,10 +2,12 @@
 
 mod builtin;
 pub mod cache;
+mod clip;
 pub mod imagebind;
 mod tower;
 
 pub use builtin::{BuiltinConfig, BuiltinEncoder, NAME};
+pub use clip::ClipEncoder;
 pub use imagebind::{ImageBindEncoder, ImageBindOptions};
 pub use tower::{Tower, TowerConfig};
 

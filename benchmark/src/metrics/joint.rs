@@ -6,6 +6,7 @@
 //! CLIPSIM = mean over frames of cos(text, frame)
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fulgur_datasets::media::{Sound, Video};
@@ -54,6 +55,36 @@ pub trait JointEncoder: Send + Sync {
     }
 }
 
+/// A part of a sample that has a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The clip.
+    Video,
+    /// Its sound.
+    Sound,
+    /// Its prompt.
+    Text,
+}
+
+/// Vectors of the parts of a sample, or why there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vectors(pub BTreeMap<Part, Result<Vec<f32>, String>>);
+
+impl Vectors {
+    /// Cosine of two parts.
+    ///
+    /// # Errors
+    /// Why one of them has no vector.
+    pub fn cosine(&self, pair: [Part; 2]) -> Result<f64, String> {
+        let of = |part: Part| match self.0.get(&part) {
+            Some(vector) => vector.as_ref().map_err(Clone::clone),
+            None => Err(format!("no vector of the {part:?} was asked for")),
+        };
+        let [a, b] = pair.map(of);
+        Ok(cosine(a?, b?))
+    }
+}
+
 /// CLIPSIM of a clip and its prompt.
 ///
 /// # Errors
@@ -79,30 +110,6 @@ pub fn clipsim(
         sum += vectors.iter().map(|frame| cosine(frame, &text)).sum::<f64>();
     }
     Ok(sum / indices.len() as f64)
-}
-
-/// TV of a clip and its prompt.
-///
-/// # Errors
-/// The encoder fails, or sees no clips.
-pub fn text_video(encoder: &dyn JointEncoder, video: &Video, prompt: &str) -> Result<f64, EncodeError> {
-    Ok(cosine(&encoder.text(prompt)?, &encoder.video(video)?))
-}
-
-/// TA of a sound and its prompt.
-///
-/// # Errors
-/// The encoder fails, or hears no sounds.
-pub fn text_audio(encoder: &dyn JointEncoder, sound: &Sound, prompt: &str) -> Result<f64, EncodeError> {
-    Ok(cosine(&encoder.text(prompt)?, &encoder.sound(sound)?))
-}
-
-/// AV of a clip and its sound.
-///
-/// # Errors
-/// The encoder fails, or lacks one of the towers.
-pub fn audio_video(encoder: &dyn JointEncoder, video: &Video, sound: &Sound) -> Result<f64, EncodeError> {
-    Ok(cosine(&encoder.sound(sound)?, &encoder.video(video)?))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use fulgur_datasets::media::{Sound, Video, resample};
 
+use super::joint::{self, JointEncoder, Part, Vectors};
 use super::suite::Reading;
 use super::{av_align, javis, sync};
 use crate::avhscore::{self, cosine};
@@ -259,6 +260,94 @@ impl Reader for SyncReader {
         let found = sync::probe(video(sample)?, sound(sample)?)?;
         let found = found.ok_or_else(|| Refusal::Skip("no onset or no motion to compare".to_owned()))?;
         Ok(Reading::Value(found.offset_ms.abs()))
+    }
+}
+
+/// Vectors of the parts of clips in the space of a joint encoder: [`joint`].
+pub struct JointReader {
+    encoder: Box<dyn JointEncoder>,
+    parts: Vec<Part>,
+    feature: String,
+}
+
+impl JointReader {
+    /// Reads these `parts`; `checkpoint` names the encoder's weights.
+    pub fn new(encoder: Box<dyn JointEncoder>, parts: Vec<Part>, checkpoint: &str) -> Self {
+        let feature = format!("{}, checkpoint {checkpoint}, preprocessing ib-1", encoder.name());
+        Self {
+            encoder,
+            parts,
+            feature,
+        }
+    }
+}
+
+impl std::fmt::Debug for JointReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "JointReader({})", self.feature)
+    }
+}
+
+impl Reader for JointReader {
+    fn feature(&self) -> String {
+        self.feature.clone()
+    }
+
+    fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
+        let vector = |part: Part| -> Result<Vec<f32>, Refusal> {
+            let encoded = match part {
+                Part::Video => self.encoder.video(video(sample)?),
+                Part::Sound => self.encoder.sound(sound(sample)?),
+                Part::Text => self.encoder.text(prompt(sample)?),
+            };
+            encoded.map_err(refusal)
+        };
+        let mut vectors = Vectors::default();
+        for &part in &self.parts {
+            let vector = match vector(part) {
+                Ok(vector) => Ok(vector),
+                Err(Refusal::Cancelled) => return Err(Refusal::Cancelled),
+                Err(Refusal::Skip(reason)) => Err(reason),
+            };
+            vectors.0.insert(part, vector);
+        }
+        Ok(Reading::Joint(vectors))
+    }
+}
+
+/// CLIPSIM: [`joint::clipsim`].
+pub struct ClipReader {
+    encoder: Box<dyn JointEncoder>,
+    feature: String,
+}
+
+impl ClipReader {
+    /// `checkpoint` names the encoder's weights.
+    pub fn new(encoder: Box<dyn JointEncoder>, checkpoint: &str) -> Self {
+        let feature = format!(
+            "{}, checkpoint {checkpoint}, {} frames",
+            encoder.name(),
+            joint::CLIPSIM_FRAMES
+        );
+        Self { encoder, feature }
+    }
+}
+
+impl std::fmt::Debug for ClipReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClipReader({})", self.feature)
+    }
+}
+
+impl Reader for ClipReader {
+    fn feature(&self) -> String {
+        self.feature.clone()
+    }
+
+    fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
+        let prompt = prompt(sample)?;
+        let value = joint::clipsim(&*self.encoder, video(sample)?, prompt, sample.cancel);
+        Ok(Reading::Value(value.map_err(refusal)?))
     }
 }
 

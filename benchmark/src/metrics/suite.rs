@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::classes::{self, SPLITS};
+use super::joint::{Part, Vectors};
 use super::points::{Points, PointsError};
 use super::{frechet, kvd};
 
@@ -23,6 +24,8 @@ pub enum Reading {
     },
     /// The clip's own figure.
     Value(f64),
+    /// Vectors of picture, sound and prompt in one space.
+    Joint(Vectors),
 }
 
 /// Which network or algorithm a metric reads clips with.
@@ -44,6 +47,10 @@ pub enum Reads {
     Javis,
     /// [`super::sync`].
     Sync,
+    /// [`super::joint`] with ImageBind.
+    Joint,
+    /// [`super::joint::clipsim`] with CLIP.
+    Clip,
 }
 
 impl Reads {
@@ -55,6 +62,8 @@ impl Reads {
             Self::Panns => Some("panns"),
             Self::Clap => Some("clap"),
             Self::Avh | Self::Javis => Some("encoder"),
+            Self::Joint => Some("imagebind"),
+            Self::Clip => Some("clip"),
             Self::Align | Self::Sync => None,
         }
     }
@@ -88,6 +97,8 @@ pub struct Metric {
     pub lower_is_better: bool,
     /// What its numbers were compared with.
     pub golden: &'static str,
+    /// The two vectors of [`Reading::Joint`] that it compares; none for other readings.
+    pub pair: Option<[Part; 2]>,
     reduce: fn(&Sets<'_>) -> Result<Reduced, String>,
 }
 
@@ -98,10 +109,11 @@ impl std::fmt::Debug for Metric {
 }
 
 const I3D_GOLDEN: &str = "a PyTorch transcription of I3D; scipy and numpy";
+const IMAGEBIND_GOLDEN: &str = "a PyTorch transcription of ImageBind; torchaudio";
 const PANNS_GOLDEN: &str = "a PyTorch transcription of Cnn14 behind librosa; numpy";
 
 /// All of them.
-pub const METRICS: [Metric; 11] = [
+pub const METRICS: [Metric; 15] = [
     Metric {
         name: "fvd",
         about: "Frechet distance of action logits of clips",
@@ -109,6 +121,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Set,
         lower_is_better: true,
         golden: I3D_GOLDEN,
+        pair: None,
         reduce: frechet_of,
     },
     Metric {
@@ -118,6 +131,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Set,
         lower_is_better: true,
         golden: I3D_GOLDEN,
+        pair: None,
         reduce: kernel_of,
     },
     Metric {
@@ -127,6 +141,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Set,
         lower_is_better: true,
         golden: "a PyTorch transcription of VGGish; scipy",
+        pair: None,
         reduce: frechet_of,
     },
     Metric {
@@ -136,6 +151,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Set,
         lower_is_better: true,
         golden: PANNS_GOLDEN,
+        pair: None,
         reduce: frechet_of,
     },
     Metric {
@@ -145,6 +161,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Nothing,
         lower_is_better: false,
         golden: PANNS_GOLDEN,
+        pair: None,
         reduce: inception_of,
     },
     Metric {
@@ -154,6 +171,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Pair,
         lower_is_better: true,
         golden: PANNS_GOLDEN,
+        pair: None,
         reduce: divergence_of,
     },
     Metric {
@@ -163,6 +181,47 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Prompt,
         lower_is_better: false,
         golden: "transformers ClapModel and ClapFeatureExtractor",
+        pair: None,
+        reduce: mean_of,
+    },
+    Metric {
+        name: "clipsim",
+        about: "mean cosine of frames and prompt in the space of CLIP",
+        reads: Reads::Clip,
+        beside: Beside::Prompt,
+        lower_is_better: false,
+        golden: "transformers CLIPModel; Pillow",
+        pair: None,
+        reduce: mean_of,
+    },
+    Metric {
+        name: "ib_tv",
+        about: "cosine of prompt and clip in the space of ImageBind",
+        reads: Reads::Joint,
+        beside: Beside::Prompt,
+        lower_is_better: false,
+        golden: IMAGEBIND_GOLDEN,
+        pair: Some([Part::Text, Part::Video]),
+        reduce: mean_of,
+    },
+    Metric {
+        name: "ib_ta",
+        about: "cosine of prompt and sound in the space of ImageBind",
+        reads: Reads::Joint,
+        beside: Beside::Prompt,
+        lower_is_better: false,
+        golden: IMAGEBIND_GOLDEN,
+        pair: Some([Part::Text, Part::Sound]),
+        reduce: mean_of,
+    },
+    Metric {
+        name: "ib_av",
+        about: "cosine of sound and clip in the space of ImageBind",
+        reads: Reads::Joint,
+        beside: Beside::Nothing,
+        lower_is_better: false,
+        golden: IMAGEBIND_GOLDEN,
+        pair: Some([Part::Sound, Part::Video]),
         reduce: mean_of,
     },
     Metric {
@@ -172,6 +231,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Nothing,
         lower_is_better: false,
         golden: "librosa onset_strength and onset_detect, OpenCV calcOpticalFlowFarneback",
+        pair: None,
         reduce: mean_of,
     },
     Metric {
@@ -181,6 +241,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Nothing,
         lower_is_better: false,
         golden: "values by hand",
+        pair: None,
         reduce: mean_of,
     },
     Metric {
@@ -190,6 +251,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Nothing,
         lower_is_better: false,
         golden: "numpy",
+        pair: None,
         reduce: mean_of,
     },
     Metric {
@@ -199,6 +261,7 @@ pub const METRICS: [Metric; 11] = [
         beside: Beside::Nothing,
         lower_is_better: true,
         golden: "composed clips whose shift is known",
+        pair: None,
         reduce: mean_of,
     },
 ];
@@ -265,6 +328,17 @@ impl Metric {
     pub fn reduce(&self, sets: &Sets<'_>) -> Result<Reduced, String> {
         (self.reduce)(sets)
     }
+
+    /// What this metric takes of a reading.
+    ///
+    /// # Errors
+    /// The clip lacks what the metric compares, in words.
+    pub fn take(&self, reading: &Reading) -> Result<Reading, String> {
+        match (self.pair, reading) {
+            (Some(pair), Reading::Joint(vectors)) => vectors.cosine(pair).map(Reading::Value),
+            _ => Ok(reading.clone()),
+        }
+    }
 }
 
 /// Clips below which FVD is known to be far too large.
@@ -275,7 +349,7 @@ fn points(readings: &[(usize, &Reading)], side: &str) -> Result<Points, String> 
     let mut rows = readings.iter().flat_map(|(_, reading)| match reading {
         Reading::Rows(rows) => rows.as_slice(),
         Reading::Classes { embedding, .. } => std::slice::from_ref(embedding),
-        Reading::Value(_) => &[],
+        Reading::Value(_) | Reading::Joint(_) => &[],
     });
     let few = || format!("{side}: found features of 0 clips, expected at least 2");
     let first = rows.next().ok_or_else(few)?;
@@ -334,7 +408,7 @@ fn kernel_of(sets: &Sets<'_>) -> Result<Reduced, String> {
 fn logits(reading: &Reading) -> Option<&Vec<f64>> {
     match reading {
         Reading::Classes { logits, .. } => Some(logits),
-        Reading::Rows(_) | Reading::Value(_) => None,
+        Reading::Rows(_) | Reading::Value(_) | Reading::Joint(_) => None,
     }
 }
 
@@ -389,7 +463,7 @@ fn divergence_of(sets: &Sets<'_>) -> Result<Reduced, String> {
 fn mean_of(sets: &Sets<'_>) -> Result<Reduced, String> {
     let value = |&(number, reading): &(usize, &Reading)| match reading {
         Reading::Value(value) => Some((number, *value)),
-        Reading::Rows(_) | Reading::Classes { .. } => None,
+        Reading::Rows(_) | Reading::Classes { .. } | Reading::Joint(_) => None,
     };
     let samples: Vec<(usize, f64)> = sets.generated.iter().filter_map(value).collect();
     if samples.is_empty() {

@@ -189,11 +189,6 @@ impl Weights {
         &self.files
     }
 
-    /// The files of the tensors, in the order of their names.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
-    }
-
     /// Names and shapes of all tensors, from headers alone; 8-bit tensors have their full shapes, without their scales.
     ///
     /// # Errors

@@ -92,7 +92,10 @@ fn causal(model: &Path) -> anyhow::Result<Config> {
 }
 
 /// A causal model with its tokenizer and the tokens that end a text, for other commands that let one write.
-pub(super) fn writer(context: &Context, dir: &Path) -> anyhow::Result<(LanguageModel, LmTokenizer, Vec<u32>)> {
+pub(super) fn writer(
+    context: &Context,
+    dir: &Path,
+) -> anyhow::Result<(LanguageModel, LmTokenizer, Vec<u32>)> {
     let config = causal(dir)?;
     let Some(tokenizer) = tokenizer_of(dir, None, config.vocab_size)? else {
         bail!("{}: found no tokenizer.json, expected one", dir.display());

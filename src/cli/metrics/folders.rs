@@ -8,11 +8,14 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{anyhow, bail};
 use candle_core::Device;
+use fulgur_benchmark::encoder::{ClipEncoder, ImageBindEncoder, ImageBindOptions};
 use fulgur_benchmark::features::checkpoint;
 use fulgur_benchmark::features::frames::Framing;
 use fulgur_benchmark::metrics::javis::Windows;
+use fulgur_benchmark::metrics::joint::Part;
 use fulgur_benchmark::metrics::readers::{
-    AlignReader, ClapReader, EncoderReader, I3dReader, PannsReader, Reader, SyncReader, VggishReader,
+    AlignReader, ClapReader, ClipReader, EncoderReader, I3dReader, JointReader, PannsReader, Reader,
+    SyncReader, VggishReader,
 };
 use fulgur_benchmark::metrics::suite::{self, Beside, METRICS, Metric, Reads};
 use fulgur_datasets::atomic::write_atomic;
@@ -28,6 +31,7 @@ use super::super::files::check_page;
 use super::super::progress::Unit;
 use super::prompts::Prompts;
 use super::{Arguments, Compat};
+use crate::device::compute_dtype;
 use crate::metrics::folders::{Figure, Item, Plan, measure};
 use crate::models;
 use crate::report::clips::{Column, Gallery, Look, Row};
@@ -140,7 +144,8 @@ fn open(
         if readers.contains_key(&metric.reads) {
             continue;
         }
-        let reader = open_one(context, arguments, metric, &weights, &device)?;
+        let parts = parts(metrics);
+        let reader = open_one(context, arguments, metric, (&weights, parts), &device)?;
         readers.insert(metric.reads, reader);
     }
     Ok(readers)
@@ -170,11 +175,23 @@ fn weights(arguments: &[String]) -> anyhow::Result<BTreeMap<&str, &Path>> {
     Ok(weights)
 }
 
+/// Parts of clips that joint metrics compare.
+fn parts(metrics: &[&'static Metric]) -> Vec<Part> {
+    let mut parts: Vec<Part> = metrics
+        .iter()
+        .filter_map(|metric| metric.pair)
+        .flatten()
+        .collect();
+    parts.sort_unstable();
+    parts.dedup();
+    parts
+}
+
 fn open_one(
     context: &Context,
     arguments: &Arguments,
     metric: &Metric,
-    weights: &BTreeMap<&str, &Path>,
+    (weights, parts): (&BTreeMap<&str, &Path>, Vec<Part>),
     device: &Device,
 ) -> anyhow::Result<Box<dyn Reader>> {
     let dir = || {
@@ -201,6 +218,20 @@ fn open_one(
         Reads::Vggish => Box::new(VggishReader::load(dir()?, device)?),
         Reads::Panns => Box::new(PannsReader::load(dir()?, device)?),
         Reads::Clap => Box::new(ClapReader::load(dir()?, device)?),
+        Reads::Joint => {
+            let dir = dir()?;
+            let options = ImageBindOptions {
+                compute: compute_dtype(device),
+                downmix: false,
+            };
+            let encoder = ImageBindEncoder::open(dir, options, device)?;
+            Box::new(JointReader::new(Box::new(encoder), parts, &checkpoint(dir)?))
+        }
+        Reads::Clip => {
+            let dir = dir()?;
+            let encoder = ClipEncoder::open(dir, compute_dtype(device), device)?;
+            Box::new(ClipReader::new(Box::new(encoder), &checkpoint(dir)?))
+        }
         Reads::Align => Box::new(AlignReader),
         Reads::Sync => Box::new(SyncReader),
         Reads::Avh | Reads::Javis => {

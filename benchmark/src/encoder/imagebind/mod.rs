@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fulgur_datasets::augment::View;
-use fulgur_datasets::media::{Picture, Sound, Video};
+use fulgur_datasets::media::{Sound, Video};
 use fulgur_lightnet::encoders::clip_tokenizer::ClipTokenizer;
 use fulgur_lightnet::encoders::imagebind::{ImageBind, Input, Modality, prefix};
 use fulgur_lightnet::params::folder::Weights;
-use rayon::prelude::*;
 
 use self::filterbank::Filterbank;
 use super::cache::weights_hash;
 use super::{EncodeError, Encoder, LoadError};
+use crate::metrics::joint::JointEncoder;
 
 /// Name of the encoder in results.
 pub const NAME: &str = "imagebind";
@@ -28,7 +28,6 @@ pub const NAME: &str = "imagebind";
 pub const PREPROCESSING: u32 = 1;
 /// Seconds of a clip of sound.
 const WINDOW_S: f64 = 2.0;
-const RGB: usize = 3;
 /// Frames that go through the network at a time, on the CPU and on a GPU.
 const BATCH_CPU: usize = 8;
 const BATCH_GPU: usize = 128;
@@ -104,15 +103,7 @@ impl ImageBindEncoder {
     /// Frames of another size, or a network that cannot be loaded or run.
     pub fn embed_frames(&self, frames: &Tensor) -> Result<Tensor, EncodeError> {
         let tower = self.model.tower(Modality::Vision).map_err(unusable)?;
-        let device = self.model.device();
-        // (x / 255 - mean) / deviation
-        let scale: Vec<f32> = seeing::DEVIATION.map(|d| (1.0 / (255.0 * d)) as f32).into();
-        let shift: Vec<f32> =
-            std::array::from_fn::<f32, RGB, _>(|c| (seeing::MEAN[c] / seeing::DEVIATION[c]) as f32).into();
-        let row = |values| Tensor::from_vec(values, (1, RGB, 1, 1), device);
-        let pixels = frames.to_device(device)?.permute((0, 3, 1, 2))?.contiguous()?;
-        let pixels = pixels.to_dtype(DType::F32)?.broadcast_mul(&row(scale)?)?;
-        Ok(tower.embed(&pixels.broadcast_sub(&row(shift)?)?)?)
+        Ok(tower.embed(&seeing::normalised(frames, self.model.device())?)?)
     }
 
     /// Frames of any one size, RGB bytes, in the size of the network: `[B, side, side, 3]` u8 on the CPU.
@@ -120,17 +111,7 @@ impl ImageBindEncoder {
     /// # Errors
     /// Frames whose bytes do not fit their size.
     pub fn fit_frames(&self, frames: &[&[u8]], width: usize, height: usize) -> Result<Tensor, EncodeError> {
-        let fit = |frame: &&[u8]| {
-            let picture = Picture::new(frame.to_vec(), width, height, RGB)?;
-            Ok(self.view.middle(&picture)?.pixels)
-        };
-        let fitted: Vec<Vec<u8>> = frames
-            .par_iter()
-            .map(fit)
-            .collect::<Result<_, fulgur_datasets::media::MediaError>>()
-            .map_err(|e| EncodeError::Input(e.to_string()))?;
-        let shape = (frames.len(), self.side, self.side, RGB);
-        Ok(Tensor::from_vec(fitted.concat(), shape, &Device::Cpu)?)
+        seeing::fitted(&self.view, frames, width, height)
     }
 
     /// One vector of a whole video: the mean of its fifteen views.
@@ -142,7 +123,7 @@ impl ImageBindEncoder {
             return Err(EncodeError::NoFrames);
         }
         let tower = self.model.tower(Modality::Vision).map_err(unusable)?;
-        let shape = vec![1, seeing::VIEWS, RGB, 2, self.side, self.side];
+        let shape = vec![1, seeing::VIEWS, 3, 2, self.side, self.side];
         let views = Tensor::from_vec(seeing::views(video, self.side), shape, self.model.device())?;
         Ok(tower.embed(&views)?.squeeze(0)?.to_vec1()?)
     }
@@ -222,10 +203,34 @@ impl Encoder for ImageBindEncoder {
     }
 }
 
+impl JointEncoder for ImageBindEncoder {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn frames(&self, frames: &[&[u8]], width: usize, height: usize) -> Result<Vec<Vec<f32>>, EncodeError> {
+        Encoder::frames(self, frames, width, height)
+    }
+
+    fn text(&self, text: &str) -> Result<Vec<f32>, EncodeError> {
+        let (vector, _) = self.texts(&[text])?.swap_remove(0);
+        Ok(vector)
+    }
+
+    fn sound(&self, sound: &Sound) -> Result<Vec<f32>, EncodeError> {
+        Encoder::sound(self, sound)
+    }
+
+    fn video(&self, video: &Video) -> Result<Vec<f32>, EncodeError> {
+        Self::video(self, video)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::avhscore::{self, cosine};
+    use fulgur_datasets::media::Picture;
     use std::sync::atomic::AtomicBool;
 
     fn encoder(downmix: bool) -> ImageBindEncoder {

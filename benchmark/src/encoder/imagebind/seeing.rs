@@ -1,7 +1,11 @@
 //! Pictures and videos as ImageBind and CLIP take them.
 
+use candle_core::{DType, Device, Result, Tensor};
 use fulgur_datasets::augment::View;
-use fulgur_datasets::media::{Filter, Video};
+use fulgur_datasets::media::{Filter, MediaError, Picture, Video};
+use rayon::prelude::*;
+
+use super::super::EncodeError;
 
 /// Mean and deviation of CLIP's pictures, of values from 0 to 1.
 pub const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -28,6 +32,44 @@ pub fn view(side: usize) -> View {
         mean: MEAN,
         std: DEVIATION,
     }
+}
+
+/// Frames of any one size, RGB bytes, through a square view: `[B, side, side, 3]` u8 on the CPU.
+///
+/// # Errors
+/// Frames whose bytes do not fit their size.
+pub fn fitted(
+    view: &View,
+    frames: &[&[u8]],
+    width: usize,
+    height: usize,
+) -> std::result::Result<Tensor, EncodeError> {
+    let fit = |frame: &&[u8]| {
+        let picture = Picture::new(frame.to_vec(), width, height, RGB)?;
+        Ok(view.middle(&picture)?.pixels)
+    };
+    let fitted: Vec<Vec<u8>> = frames
+        .par_iter()
+        .map(fit)
+        .collect::<std::result::Result<_, MediaError>>()
+        .map_err(|e| EncodeError::Input(e.to_string()))?;
+    let shape = (frames.len(), view.height, view.width, RGB);
+    Ok(Tensor::from_vec(fitted.concat(), shape, &Device::Cpu)?)
+}
+
+/// Bytes `[B, side, side, 3]` as networks take them: `[B, 3, side, side]` in f32 on `device`, less [`MEAN`] and divided by
+/// [`DEVIATION`].
+///
+/// # Errors
+/// The device has no memory.
+pub fn normalised(frames: &Tensor, device: &Device) -> Result<Tensor> {
+    // (x / 255 - mean) / deviation
+    let scale: Vec<f32> = DEVIATION.map(|d| (1.0 / (255.0 * d)) as f32).into();
+    let shift: Vec<f32> = std::array::from_fn::<f32, RGB, _>(|c| (MEAN[c] / DEVIATION[c]) as f32).into();
+    let row = |values| Tensor::from_vec(values, (1, RGB, 1, 1), device);
+    let pixels = frames.to_device(device)?.permute((0, 3, 1, 2))?.contiguous()?;
+    let pixels = pixels.to_dtype(DType::F32)?.broadcast_mul(&row(scale)?)?;
+    pixels.broadcast_sub(&row(shift)?)
 }
 
 /// First and last frame of each clip of a video of `count` frames; the clips are evenly spaced.
@@ -101,7 +143,6 @@ fn taps(from: usize, to: usize, first: usize, count: usize) -> Vec<(usize, f32)>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
     use fulgur_lightnet::params::file;
     use std::path::PathBuf;
 
