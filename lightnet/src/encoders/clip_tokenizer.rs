@@ -257,7 +257,8 @@ fn build(
         "type": "BPE", "vocab": pieces, "merges": pairs, "end_of_word_suffix": LAST, "continuing_subword_prefix": "",
         "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false,
     });
-    let model: BPE = serde_json::from_value(model).map_err(|e| e.to_string())?;
+    // The model is read from borrowed text alone.
+    let model: BPE = serde_json::from_str(&model.to_string()).map_err(|e| e.to_string())?;
     let mut inner = Tokenizer::new(model);
     let words = Split::new(
         SplitPattern::Regex(WORDS.to_owned()),
