@@ -144,11 +144,18 @@ mod tests {
         let found = clipsim(&Bytes, &video, "abc", &go).unwrap();
         let expected = f64::midpoint(1.0, 1.0 / 10f64.sqrt());
         assert!((found - expected).abs() < 1e-6, "{found}");
-        assert!((text_video(&Bytes, &video, "abc").unwrap() - 1.0).abs() < 1e-6);
         let sound = Sound::new(vec![0.0; 10], 1, 8000).unwrap();
-        let line = text_audio(&Bytes, &sound, "abc").unwrap_err().to_string();
+        let vectors = Vectors(BTreeMap::from([
+            (Part::Text, Bytes.text("abc").map_err(|e| e.to_string())),
+            (Part::Video, Bytes.video(&video).map_err(|e| e.to_string())),
+            (Part::Sound, Bytes.sound(&sound).map_err(|e| e.to_string())),
+        ]));
+        let cosine = |a, b| vectors.cosine([a, b]);
+        assert!((cosine(Part::Text, Part::Video).unwrap() - 1.0).abs() < 1e-6);
+        let line = cosine(Part::Text, Part::Sound).unwrap_err();
         assert_eq!(line, "bytes hears no sounds");
-        assert!(audio_video(&Bytes, &video, &sound).is_err());
+        assert!(cosine(Part::Sound, Part::Video).is_err());
+        assert!(Vectors::default().cosine([Part::Text, Part::Video]).is_err());
         let empty = Video::new(Vec::new(), 1, 1, 2.0).unwrap();
         assert!(matches!(
             clipsim(&Bytes, &empty, "abc", &go),

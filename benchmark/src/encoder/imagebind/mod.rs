@@ -6,6 +6,7 @@
 
 pub mod filterbank;
 pub mod hearing;
+mod joint;
 pub mod seeing;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,6 @@ use fulgur_lightnet::params::folder::Weights;
 use self::filterbank::Filterbank;
 use super::cache::weights_hash;
 use super::{EncodeError, Encoder, LoadError};
-use crate::metrics::joint::JointEncoder;
 
 /// Name of the encoder in results.
 pub const NAME: &str = "imagebind";
@@ -200,29 +200,6 @@ impl Encoder for ImageBindEncoder {
             self.bank.bands(),
             self.frames
         )))
-    }
-}
-
-impl JointEncoder for ImageBindEncoder {
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    fn frames(&self, frames: &[&[u8]], width: usize, height: usize) -> Result<Vec<Vec<f32>>, EncodeError> {
-        Encoder::frames(self, frames, width, height)
-    }
-
-    fn text(&self, text: &str) -> Result<Vec<f32>, EncodeError> {
-        let (vector, _) = self.texts(&[text])?.swap_remove(0);
-        Ok(vector)
-    }
-
-    fn sound(&self, sound: &Sound) -> Result<Vec<f32>, EncodeError> {
-        Encoder::sound(self, sound)
-    }
-
-    fn video(&self, video: &Video) -> Result<Vec<f32>, EncodeError> {
-        Self::video(self, video)
     }
 }
 
