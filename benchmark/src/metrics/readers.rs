@@ -1,11 +1,13 @@
 //! What looks at one clip at a time for the metrics of [`super::suite`].
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 use fulgur_datasets::media::{Sound, Video, resample};
 
+use super::joint::{self, JointEncoder};
 use super::suite::Reading;
 use super::{av_align, javis, sync};
 use crate::avhscore::{self, cosine};
@@ -258,7 +260,7 @@ impl Reader for SyncReader {
     fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
         let found = sync::probe(video(sample)?, sound(sample)?)?;
         let found = found.ok_or_else(|| Refusal::Skip("no onset or no motion to compare".to_owned()))?;
-        Ok(Reading::Value(found.offset_ms.abs()))
+        Ok(Reading::Value(found.offset_ms))
     }
 }
 
@@ -294,6 +296,62 @@ impl std::fmt::Debug for EncoderReader {
     }
 }
 
+/// Which score of a [`JointEncoder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JointScore {
+    /// Text and clip.
+    TextVideo,
+    /// Text and sound.
+    TextAudio,
+    /// Sound and clip.
+    AudioVideo,
+    /// Text and frames.
+    ClipSim,
+}
+
+/// An encoder of frames, clips, sounds and texts, or some of them, with one of its scores.
+#[derive(Clone)]
+pub struct JointReader {
+    encoder: Arc<dyn JointEncoder>,
+    score: JointScore,
+    feature: String,
+}
+
+impl JointReader {
+    /// A score of an encoder; `checkpoint` names its weights.
+    pub fn new(encoder: Arc<dyn JointEncoder>, score: JointScore, checkpoint: &str) -> Self {
+        let feature = format!("{}, checkpoint {checkpoint}", encoder.name());
+        Self {
+            encoder,
+            score,
+            feature,
+        }
+    }
+}
+
+impl std::fmt::Debug for JointReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "JointReader({:?}, {})", self.score, self.feature)
+    }
+}
+
+impl Reader for JointReader {
+    fn feature(&self) -> String {
+        self.feature.clone()
+    }
+
+    fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
+        let encoder = &*self.encoder;
+        let value = match self.score {
+            JointScore::TextVideo => joint::text_video(encoder, video(sample)?, prompt(sample)?),
+            JointScore::TextAudio => joint::text_audio(encoder, sound(sample)?, prompt(sample)?),
+            JointScore::AudioVideo => joint::audio_video(encoder, video(sample)?, sound(sample)?),
+            JointScore::ClipSim => joint::clipsim(encoder, video(sample)?, prompt(sample)?, sample.cancel),
+        };
+        Ok(Reading::Value(value.map_err(refusal)?))
+    }
+}
+
 /// A stop is no reason to skip a clip.
 fn refusal(error: EncodeError) -> Refusal {
     match error {
@@ -322,5 +380,68 @@ impl Reader for EncoderReader {
             }
         };
         Ok(Reading::Value(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything is the same vector.
+    struct Same;
+
+    impl JointEncoder for Same {
+        fn name(&self) -> &str {
+            "same"
+        }
+        fn frames(&self, frames: &[&[u8]], _: usize, _: usize) -> Result<Vec<Vec<f32>>, EncodeError> {
+            Ok(vec![vec![1.0, 2.0]; frames.len()])
+        }
+        fn text(&self, _: &str) -> Result<Vec<f32>, EncodeError> {
+            Ok(vec![2.0, 4.0])
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_the_reason_to_skip() {
+        let go = AtomicBool::new(false);
+        let video = Video::new(vec![0; 3 * 16], 4, 4, 8.0).unwrap();
+        let sound = Sound::new(vec![0.0; 100], 1, 8000).unwrap();
+        let whole = Sample {
+            prompt: Some("a bell"),
+            video: Some(&video),
+            sound: Some(&sound),
+            cancel: &go,
+        };
+        let reader = |score| JointReader::new(Arc::new(Same), score, "0123");
+        let clipsim = reader(JointScore::ClipSim);
+        assert_eq!(clipsim.feature(), "same, checkpoint 0123");
+        assert!(matches!(clipsim.read(&whole), Ok(Reading::Value(value)) if (value - 1.0).abs() < 1e-6));
+        let skip = |reader: &dyn Reader, sample: &Sample<'_>| match reader.read(sample) {
+            Err(Refusal::Skip(reason)) => reason,
+            other => format!("{other:?}"),
+        };
+        let blank = Sample {
+            prompt: Some(" "),
+            ..whole
+        };
+        assert_eq!(skip(&clipsim, &blank), "no prompt");
+        assert_eq!(
+            skip(&reader(JointScore::TextAudio), &whole),
+            "same hears no sounds"
+        );
+        let mute = Sample { sound: None, ..whole };
+        assert_eq!(skip(&AlignReader, &mute), "no audio stream");
+        let blind = Sample { video: None, ..whole };
+        assert_eq!(skip(&AlignReader, &blind), "no video stream");
+        assert_eq!(skip(&SyncReader, &whole), "no onset or no motion to compare");
+        go.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(clipsim.read(&whole), Err(Refusal::Cancelled));
+    }
+
+    #[test]
+    fn sounds_lose_their_mean() {
+        let sound = Sound::new(vec![1.0, 0.5, 0.0, 0.5], 2, 16_000).unwrap();
+        assert_eq!(centred(&sound, 16_000).unwrap(), [0.25, -0.25]);
     }
 }
