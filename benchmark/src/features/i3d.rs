@@ -393,8 +393,8 @@ mod tests {
     fn the_published_widths_are_the_usual_ones() {
         let outline = fulgur_lightnet::params::Outline::new();
         I3d::new(&I3dConfig::default(), &outline.builder()).unwrap();
-        // 12.7 million values: the count of the published network.
-        assert_eq!(outline.count(), 12_709_360 + 2 * 0);
+        // What the transcription counts at these widths: weights, norms with their statistics, and classes.
+        assert_eq!(outline.count(), 12_711_824);
         assert_eq!(I3dConfig::of(&outline.shapes()), I3dConfig::default());
         assert!(recognises(&outline.shapes()));
     }

@@ -115,7 +115,7 @@ mod tests {
             let mut samples = vec![0.0f32; 22_050 * 3];
             for jump in jumps {
                 let start = ((jump as f64 / fps + late) * 22_050.0) as usize;
-                for (i, sample) in samples[start..].iter_mut().take(2_000).enumerate() {
+                for (i, sample) in samples[start..].iter_mut().take(6_000).enumerate() {
                     *sample = 0.4 * (i as f32 * 0.4).sin() * (-(i as f32) / 500.0).exp();
                 }
             }

@@ -298,6 +298,11 @@ fn expand(x: &Plane) -> Plane {
 fn equations(a: &Plane, b: &Plane, flow: &Plane) -> Plane {
     let (width, height) = (a.width, a.height);
     let mut values = Vec::with_capacity(width * height * 5);
+    // The reference counts without a sign, so that in pictures of less than ten pixels few places are next to a border.
+    let outer = |at: usize, count: usize| {
+        let border = BORDER.len() as u32;
+        (at as u32).wrapping_sub(border) >= (count as u32).wrapping_sub(2 * border)
+    };
     let edge = |at: usize, count: usize| {
         let near = |distance: usize| BORDER.get(distance).copied().unwrap_or(1.0);
         near(at) * near(count - 1 - at)
@@ -333,8 +338,8 @@ fn equations(a: &Plane, b: &Plane, flow: &Plane) -> Plane {
             };
             r[0] += r[2] * dy + r[4] * dx;
             r[1] += r[4] * dy + r[3] * dx;
-            let scale = edge(x, width) * edge(y, height);
-            if scale != 1.0 {
+            if outer(x, width) || outer(y, height) {
+                let scale = edge(x, width) * edge(y, height);
                 r.iter_mut().for_each(|value| *value *= scale);
             }
             let [r2, r3, r4, r5, r6] = r;
@@ -438,7 +443,7 @@ mod tests {
                     .zip(&expected)
                     .map(|(a, b)| (a - b).abs());
                 let worst = apart.fold(0.0, f32::max);
-                assert!(worst < 1e-2, "{name}: {worst}");
+                assert!(worst < 5e-3, "{name}: {worst}");
             }
         }
     }
@@ -446,7 +451,8 @@ mod tests {
     #[test]
     fn pictures_that_stand_still_do_not_move() {
         let picture: Vec<u8> = (0..40 * 50).map(|i| ((i * i) % 251) as u8).collect();
-        assert!(mean_magnitude(&flow(&picture, &picture, 50, 40)) < 1e-5);
+        // What moved out of the picture is unknown: the last row and column move a little, as they do in the reference.
+        assert!(mean_magnitude(&flow(&picture, &picture, 50, 40)) < 0.05);
         assert_eq!(flow(&[7], &[9], 1, 1), [[0.0, 0.0]]);
     }
 

@@ -25,6 +25,11 @@ const AROUND: usize = 4;
 
 /// Strength of onsets at each frame, of a waveform at 22,050 Hz; nothing of an empty one.
 pub fn strength(wave: &[f32]) -> Vec<f64> {
+    strength_above(wave, RANGE_DB)
+}
+
+/// As [`strength`], of what is not more than `range_db` decibels below the peak.
+pub(super) fn strength_above(wave: &[f32], range_db: f64) -> Vec<f64> {
     if wave.is_empty() {
         return Vec::new();
     }
@@ -32,7 +37,7 @@ pub fn strength(wave: &[f32]) -> Vec<f64> {
     let spectrogram = Spectrogram::new(N_FFT, N_FFT, HOP, Padding::Zeros);
     let bands = Bands::slaney(rate, N_FFT, BANDS, [0.0, rate / 2.0]);
     let mut levels = bands.apply(&spectrogram.power(wave), decibels);
-    let floor = levels.iter().copied().fold(f64::NEG_INFINITY, f64::max) - RANGE_DB;
+    let floor = levels.iter().copied().fold(f64::NEG_INFINITY, f64::max) - range_db;
     levels.iter_mut().for_each(|level| *level = level.max(floor));
     let frames: Vec<&[f64]> = levels.chunks_exact(BANDS).collect();
     let flux = |pair: &[&[f64]]| -> f64 {

@@ -259,7 +259,7 @@ impl Reader for SyncReader {
     fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
         let found = sync::probe(video(sample)?, sound(sample)?)?;
         let found = found.ok_or_else(|| Refusal::Skip("no onset or no motion to compare".to_owned()))?;
-        Ok(Reading::Value(found.offset_ms.abs()))
+        Ok(Reading::Value(found.offset_ms))
     }
 }
 
@@ -411,5 +411,69 @@ impl Reader for EncoderReader {
             }
         };
         Ok(Reading::Value(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything is the same vector.
+    struct Same;
+
+    impl JointEncoder for Same {
+        fn name(&self) -> &str {
+            "same"
+        }
+        fn frames(&self, frames: &[&[u8]], _: usize, _: usize) -> Result<Vec<Vec<f32>>, EncodeError> {
+            Ok(vec![vec![1.0, 2.0]; frames.len()])
+        }
+        fn text(&self, _: &str) -> Result<Vec<f32>, EncodeError> {
+            Ok(vec![2.0, 4.0])
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_the_reason_to_skip() {
+        let go = AtomicBool::new(false);
+        let video = Video::new(vec![0; 3 * 16], 4, 4, 8.0).unwrap();
+        let sound = Sound::new(vec![0.0; 100], 1, 8000).unwrap();
+        let whole = Sample {
+            prompt: Some("a bell"),
+            video: Some(&video),
+            sound: Some(&sound),
+            cancel: &go,
+        };
+        let clipsim = ClipReader::new(Box::new(Same), "0123");
+        assert_eq!(clipsim.feature(), "same, checkpoint 0123, 48 frames");
+        assert!(matches!(clipsim.read(&whole), Ok(Reading::Value(value)) if (value - 1.0).abs() < 1e-6));
+        let skip = |reader: &dyn Reader, sample: &Sample<'_>| match reader.read(sample) {
+            Err(Refusal::Skip(reason)) => reason,
+            other => format!("{other:?}"),
+        };
+        let blank = Sample {
+            prompt: Some(" "),
+            ..whole
+        };
+        assert_eq!(skip(&clipsim, &blank), "no prompt");
+        let joint = JointReader::new(Box::new(Same), vec![Part::Sound, Part::Text], "0123");
+        let Ok(Reading::Joint(vectors)) = joint.read(&blank) else {
+            panic!("no vectors")
+        };
+        let reasons = [Part::Sound, Part::Text].map(|part| vectors.0[&part].clone().unwrap_err());
+        assert_eq!(reasons, ["same hears no sounds", "no prompt"]);
+        let mute = Sample { sound: None, ..whole };
+        assert_eq!(skip(&AlignReader, &mute), "no audio stream");
+        let blind = Sample { video: None, ..whole };
+        assert_eq!(skip(&AlignReader, &blind), "no video stream");
+        assert_eq!(skip(&SyncReader, &whole), "no onset or no motion to compare");
+        go.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(clipsim.read(&whole), Err(Refusal::Cancelled));
+    }
+
+    #[test]
+    fn sounds_lose_their_mean() {
+        let sound = Sound::new(vec![1.0, 0.5, 0.0, 0.5], 2, 16_000).unwrap();
+        assert_eq!(centred(&sound, 16_000).unwrap(), [0.25, -0.25]);
     }
 }

@@ -262,7 +262,7 @@ pub const METRICS: [Metric; 15] = [
         lower_is_better: true,
         golden: "composed clips whose shift is known",
         pair: None,
-        reduce: mean_of,
+        reduce: mean_size_of,
     },
 ];
 
@@ -472,6 +472,16 @@ fn mean_of(sets: &Sets<'_>) -> Result<Reduced, String> {
     Ok(mean(samples))
 }
 
+/// The mean of what clips are away from zero; their own figures keep their signs.
+fn mean_size_of(sets: &Sets<'_>) -> Result<Reduced, String> {
+    let signed = mean_of(sets)?;
+    let sum: f64 = signed.samples.iter().map(|(_, value)| value.abs()).sum();
+    Ok(Reduced {
+        value: sum / signed.n as f64,
+        ..signed
+    })
+}
+
 fn mean(samples: Vec<(usize, f64)>) -> Reduced {
     let n = samples.len();
     Reduced {
@@ -551,5 +561,12 @@ mod tests {
         let found = metric("av_align").reduce(&sets).unwrap();
         assert_eq!((found.value, found.n), (0.5, 2));
         assert!(metric("kl").reduce(&sets).is_err());
+        let early = Reading::Value(-0.25);
+        let sets = Sets {
+            generated: vec![(2, &x), (0, &early)],
+            ..Sets::default()
+        };
+        let found = metric("av_sync").reduce(&sets).unwrap();
+        assert_eq!((found.value, found.samples[1]), (0.25, (0, -0.25)));
     }
 }
