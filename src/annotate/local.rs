@@ -12,6 +12,8 @@ use fulgur_lightnet::lm::sampling::Sampling;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
 use fulgur_lightnet::lm::{LanguageModel, Session};
 
+/// What follows a question, so that a model which only goes on with texts does not begin with the end of a line.
+const ANSWER: &str = "\nAnswer:";
 /// Tokens of a prompt that are read at once.
 const CHUNK: usize = 4096;
 
@@ -80,7 +82,7 @@ impl Local {
         let wrong = |error: &dyn fmt::Display| StageError::Clip(format!("{}: {error}", self.name));
         let ids = self
             .tokenizer
-            .encode(&format!("{question}\n"), true)
+            .encode(&format!("{question}{ANSWER}"), true)
             .map_err(|error| wrong(&error))?;
         let go_on = || !self.stop.load(Ordering::SeqCst);
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);

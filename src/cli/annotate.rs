@@ -40,7 +40,8 @@ const LARGEST: u64 = 1 << 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fulgur annotate clips.jsonl -o annotated.jsonl\n  \
                   fulgur annotate clips.jsonl -o annotated.jsonl --media clips --frames precomputed:seen.csv \\\n    \
-                  --audio precomputed:heard.csv --merge openai-http:some-model --set http.base=http://127.0.0.1:8000\n\n\
+                  --audio precomputed:heard.csv --merge openai-http:some-model \\\n    \
+                  --set http.base=http://127.0.0.1:8000\n\n\
                   docs/tavgbench.md lists all settings.")]
 pub(super) struct Arguments {
     /// Manifest (.jsonl), or caption file
@@ -183,6 +184,8 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         dropped: report.dropped,
         failed: report.failed,
         flags: report.flags,
+        duplicates: report.duplicates,
+        rejected: report.rejected,
         resumed: report.resumed,
         complete: report.complete,
     })
@@ -251,6 +254,8 @@ struct Annotated {
     failed: u64,
     flags: BTreeMap<String, u64>,
     failures: Vec<Failure>,
+    duplicates: u64,
+    rejected: u64,
     resumed: u64,
     complete: bool,
     dry_run: bool,
@@ -295,6 +300,13 @@ impl fmt::Display for Annotated {
         )?;
         for (reason, count) in &self.dropped {
             writeln!(f, "  dropped, {reason}: {count}")?;
+        }
+        if self.duplicates + self.rejected > 0 {
+            let (duplicates, rejected) = (self.duplicates, self.rejected);
+            writeln!(
+                f,
+                "  passed over: {duplicates} whose id came before, {rejected} that cannot be"
+            )?;
         }
         for (flag, count) in &self.flags {
             writeln!(f, "  flag {flag}: {count}")?;

@@ -344,12 +344,11 @@ fn a_server_that_fails_for_one_clip_does_not_harm_the_others() {
     ];
     let key = [&more[..], &["--set", "http.key_env=FULGUR_TEST_KEY"]].concat();
     let with_key = |more: &[&str]| {
-        let arguments = ["annotate", text(&input), "-o", text(&output), "--json"]
-            .iter()
-            .chain(more);
         let mut program = fulgur();
         program
-            .args(arguments)
+            .args(["annotate", text(&input), "-o", text(&output), "--json"])
+            .args(more);
+        program
             .env("FULGUR_TEST_KEY", "sk-secret")
             .env("FULGUR_LOG", "debug");
         Ran::of(program.output().unwrap())

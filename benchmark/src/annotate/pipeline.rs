@@ -98,6 +98,10 @@ pub struct Report {
     pub flags: BTreeMap<String, u64>,
     /// The first failures: clip and error.
     pub failures: Vec<(String, String)>,
+    /// Clips of the input whose id came before; they are passed over.
+    pub duplicates: u64,
+    /// Clips of the input that cannot be; they are passed over.
+    pub rejected: u64,
     /// Clips that were done by earlier runs.
     pub resumed: u64,
     /// Whether all is done and the manifest is written.
@@ -156,11 +160,14 @@ pub fn run(
         return Err(error);
     }
     let feeder = work.feeder.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let counts = feeder.clips.counts();
+    let (duplicates, rejected) = (counts.duplicates, counts.rejected);
     let stopped = work.stop.into_inner() || options.cancel.load(Ordering::SeqCst);
     let Some(journal) = work.journal else {
         let mut report = work.tallied.into_inner().unwrap_or_else(PoisonError::into_inner);
         report.clips = feeder.next;
         report.complete = !stopped;
+        (report.duplicates, report.rejected) = (duplicates, rejected);
         return Ok(report);
     };
     let mut journal = journal.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -172,12 +179,14 @@ pub fn run(
             clips: feeder.next,
             annotated: kept,
             dropped: dropped.clone(),
+            duplicates,
+            rejected,
             resumed,
             ..tallied
         });
     }
     let mut report = finish(&mut journal, feeder.next, options)?;
-    report.resumed = resumed;
+    (report.duplicates, report.rejected, report.resumed) = (duplicates, rejected, resumed);
     Ok(report)
 }
 
@@ -193,7 +202,7 @@ struct Feeder {
 impl Feeder {
     /// The next clip, its number, and whether its video has enough of them.
     fn next(&mut self) -> Result<Option<(u64, Record, bool)>, CaptionError> {
-        let Some(record) = self.clips.next()? else {
+        let Some(record) = self.clips.next_clip()? else {
             return Ok(None);
         };
         let n = self.next;

@@ -45,10 +45,10 @@ impl Clips {
     ///
     /// # Errors
     /// The file cannot be read, or a line of a manifest is no record.
-    pub fn next(&mut self) -> Result<Option<Record>, CaptionError> {
+    pub fn next_clip(&mut self) -> Result<Option<Record>, CaptionError> {
         match self {
-            Self::Captions(captions) => captions.next(),
-            Self::Manifest(manifest) => manifest.next(),
+            Self::Captions(captions) => captions.next_clip(),
+            Self::Manifest(manifest) => manifest.next_clip(),
         }
     }
 

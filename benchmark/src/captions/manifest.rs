@@ -52,7 +52,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The file cannot be read, or a line is no record.
-    pub fn next(&mut self) -> Result<Option<Record>, CaptionError> {
+    pub fn next_clip(&mut self) -> Result<Option<Record>, CaptionError> {
         loop {
             let text = match self.lines.next()? {
                 None => return Ok(None),
@@ -166,7 +166,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let mut manifest = Manifest::open(&path).unwrap();
         let mut records = Vec::new();
-        while let Some(record) = manifest.next().map_err(|error| error.to_string())? {
+        while let Some(record) = manifest.next_clip().map_err(|error| error.to_string())? {
             records.push(record);
         }
         assert_eq!(manifest.position(), (text.len() as u64, text.len() as u64));

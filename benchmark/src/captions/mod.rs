@@ -8,9 +8,9 @@
 //! use fulgur_benchmark::captions::Captions;
 //! let text = "P2RPnCJZMBo_290000_300000.mp4 A dog barks at a ball.\n";
 //! let mut captions = Captions::new("release.txt", text.as_bytes());
-//! let clip = captions.next()?.unwrap();
+//! let clip = captions.next_clip()?.unwrap();
 //! assert_eq!((clip.video_id.as_deref(), clip.start_ms), (Some("P2RPnCJZMBo"), Some(290_000)));
-//! assert!(captions.next()?.is_none());
+//! assert!(captions.next_clip()?.is_none());
 //! assert_eq!(captions.counts().records, 1);
 //! # Ok::<(), fulgur_benchmark::captions::CaptionError>(())
 //! ```

@@ -102,7 +102,7 @@ impl<R: BufRead> Captions<R> {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next(&mut self) -> Result<Option<Record>, CaptionError> {
+    pub fn next_clip(&mut self) -> Result<Option<Record>, CaptionError> {
         loop {
             if let Some(record) = self.ready.pop_front() {
                 return Ok(Some(record));
@@ -299,7 +299,7 @@ mod tests {
     fn parse(text: &[u8]) -> (Vec<Record>, Counts) {
         let mut captions = Captions::new("release.txt", text);
         let mut records = Vec::new();
-        while let Some(record) = captions.next().unwrap() {
+        while let Some(record) = captions.next_clip().unwrap() {
             records.push(record);
         }
         (records, captions.counts().clone())

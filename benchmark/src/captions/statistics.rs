@@ -81,10 +81,8 @@ impl Statistics {
             count(&mut self.flags, flag);
         }
         if let Some(fps) = record.fps {
-            count(
-                &mut self.fps,
-                &format!("{:.2}", fps).trim_end_matches('0').trim_end_matches('.'),
-            );
+            let text = format!("{fps:.2}");
+            count(&mut self.fps, text.trim_end_matches('0').trim_end_matches('.'));
         }
         if let (Some(width), Some(height)) = (record.width, record.height) {
             count(&mut self.sizes, &format!("{width}x{height}"));

@@ -233,7 +233,7 @@ mod tests {
             );
             let mut captions = Captions::new("made", text.as_slice());
             let mut statistics = Statistics::default();
-            while let Some(record) = captions.next().unwrap() {
+            while let Some(record) = captions.next_clip().unwrap() {
                 statistics.add(&record);
             }
             let counts = captions.counts();

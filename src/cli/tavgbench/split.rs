@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use fulgur_benchmark::captions::csv::CsvWriter;
 use fulgur_benchmark::captions::split::{Part, Rule};
-use fulgur_benchmark::captions::{Clips, ManifestWriter};
+use fulgur_benchmark::captions::{Clips, ManifestWriter, Record};
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report, Status};
@@ -77,7 +77,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         read: Read::of(&clips),
     };
     let mut reading = Reading::new(context, "split");
-    while let Some(mut record) = clips.next()? {
+    while let Some(mut record) = clips.next_clip()? {
         let part = rule.apply(&mut record);
         *match part {
             Part::Train => &mut answer.train,
@@ -124,7 +124,7 @@ impl Writers {
         self.manifest.is_some() || self.table.is_some()
     }
 
-    pub(super) fn write(&mut self, record: &fulgur_benchmark::captions::Record) -> anyhow::Result<()> {
+    pub(super) fn write(&mut self, record: &Record) -> anyhow::Result<()> {
         if let Some(manifest) = &mut self.manifest {
             manifest.write(record)?;
         }

@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     let mut clips = Clips::open(&arguments.file)?;
     let mut statistics = Statistics::default();
     let mut reading = Reading::new(context, "stats");
-    while let Some(record) = clips.next()? {
+    while let Some(record) = clips.next_clip()? {
         statistics.add(&record);
         reading.tell(&clips);
         if context.interrupt.requested() {

@@ -99,7 +99,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     progress.set(0, None);
     let mut batch = Vec::new();
     loop {
-        let next = clips.next()?;
+        let next = clips.next_clip()?;
         let last = next.is_none();
         batch.extend(next);
         if batch.len() < jobs * BATCH && !last {
