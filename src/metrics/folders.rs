@@ -58,6 +58,9 @@ pub struct Own {
     pub path: PathBuf,
     /// The figure.
     pub value: f64,
+    /// How sure it is, from 0 to 1, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
 }
 
 /// A metric's figure.
@@ -282,6 +285,7 @@ impl Plan<'_> {
                     .map(|(number, value)| Own {
                         path: self.generated[number].path.clone(),
                         value,
+                        confidence: confidence(&generated[number], metric.reads),
                     })
                     .collect(),
                 warnings: reduced.warnings,
@@ -303,6 +307,14 @@ impl Plan<'_> {
 fn of<'a>(all: &'a [Readings], numbers: &[usize], reads: Reads) -> Vec<(usize, &'a Reading)> {
     let one = |&number: &usize| Some((number, all.get(number)?.get(&reads)?.as_ref().ok()?));
     numbers.iter().filter_map(one).collect()
+}
+
+/// How sure a clip's own figure is.
+fn confidence(readings: &Readings, reads: Reads) -> Option<f64> {
+    match readings.get(&reads)?.as_ref().ok()? {
+        Reading::Offset(offset) => Some(offset.confidence),
+        Reading::Rows(_) | Reading::Classes { .. } | Reading::Value(_) => None,
+    }
 }
 
 /// An error without the path that it begins with.
