@@ -58,6 +58,9 @@ pub struct Own {
     pub path: PathBuf,
     /// The figure.
     pub value: f64,
+    /// How sure it is, from 0 to 1, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
 }
 
 /// A metric's figure.
@@ -284,6 +287,7 @@ impl Plan<'_> {
                     .map(|(number, value)| Own {
                         path: self.generated[number].path.clone(),
                         value,
+                        confidence: confidence(&generated[number], metric.reads),
                     })
                     .collect(),
                 warnings: reduced.warnings,
@@ -298,6 +302,14 @@ impl Plan<'_> {
                 ..empty
             },
         }
+    }
+}
+
+/// How sure a clip's own figure is.
+fn confidence(readings: &Readings, reads: Reads) -> Option<f64> {
+    match readings.get(&reads)?.as_ref().ok()? {
+        Reading::Offset(offset) => Some(offset.confidence),
+        Reading::Rows(_) | Reading::Classes { .. } | Reading::Value(_) | Reading::Joint(_) => None,
     }
 }
 

@@ -302,6 +302,8 @@ fn figures_of_folders_say_what_they_are_of() {
         "{}",
         metric("av_sync")
     );
+    let sure = metric("av_sync")["samples"][0]["confidence"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&sure), "{sure}");
     let html = fs::read_to_string(&page).unwrap();
     assert!(html.contains("data:image/jpeg") && html.contains("waveform") && html.contains("a bell rings"));
     // A set beside itself.

@@ -259,7 +259,7 @@ impl Reader for SyncReader {
     fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {
         let found = sync::probe(video(sample)?, sound(sample)?)?;
         let found = found.ok_or_else(|| Refusal::Skip("no onset or no motion to compare".to_owned()))?;
-        Ok(Reading::Value(found.offset_ms))
+        Ok(Reading::Offset(found))
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::classes::{self, SPLITS};
 use super::joint::{Part, Vectors};
 use super::points::{Points, PointsError};
+use super::sync::Offset;
 use super::{frechet, kvd};
 
 /// What one clip gives to one reader.
@@ -26,6 +27,8 @@ pub enum Reading {
     Value(f64),
     /// Vectors of picture, sound and prompt in one space.
     Joint(Vectors),
+    /// How far sound and picture are apart.
+    Offset(Offset),
 }
 
 /// Which network or algorithm a metric reads clips with.
@@ -267,7 +270,11 @@ pub const METRICS: [Metric; 15] = [
 ];
 
 /// Metrics of the field that are not here, and why.
-pub const LEFT_OUT: [(&str, &str); 6] = [
+pub const LEFT_OUT: [(&str, &str); 7] = [
+    (
+        "ib_tv, ib_ta, ib_av, clipsim",
+        "need ImageBind or CLIP: the library computes them with any encoder of frames, sounds and texts (metrics::joint)",
+    ),
     (
         "desync",
         "Synchformer: its aggregation layers are not stated exactly enough to be written without its code",
@@ -349,7 +356,7 @@ fn points(readings: &[(usize, &Reading)], side: &str) -> Result<Points, String> 
     let mut rows = readings.iter().flat_map(|(_, reading)| match reading {
         Reading::Rows(rows) => rows.as_slice(),
         Reading::Classes { embedding, .. } => std::slice::from_ref(embedding),
-        Reading::Value(_) | Reading::Joint(_) => &[],
+        Reading::Value(_) | Reading::Joint(_) | Reading::Offset(_) => &[],
     });
     let few = || format!("{side}: found features of 0 clips, expected at least 2");
     let first = rows.next().ok_or_else(few)?;
@@ -408,7 +415,7 @@ fn kernel_of(sets: &Sets<'_>) -> Result<Reduced, String> {
 fn logits(reading: &Reading) -> Option<&Vec<f64>> {
     match reading {
         Reading::Classes { logits, .. } => Some(logits),
-        Reading::Rows(_) | Reading::Value(_) | Reading::Joint(_) => None,
+        Reading::Rows(_) | Reading::Value(_) | Reading::Joint(_) | Reading::Offset(_) => None,
     }
 }
 
@@ -463,6 +470,7 @@ fn divergence_of(sets: &Sets<'_>) -> Result<Reduced, String> {
 fn mean_of(sets: &Sets<'_>) -> Result<Reduced, String> {
     let value = |&(number, reading): &(usize, &Reading)| match reading {
         Reading::Value(value) => Some((number, *value)),
+        Reading::Offset(offset) => Some((number, offset.offset_ms)),
         Reading::Rows(_) | Reading::Classes { .. } | Reading::Joint(_) => None,
     };
     let samples: Vec<(usize, f64)> = sets.generated.iter().filter_map(value).collect();
@@ -561,9 +569,15 @@ mod tests {
         let found = metric("av_align").reduce(&sets).unwrap();
         assert_eq!((found.value, found.n), (0.5, 2));
         assert!(metric("kl").reduce(&sets).is_err());
-        let early = Reading::Value(-0.25);
+        let of = |offset_ms: f64| {
+            Reading::Offset(Offset {
+                offset_ms,
+                confidence: 0.5,
+            })
+        };
+        let (late, early) = (of(0.25), of(-0.25));
         let sets = Sets {
-            generated: vec![(2, &x), (0, &early)],
+            generated: vec![(2, &late), (0, &early)],
             ..Sets::default()
         };
         let found = metric("av_sync").reduce(&sets).unwrap();
