@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fulgur::lightnet::params::{Precision, file};
+use fulgur::lightnet::testing::{self, golden, tensors};
 use serde_json::{Value, json};
 
 use crate::support::{Ran, fulgur, names};
@@ -13,16 +14,6 @@ use crate::support::{Ran, fulgur, names};
 const CPU: &Device = &Device::Cpu;
 
 type Tensors = BTreeMap<String, Tensor>;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(name)
-}
-
-fn tensors(name: &str) -> Tensors {
-    file::read(&golden(name), CPU).unwrap().tensors
-}
 
 fn forward(folder: &Path, model: &Path, inputs: &Tensors) -> Ran {
     let (input, output) = (folder.join("in.safetensors"), folder.join("out.safetensors"));
@@ -56,7 +47,7 @@ fn relative(found: &Tensor, wanted: &Tensor) -> f32 {
 fn imagebind_gives_the_vectors_of_torch() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
-    let golden_tensors = tensors("imagebind.safetensors");
+    let golden_tensors = tensors("imagebind");
     let cases: Vec<&str> = golden_tensors
         .keys()
         .filter_map(|name| name.strip_suffix(".in"))
@@ -70,7 +61,11 @@ fn imagebind_gives_the_vectors_of_torch() {
             _ => "text",
         };
         let inputs = Tensors::from([(modality.to_owned(), golden_tensors[&format!("{case}.in")].clone())]);
-        let ran = forward(folder, &golden(&format!("imagebind_{model}")), &inputs);
+        let ran = forward(
+            folder,
+            &testing::model(&format!("imagebind_{model}"), folder),
+            &inputs,
+        );
         let found = outputs(folder, &ran);
         let wanted = &golden_tensors[&format!("{case}.out")];
         // What was not given is not there.
@@ -84,7 +79,10 @@ fn imagebind_gives_the_vectors_of_torch() {
         ("audio".to_owned(), golden_tensors["tiny.sounds.in"].clone()),
         ("text".to_owned(), golden_tensors["tiny.text.in"].clone()),
     ]);
-    let all = outputs(folder, &forward(folder, &golden("imagebind_tiny"), &inputs));
+    let all = outputs(
+        folder,
+        &forward(folder, &testing::model("imagebind_tiny", folder), &inputs),
+    );
     for (name, case) in [("vision", "image"), ("audio", "sounds"), ("text", "text")] {
         assert!(
             relative(&all[name], &golden_tensors[&format!("tiny.{case}.out")]) < 2e-5,
@@ -96,13 +94,17 @@ fn imagebind_gives_the_vectors_of_torch() {
 #[test]
 fn a_clip_alone_is_told_from_several_pictures() {
     let root = tempfile::tempdir().unwrap();
-    let golden_tensors = tensors("imagebind.safetensors");
+    let golden_tensors = tensors("imagebind");
     let clips = golden_tensors["tiny.clips.in"].to_dtype(DType::F32).unwrap();
     let run = |x: Tensor| {
         let inputs = Tensors::from([("vision".to_owned(), x)]);
         outputs(
             root.path(),
-            &forward(root.path(), &golden("imagebind_tiny"), &inputs),
+            &forward(
+                root.path(),
+                &testing::model("imagebind_tiny", root.path()),
+                &inputs,
+            ),
         )["vision"]
             .clone()
     };
@@ -116,7 +118,7 @@ fn a_clip_alone_is_told_from_several_pictures() {
 fn clip_gives_the_vectors_of_transformers() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
-    let golden_tensors = tensors("clip.safetensors");
+    let golden_tensors = tensors("clip");
     let at = |name: &str| golden_tensors[name].clone();
     let named = |model: &str, names: &[&str]| -> Tensors {
         let names = names.iter();
@@ -129,7 +131,7 @@ fn clip_gives_the_vectors_of_transformers() {
         assert!(error < 2e-5, "{wanted}: {error}");
     };
     for model in ["quick", "gelu"] {
-        let dir = golden(&format!("clip_{model}"));
+        let dir = testing::model(&format!("clip_{model}"), folder);
         let both = named(model, &["pixel_values", "input_ids", "attention_mask"]);
         let found = outputs(folder, &forward(folder, &dir, &both));
         assert_eq!(found.keys().collect::<Vec<_>>(), ["image_embeds", "text_embeds"]);
@@ -141,7 +143,7 @@ fn clip_gives_the_vectors_of_transformers() {
         assert_eq!(found.keys().collect::<Vec<_>>(), ["text_embeds"]);
         near(&found, "text_embeds", &format!("{model}.short_text_embeds"));
     }
-    let dir = golden("clip_text");
+    let dir = testing::model("clip_text", folder);
     let found = outputs(
         folder,
         &forward(folder, &dir, &named("text", &["input_ids", "attention_mask"])),
@@ -154,7 +156,7 @@ fn clip_gives_the_vectors_of_transformers() {
         folder,
         &forward(
             folder,
-            &golden("clip_vision"),
+            &testing::model("clip_vision", folder),
             &named("vision", &["pixel_values"]),
         ),
     );
@@ -165,10 +167,7 @@ fn clip_gives_the_vectors_of_transformers() {
 /// A copy of a folder of the goldens, whose `config.json` is changed.
 fn copy(of: &str, to: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
     let _ = fs::remove_dir_all(to);
-    fs::create_dir(to).unwrap();
-    for name in names(&golden(of)) {
-        fs::copy(golden(of).join(&name), to.join(&name)).unwrap();
-    }
+    fs::rename(testing::model(of, to.parent().unwrap()), to).unwrap();
     let path = to.join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut config);
@@ -181,7 +180,7 @@ fn folders_and_inputs_that_do_not_fit_are_one_line() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path();
     let to = folder.join("model");
-    let golden_tensors = tensors("imagebind.safetensors");
+    let golden_tensors = tensors("imagebind");
     let image = Tensors::from([("vision".to_owned(), golden_tensors["tiny.image.in"].clone())]);
     for (field, value, words) in [
         (
@@ -234,7 +233,7 @@ fn folders_and_inputs_that_do_not_fit_are_one_line() {
         let zeros = Tensor::zeros(shape, DType::F32, CPU).unwrap();
         let ran = forward(
             folder,
-            &golden("imagebind_tiny"),
+            &testing::model("imagebind_tiny", folder),
             &Tensors::from([(name.to_owned(), zeros)]),
         );
         assert!(ran.error().contains(words), "{}", ran.error());
@@ -261,7 +260,7 @@ fn folders_and_inputs_that_do_not_fit_are_one_line() {
         "attention_mask".to_owned(),
         Tensor::ones((1, 4), DType::I64, CPU).unwrap(),
     )]);
-    let ran = forward(folder, &golden("clip_quick"), &mask);
+    let ran = forward(folder, &testing::model("clip_quick", folder), &mask);
     assert!(ran.error().contains("input_ids"), "{}", ran.error());
 }
 
@@ -290,7 +289,7 @@ fn checkpoints_become_safetensors() {
         tensors["modality_preprocessors.vision.cls_token"].dtype(),
         DType::F16
     );
-    let golden_tensors = self::tensors("imagebind.safetensors");
+    let golden_tensors = self::tensors("imagebind");
     let inputs = Tensors::from([("audio".to_owned(), golden_tensors["wrapped.sounds.in"].clone())]);
     let found = outputs(folder, &forward(folder, &out, &inputs));
     assert!(relative(&found["audio"], &golden_tensors["wrapped.sounds.out"]) < 2e-5);
@@ -339,7 +338,7 @@ mod media {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path();
         let (out, wav) = (folder.join("f.safetensors"), folder.join("a.wav"));
-        let kaldi = tensors("kaldi.safetensors");
+        let kaldi = tensors("kaldi");
         let wave = kaldi["wave.sweep"].to_vec1::<f32>().unwrap();
         // The second channel is not heard.
         let stereo = wave.iter().flat_map(|&x| [x, 0.5 - x]).collect();
@@ -365,7 +364,7 @@ mod media {
         );
 
         let png = folder.join("a.png");
-        let pillow = tensors("pillow.safetensors");
+        let pillow = tensors("pillow");
         let pixels = pillow["rgb"].flatten_all().unwrap().to_vec1::<u8>().unwrap();
         let small = Picture::new(pixels, 23, 19, 3).unwrap();
         write_png(&png, &small).unwrap();
@@ -411,7 +410,8 @@ mod media {
         let mut command = fulgur();
         command.env("XDG_CACHE_HOME", cache);
         command.args(["score", "--json", "-q", "--device", "cpu", "--encoder"]);
-        command.arg(golden("imagebind_tiny")).args(more).args(clips);
+        let model = testing::model("imagebind_tiny", cache.parent().unwrap());
+        command.arg(model).args(more).args(clips);
         Ran::of(command.output().unwrap())
     }
 

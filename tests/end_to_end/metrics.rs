@@ -5,18 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use fulgur::benchmark::features;
 use fulgur::datasets::media::{Sound, Video, WavFormat, WriteOptions, write_mp4, write_wav};
+use fulgur::lightnet::testing::tensors as golden;
 use fulgur::tensors;
 use serde_json::Value;
 
 use crate::support::{Ran, names, run};
 use crate::tiny;
-
-/// Tensors of another implementation.
-fn golden(name: &str) -> BTreeMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
-    tensors::read(&path, &Device::Cpu).unwrap()
-}
 
 fn save(path: &Path, entries: impl IntoIterator<Item = (String, Tensor)>) {
     let tensors: HashMap<String, Tensor> = entries.into_iter().collect();
@@ -108,16 +104,21 @@ fn networks_run_through_forward_as_their_references() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         tensors::read(&out, &Device::Cpu).unwrap()
     };
+    let samples = |tensors: &BTreeMap<String, Tensor>| tensors["wave"].to_vec1::<f32>().unwrap();
     let vggish = golden("vggish");
     let found = run_on(
         &network(root.path(), "vggish"),
-        vec![("patches".to_owned(), vggish["patches"].clone())],
+        vec![(
+            "patches".to_owned(),
+            features::vggish::patches(&samples(&vggish)).unwrap(),
+        )],
     );
     assert!(relative_rms(&found["embedding"], &vggish["vectors"]) < 2e-5);
     let panns = golden("panns");
+    let mel = features::panns::log_mel(&samples(&panns)).unwrap();
     let found = run_on(
         &network(root.path(), "panns"),
-        vec![("mel".to_owned(), panns["mel"].unsqueeze(0).unwrap())],
+        vec![("mel".to_owned(), mel.unsqueeze(0).unwrap())],
     );
     for name in ["embedding", "logits"] {
         assert!(relative_rms(&found[name], &panns[name]) < 2e-5, "{name}");

@@ -1,12 +1,11 @@
-"""Writes av_align.safetensors: onsets of sounds and flow between frames.
+"""Writes av_align.safetensors and av_align.drawn.json: onsets of sounds and flow between frames.
 
 Run: pip install librosa==0.11.0 opencv-python-headless==5.0.0.93 safetensors numpy && python av_align.py (some seconds)
 Reference: librosa.onset.onset_strength and onset_detect with their defaults; cv2.calcOpticalFlowFarneback(pyr_scale 0.5, levels 3,
 winsize 15, iterations 3, poly_n 5, poly_sigma 1.2), cv2.cartToPolar and cv2.mean.
 
-wave.NAME [S] f16 at 22050 Hz -> strength.NAME [frames], onsets.NAME (frames that are onsets)
-frames.NAME [F, H, W, 3] RGB bytes -> grey.NAME [F, H, W] bytes, flow.NAME [2, H, W, 2] of the first two pairs, mean.NAME [F - 1] mean
-magnitudes
+wave.NAME [S] at 22050 Hz, drawn (drawn.py) -> strength.NAME [frames], onsets.NAME (frames that are onsets)
+frames.NAME [3, H, W, 3] RGB bytes -> grey.NAME [3, H, W] bytes, flow.NAME [2, H, W, 2] (every third value), mean.NAME [2] mean magnitudes
 score [S]: audio and video peaks, AV-Align of each case: see cases.audio, cases.video, cases.fps
 """
 
@@ -17,30 +16,30 @@ import librosa
 import numpy as np
 from safetensors.numpy import save_file
 
+import drawn
+
 rng = np.random.default_rng(5)
 RATE = 22050
-tensors = {}
+tensors, own = {}, drawn.Drawn()
 
 
-def burst(time, start, hertz, decay):
-    return np.where(time >= start, np.sin(2 * np.pi * hertz * time) * np.exp(-np.maximum(time - start, 0) / decay), 0)
+def burst(start, hertz, fade, exponent, rise=0):
+    """A tone that fades within so many samples; noise, if it rises so fast that it passes all frequencies many times."""
+    return [int(start * RATE), int(start * RATE) + fade, int(hertz / RATE * 2**32), rise, fade, exponent]
 
 
-time = np.arange(int(1.9 * RATE)) / RATE
+NOISE = 0x9E3779B1
 waves = {
-    "clicks": 0.4 * burst(time, 0.3, 600, 0.05) + 0.3 * burst(time, 0.85, 1500, 0.1) + 0.35 * burst(time, 1.4, 300, 0.2)
-    + 0.002 * rng.normal(size=time.size),
-    "noise": (0.1 * rng.normal(size=time.size) * (1 + np.sin(2 * np.pi * 2.3 * time)))[:20000],
-    "silence": np.zeros(9000),
-    "short": 0.3 * np.sin(2 * np.pi * 500 * np.arange(700) / RATE),
+    "clicks": [int(1.9 * RATE), -16, 0, [burst(0.3, 600, 3000, -27), burst(0.85, 1500, 5000, -28), burst(1.4, 300, 8000, -28)]],
+    "noise": [20000, drawn.exponent(0.02), 0, [burst(0.07, 0, 6000, -29, NOISE), burst(0.5, 0, 7000, -29, NOISE)]],
+    "silence": [9000, None],
+    "short": [700, None, 0, [[0, 700, int(500 / RATE * 2**32), 0, 0, -16]]],
 }
-for name, wave in waves.items():
-    wave = wave.astype(np.float16)
-    own = wave.astype(np.float32)
-    strength = librosa.onset.onset_strength(y=own, sr=RATE)
+for name, (count, *how) in waves.items():
+    wave = own(f"wave.{name}", (count,), *how)
+    strength = librosa.onset.onset_strength(y=wave, sr=RATE)
     onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=RATE)
     print(name, strength.shape, onsets)
-    tensors[f"wave.{name}"] = wave
     tensors[f"strength.{name}"] = strength.astype(np.float32)
     tensors[f"onsets.{name}"] = onsets.astype(np.int64)
 
@@ -78,7 +77,7 @@ for name, frames in scenes.items():
     tensors[f"frames.{name}"] = frames
     if name in ("odd", "tiny"):
         tensors[f"grey.{name}"] = np.stack(grey)
-        tensors[f"flow.{name}"] = np.stack(flows[:2]).astype(np.float32)
+        tensors[f"flow.{name}"] = np.stack(flows).astype(np.float32).flatten()[::3].copy()
     tensors[f"mean.{name}"] = np.asarray(means, dtype=np.float64)
 
 
@@ -94,3 +93,4 @@ for i, (audio, video, fps) in enumerate(cases):
     tensors[f"case.{i}.video"] = np.asarray(video, dtype=np.float64)
     tensors[f"case.{i}.answer"] = np.asarray([fps, score(audio, video, fps)], dtype=np.float64)
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

@@ -1,8 +1,10 @@
-"""Writes clip_quick/, clip_gelu/, clip_text/, clip_vision/ and clip.safetensors: small random CLIP models, and what they make of inputs.
+"""Writes clip_quick/, clip_gelu/, clip_text/, clip_vision/, clip.safetensors and clip.drawn.json: small random CLIP models, and what they
+make of inputs.
 
 Run: pip install torch==2.15.0 transformers==5.24.0 safetensors && python clip.py (seconds)
 Reference: CLIPModel, CLIPTextModel and CLIPVisionModelWithProjection of transformers.
 
+Weights and pixels are drawn (drawn.py).
 MODEL.NAME: inputs and outputs by their names there; embeddings of a whole CLIPModel have length one
 """
 
@@ -12,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 
+import drawn
+
 HERE = pathlib.Path(__file__).parent
 torch.manual_seed(7)
-tensors = {}
+tensors, inputs = {}, drawn.Drawn()
 
 
 def config(act, eos, head):
@@ -25,11 +29,21 @@ def config(act, eos, head):
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=14)
 
 
-def lively(model):
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.2 if p.dim() == 1 else 0.12))
+def places(name, shape):
+    """Exponent and centre of a parameter; a scale near log(1 / 0.07)."""
+    return [drawn.exponent(0.1), 2.625] if name == "logit_scale" else drawn.usual(name, shape)
+
+
+def keep_model(name, model):
+    """Draws the weights of a model and writes its folder."""
+    own = drawn.Drawn()
+    drawn.fill(model, own, how=places)
+    drawn.save_model(model, HERE / f"clip_{name}", own)
     return model.eval()
+
+
+def pixels_of(name, count):
+    return torch.from_numpy(inputs(f"{name}.pixel_values", (count, 3, 30, 30), -7))
 
 
 def ids(n, length, eos):
@@ -49,20 +63,18 @@ def keep(name, **values):
 
 
 for name, act, eos, end, head in [("quick", "quick_gelu", 2, 60, 10), ("gelu", "gelu", 59, 59, 7)]:
-    model = lively(CLIPModel(config(act, eos, head)))
-    model.save_pretrained(HERE / f"clip_{name}")
+    model = keep_model(name, CLIPModel(config(act, eos, head)))
     input_ids, mask = ids(3, 13, end)
     if eos == 59:
         input_ids[1, 1] = 60
-    pixels = torch.randn(2, 3, 30, 30)
+    pixels = pixels_of(name, 2)
     with torch.no_grad():
         out = model(input_ids=input_ids, pixel_values=pixels, attention_mask=mask)
         bare = model(input_ids=input_ids[:, :9], pixel_values=pixels)
-    keep(name, pixel_values=pixels, input_ids=input_ids, attention_mask=mask, image_embeds=out.image_embeds,
+    keep(name, input_ids=input_ids, attention_mask=mask, image_embeds=out.image_embeds,
          text_embeds=out.text_embeds, short_text_embeds=bare.text_embeds)
 
-text = lively(CLIPTextModel(config("quick_gelu", 2, 6).text_config))
-text.save_pretrained(HERE / "clip_text")
+text = keep_model("text", CLIPTextModel(config("quick_gelu", 2, 6).text_config))
 input_ids, mask = ids(4, 12, 60)
 with torch.no_grad():
     out = text(input_ids=input_ids, attention_mask=mask)
@@ -73,10 +85,10 @@ keep("text", input_ids=input_ids, attention_mask=mask, last_hidden_state=out.las
 settings = config("gelu", 2, 8)
 vision = settings.vision_config
 vision.projection_dim = 14
-vision = lively(CLIPVisionModelWithProjection(vision))
-vision.save_pretrained(HERE / "clip_vision")
-pixels = torch.randn(3, 3, 30, 30)
+vision = keep_model("vision", CLIPVisionModelWithProjection(vision))
+pixels = pixels_of("vision", 3)
 with torch.no_grad():
     out = vision(pixel_values=pixels)
-keep("vision", pixel_values=pixels, image_embeds=out.image_embeds, last_hidden_state=out.last_hidden_state)
+keep("vision", image_embeds=out.image_embeds, last_hidden_state=out.last_hidden_state)
 save_file(tensors, HERE / "clip.safetensors")
+inputs.save(HERE / "clip.drawn.json")

@@ -1,10 +1,10 @@
-"""Writes i3d.safetensors: a narrow I3D with random weights and its logits.
+"""Writes i3d.safetensors and i3d.drawn.json: a narrow I3D with random weights and its logits.
 
 Run: pip install torch==2.15.0 safetensors numpy && python i3d.py (a minute)
 Reference: torch.nn.functional.conv3d, max_pool3d and batch_norm; the network is written out below from its description (padding
 "SAME" of TensorFlow computed for each layer, zeros around maxima). Clips are waves that the test makes too.
 
-weights.NAME: tensors with the names of the published checkpoint
+weights.NAME: tensors with the names of the published checkpoint, drawn (drawn.py)
 logits.T: [1, 10], mean over time, of the clip of T frames
 """
 
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-torch.manual_seed(0)
+import drawn
+
 torch.set_num_threads(2)
 CLASSES = 10
 BLOCKS = {
@@ -23,7 +24,12 @@ BLOCKS = {
     "4c": (160, 112, 224, 24, 64, 64), "4d": (128, 128, 256, 24, 64, 64), "4e": (112, 144, 288, 32, 64, 64),
     "4f": (256, 160, 320, 32, 128, 128), "5b": (256, 160, 320, 32, 128, 128), "5c": (384, 192, 384, 48, 128, 128),
 }
-weights = {}
+weights, own = {}, drawn.Drawn()
+
+
+def weight(name, shape, gain=1.0):
+    how = drawn.usual(name, shape, gain)
+    weights[name] = torch.from_numpy(own(f"weights.{name}", [int(size) for size in shape], *how))
 
 
 def narrow(width):
@@ -41,12 +47,9 @@ def same_padding(shape, kernel, stride):
 def unit(x, name, out, kernel, stride=(1, 1, 1)):
     key = f"{name}.conv3d.weight"
     if key not in weights:
-        fan = x.shape[1] * np.prod(kernel)
-        weights[key] = torch.randn(out, x.shape[1], *kernel) * (2 / fan) ** 0.5
-        weights[f"{name}.bn.weight"] = 1 + 0.2 * torch.randn(out)
-        weights[f"{name}.bn.bias"] = 0.2 * torch.randn(out)
-        weights[f"{name}.bn.running_mean"] = 0.1 * torch.randn(out)
-        weights[f"{name}.bn.running_var"] = 0.5 + torch.rand(out)
+        weight(key, (out, x.shape[1], *kernel), 2**0.5)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weight(f"{name}.bn.{part}", (out,))
     x = F.conv3d(F.pad(x, same_padding(x.shape[2:], kernel, stride)), weights[key], stride=stride)
     norm = [weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
     return F.relu(F.batch_norm(x, *norm, training=False, eps=1e-5))
@@ -81,8 +84,8 @@ def network(x):
         x = mixed(x, block)
     x = F.avg_pool3d(x, (2, 7, 7), 1)
     if "logits.conv3d.weight" not in weights:
-        weights["logits.conv3d.weight"] = torch.randn(CLASSES, x.shape[1], 1, 1, 1) / x.shape[1] ** 0.5
-        weights["logits.conv3d.bias"] = torch.randn(CLASSES)
+        weight("logits.conv3d.weight", (CLASSES, x.shape[1], 1, 1, 1))
+        weight("logits.conv3d.bias", (CLASSES,))
     x = F.conv3d(x, weights["logits.conv3d.weight"], weights["logits.conv3d.bias"])
     return x[:, :, :, 0, 0].mean(2)
 
@@ -96,5 +99,5 @@ def clip(frames):
 with torch.no_grad():
     outputs = {f"logits.{frames}": network(clip(frames)) for frames in (9, 16)}
 print({name: value.flatten().tolist() for name, value in outputs.items()})
-outputs |= {f"weights.{name}": value.contiguous() for name, value in weights.items()}
 save_file(outputs, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

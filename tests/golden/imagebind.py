@@ -1,11 +1,13 @@
-"""Writes imagebind_tiny/, imagebind_wrapped/ and imagebind.safetensors: small random ImageBind models, and what they make of inputs.
+"""Writes imagebind_tiny/, imagebind_wrapped/, imagebind.safetensors and imagebind.drawn.json: small random ImageBind models, and what
+they make of inputs.
 
 Run: pip install torch==2.15.0 numpy safetensors && python imagebind.py (seconds)
 Reference: plain PyTorch modules, put together below as the paper (Girdhar et al., 2023) and the names of its checkpoint say.
 
-imagebind_tiny: config.json and model.safetensors, with towers that nobody reads; imagebind_wrapped: weights.ckpt of torch.save in
-f16, below "state_dict" and the prefix "model."; its vision tower has patches of one frame.
-MODEL.NAME.in (f16 or i64), MODEL.NAME.out: inputs and embeddings of images, clips, several clips, sounds, several sounds and texts
+imagebind_tiny: config.json and weights, with towers that nobody reads, drawn (drawn.py) but for the mask of the text tower;
+imagebind_wrapped: weights.ckpt of torch.save in f16, below "state_dict" and the prefix "model."; its vision tower has patches of one
+frame.
+MODEL.NAME.in (drawn, or i64), MODEL.NAME.out: inputs and embeddings of images, clips, several clips, sounds, several sounds and texts
 """
 
 import json
@@ -15,6 +17,8 @@ import pathlib
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+import drawn
 
 HERE = pathlib.Path(__file__).parent
 torch.manual_seed(5)
@@ -93,11 +97,12 @@ def model(config):
     getattr(post["audio"], "1").register_buffer("log_logit_scale", torch.tensor(math.log(20.0)))
     names = ["preprocessors", "trunks", "heads", "postprocessors"]
     whole = nn.ModuleDict({f"modality_{n}": m for n, m in zip(names, [pre, trunk, head, post])})
-    with torch.no_grad():
-        for name, p in whole.named_parameters():
-            if p.dim() == 1:
-                p.add_(torch.randn_like(p) * 0.2)
     return whole
+
+
+def places(name, shape):
+    """Exponent and centre of a parameter; a scale near log(1 / 0.07)."""
+    return [drawn.exponent(0.1), 2.625] if name.endswith("log_logit_scale") else drawn.usual(name, shape)
 
 
 def unit(x):
@@ -133,9 +138,11 @@ def embed(m, kind, x):
 
 
 def case(tensors, name, m, kind, x):
-    if x.is_floating_point():
-        x = x.half().float()
-    tensors[f"{name}.in"] = x.half().contiguous() if x.is_floating_point() else x
+    """x: ids, or the shape of an input that is drawn."""
+    if isinstance(x, tuple):
+        x = torch.from_numpy(inputs(f"{name}.in", x, -7))
+    else:
+        tensors[f"{name}.in"] = x
     tensors[f"{name}.out"] = embed(m, kind, x).contiguous()
 
 
@@ -149,30 +156,30 @@ def texts(n, context, vocabulary):
     return ids
 
 
-tensors = {}
+tensors, inputs, weights = {}, drawn.Drawn(), drawn.Drawn()
 sizes = {
     "out_embed_dim": 20,
     "vision": {"width": 36, "blocks": 2, "heads": 3, "kernel": (2, 7, 7), "tokens": 25},
     "audio": {"width": 24, "blocks": 3, "heads": 2, "kernel": 16, "stride": 10, "tokens": 228},
     "text": {"width": 40, "blocks": 2, "heads": 5, "context": 11, "vocabulary": 53},
 }
-tiny = model(sizes)
+tiny = drawn.fill(model(sizes), weights, how=places)
 folder = HERE / "imagebind_tiny"
 folder.mkdir(exist_ok=True)
-state = {k: v.detach().clone().contiguous() for k, v in tiny.state_dict().items()}
-state["modality_trunks.depth.blocks.0.norm_1.weight"] = torch.zeros(3)
-state["modality_heads.imu.0.weight"] = torch.zeros(3)
-state["modality_preprocessors.thermal.cls_token"] = torch.zeros(1, 1, 3)
-save_file(state, folder / "model.safetensors")
+rest = {k: v.detach().clone().contiguous() for k, v in tiny.state_dict().items() if k not in weights.how}
+for unread in ["trunks.depth.blocks.0.norm_1.weight", "heads.imu.0.weight", "preprocessors.thermal.cls_token"]:
+    weights(f"modality_{unread}", (1, 1, 3) if "token" in unread else (3,), -9)
+weights.save(folder / "drawn.json")
+save_file(rest, folder / "rest.safetensors")
 (folder / "config.json").write_text(json.dumps({
     "vision_embed_dim": 36, "vision_num_blocks": 2, "vision_num_heads": 3, "audio_embed_dim": 24, "audio_num_blocks": 3,
     "audio_num_heads": 2, "text_embed_dim": 40, "text_num_blocks": 2, "text_num_heads": 5, "out_embed_dim": 20,
 }, indent=1) + "\n")
-case(tensors, "tiny.image", tiny, "vision", torch.randn(3, 3, 35, 35))
-case(tensors, "tiny.clips", tiny, "vision", torch.randn(2, 3, 3, 2, 35, 35))
-case(tensors, "tiny.images", tiny, "vision", torch.randn(1, 2, 3, 35, 35))
-case(tensors, "tiny.sound", tiny, "audio", torch.randn(1, 1, 128, 204))
-case(tensors, "tiny.sounds", tiny, "audio", torch.randn(1, 2, 1, 128, 204))
+case(tensors, "tiny.image", tiny, "vision", (3, 3, 35, 35))
+case(tensors, "tiny.clips", tiny, "vision", (2, 3, 3, 2, 35, 35))
+case(tensors, "tiny.images", tiny, "vision", (1, 2, 3, 35, 35))
+case(tensors, "tiny.sound", tiny, "audio", (1, 1, 128, 204))
+case(tensors, "tiny.sounds", tiny, "audio", (1, 2, 1, 128, 204))
 case(tensors, "tiny.text", tiny, "text", texts(5, 11, 53))
 
 sizes = {
@@ -181,7 +188,7 @@ sizes = {
     "audio": {"width": 12, "blocks": 1, "heads": 3, "kernel": 6, "stride": 4, "tokens": 4 * 7},
     "text": {"width": 8, "blocks": 1, "heads": 1, "context": 9, "vocabulary": 31},
 }
-wrapped = model(sizes)
+wrapped = drawn.fill(model(sizes), drawn.Drawn(), how=places)
 with torch.no_grad():
     for p in wrapped.parameters():
         p.copy_(p.half().float())
@@ -198,7 +205,8 @@ torch.save({"epoch": 3, "note": ["of a test"], "state_dict": state}, folder / "w
 with torch.no_grad():
     scale = getattr(wrapped["modality_postprocessors"]["text"], "1").log_logit_scale
     scale.copy_(scale.half().float())
-case(tensors, "wrapped.image", wrapped, "vision", torch.randn(2, 3, 10, 10))
-case(tensors, "wrapped.sounds", wrapped, "audio", torch.randn(3, 2, 1, 18, 31))
+case(tensors, "wrapped.image", wrapped, "vision", (2, 3, 10, 10))
+case(tensors, "wrapped.sounds", wrapped, "audio", (3, 2, 1, 18, 31))
 case(tensors, "wrapped.text", wrapped, "text", texts(4, 9, 31))
 save_file(tensors, HERE / "imagebind.safetensors")
+inputs.save(HERE / "imagebind.drawn.json")

@@ -1,9 +1,9 @@
-"""Writes kaldi.safetensors: Kaldi's filterbank and band-limited resampling, as torchaudio computes them.
+"""Writes kaldi.safetensors and kaldi.drawn.json: Kaldi's filterbank and band-limited resampling, as torchaudio computes them.
 
 Run: pip install torch==2.15.0 torchaudio==2.11.1 numpy safetensors && python kaldi.py (a second)
 Reference: torchaudio.compliance.kaldi.fbank and torchaudio.functional.resample, with the settings of ImageBind.
 
-wave.NAME, fbank.NAME: samples at 16 kHz, and [frames, 128] of those samples less their mean
+wave.NAME, fbank.NAME: samples at 16 kHz, drawn (drawn.py), and [frames, 128] of those samples less their mean
 rate.FROM.TO.in, rate.FROM.TO.out: samples at one rate and at another
 """
 
@@ -14,8 +14,10 @@ import torch
 import torchaudio
 from safetensors.torch import save_file
 
+import drawn
+
 rng = np.random.default_rng(11)
-tensors = {}
+tensors, own = {}, drawn.Drawn()
 
 
 def wave(n, rate=16000):
@@ -31,19 +33,21 @@ def fbank(samples):
         dither=0.0, frame_length=25, frame_shift=10)
 
 
+# A falling tone that rises from 120 Hz, with another of 3.3 kHz; tones alone, noise alone, nothing.
+sweep = [[0, 6111, 32212255, 241592, 8000, -28], [0, 6111, 885837004, 0, 0, -17]]
 waves = {
-    "sweep": wave(6111),
-    "shortest": wave(400),
-    "tone": torch.tensor(0.5 * np.sin(2 * np.pi * 1000 * np.arange(560) / 16000), dtype=torch.float32),
-    "loud": torch.tensor(rng.uniform(-1, 1, 1205), dtype=torch.float32),
-    "silent": torch.zeros(720),
+    "sweep": [6111, drawn.exponent(0.01), 0, sweep],
+    "shortest": [400, drawn.exponent(0.01), 0, sweep],
+    "tone": [560, None, 0, [[0, 560, 2**28, 0, 0, -15]]],
+    "loud": [1205, -8],
+    "silent": [720, None],
 }
-for name, samples in waves.items():
-    tensors[f"wave.{name}"] = samples
-    tensors[f"fbank.{name}"] = fbank(samples).contiguous()
+for name, (count, *how) in waves.items():
+    tensors[f"fbank.{name}"] = fbank(torch.from_numpy(own(f"wave.{name}", (count,), *how))).contiguous()
 for source, target, n in [(44100, 16000, 2205), (48000, 16000, 1001), (22050, 16000, 997), (8000, 16000, 500),
                           (32000, 16000, 3), (11025, 16000, 333), (16000, 48000, 301)]:
     samples = wave(n, source)
     tensors[f"rate.{source}.{target}.in"] = samples
     tensors[f"rate.{source}.{target}.out"] = torchaudio.functional.resample(samples, source, target).contiguous()
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

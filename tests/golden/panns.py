@@ -1,10 +1,11 @@
-"""Writes panns.safetensors: a narrow Cnn14 at 16 kHz with random weights, its log-mel spectrogram, embedding and logits.
+"""Writes panns.safetensors and panns.drawn.json: a narrow Cnn14 at 16 kHz with random weights, its log-mel spectrogram, embedding and
+logits.
 
 Run: pip install torch==2.15.0 librosa==0.11.0 safetensors numpy && python panns.py (some seconds)
 Reference: librosa's stft, mel filters and power_to_db, torch.nn layers; the network is written out below from its description.
 
-weights.NAME: tensors with the names of the published checkpoint
-wave [16100]: 16 kHz; mel [101, 64]; embedding [1, 14]; logits [1, 11]
+weights.NAME: tensors with the names of the published checkpoint, drawn (drawn.py) but for counters
+wave [16100]: 16 kHz, drawn; every third value of mel [101, 64]; embedding [1, 14]; logits [1, 11]
 """
 
 import pathlib
@@ -16,13 +17,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-torch.manual_seed(2)
-rng = np.random.default_rng(2)
+import drawn
+
 RATE = 16000
 WIDTHS = [3, 4, 5, 6, 7, 8]
 
-time = np.arange(16100) / RATE
-wave = (0.3 * np.sin(2 * np.pi * 440 * time) * (time > 0.3) + 0.02 * rng.normal(size=time.size)).astype(np.float32)
+own = drawn.Drawn()
+# A tone of 440 Hz from 0.3 s on, and noise.
+wave = own("wave", (16100,), drawn.exponent(0.02), 0, [[4800, 16100, 118111601, 0, 0, -15]])
 spectrum = np.abs(librosa.stft(wave.astype(np.float64), n_fft=512, hop_length=160, pad_mode="reflect", dtype=np.complex128)) ** 2
 bank = librosa.filters.mel(sr=RATE, n_fft=512, n_mels=64, fmin=50, fmax=8000, dtype=np.float64)
 mel = librosa.power_to_db(bank @ spectrum, ref=1.0, amin=1e-10, top_db=None).T
@@ -61,21 +63,20 @@ class Cnn14(nn.Module):
         return embedding, self.fc_audioset(embedding)
 
 
-model = Cnn14().eval()
-for module in model.modules():
-    if isinstance(module, nn.BatchNorm2d):
-        module.weight.data = 1 + 0.2 * torch.randn_like(module.weight)
-        module.bias.data = 0.3 * torch.randn_like(module.bias)
-        module.running_mean = 0.1 * torch.randn_like(module.running_mean)
-        module.running_var = 0.5 + torch.rand_like(module.running_var)
-model.bn0.running_mean += -40
-model.bn0.running_var *= 100
-for module in model.modules():
-    if isinstance(module, nn.Conv2d):
-        module.weight.data *= 2
+
+
+def places(name, shape):
+    """Of the first norm as the decibels of a spectrogram are."""
+    if name == "bn0.running_mean":
+        return [drawn.exponent(0.1), -40]
+    return [drawn.exponent(20.0), 100] if name == "bn0.running_var" else drawn.usual(name, shape, 2**0.5)
+
+
+model = drawn.fill(Cnn14(), own, "weights.", places).eval()
 with torch.no_grad():
     embedding, logits = model(torch.from_numpy(mel)[None])
 print(embedding, logits)
-tensors = {"wave": torch.from_numpy(wave), "mel": torch.from_numpy(mel), "embedding": embedding, "logits": logits}
-tensors |= {f"weights.{name}": value for name, value in model.state_dict().items()}
+tensors = {"mel": torch.from_numpy(mel.flatten()[::3].copy()), "embedding": embedding, "logits": logits}
+tensors |= {f"weights.{name}": value for name, value in model.state_dict().items() if f"weights.{name}" not in own.how}
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

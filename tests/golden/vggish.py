@@ -1,10 +1,10 @@
-"""Writes vggish.safetensors: a narrow VGGish with random weights, its log-mel patches and vectors of a sound of 2.1 s.
+"""Writes vggish.safetensors and vggish.drawn.json: a narrow VGGish with random weights, its log-mel patches and vectors of a sound of 2.1 s.
 
 Run: pip install torch==2.15.0 safetensors numpy && python vggish.py (a second)
 Reference: torch.nn layers and numpy.fft; front end and network are written out below from their description.
 
-weights.NAME: tensors with the names of the published checkpoint
-wave [33600]: 16 kHz; patches [2, 96, 64]; vectors [2, 12]
+weights.NAME: tensors with the names of the published checkpoint, drawn (drawn.py)
+wave [33600]: 16 kHz, drawn; every fifth value of patches [2, 96, 64]; vectors [2, 12]
 """
 
 import pathlib
@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-torch.manual_seed(1)
-rng = np.random.default_rng(1)
+import drawn
+
 RATE = 16000
 CHANNELS = [3, 5, 6, 7, 8, 9]
 LINEAR = [24, 20, 12]
 
-time = np.arange(int(2.1 * RATE)) / RATE
-wave = 0.4 * np.sin(2 * np.pi * (200 + 900 * time) * time) + 0.05 * rng.normal(size=time.size)
-wave[8000:12000] = 0
-wave = wave.astype(np.float32)
+# A tone that rises from 200 Hz, a short one at 4 kHz that fades, and one that rises from 1.5 kHz; between them there is little noise.
+own = drawn.Drawn()
+wave = own("wave", (int(2.1 * RATE),), -16, 0, [
+    [0, 8000, 53687091, 12000, 0, -15], [12000, 33600, 400000000, 20000, 0, -15], [9000, 9400, 2**30, 0, 400, -25]])
 
 
 def mel(hertz):
@@ -56,12 +56,13 @@ for width, pools in zip(CHANNELS, [1, 1, 0, 1, 0, 1]):
 features = nn.Sequential(*layers)
 first, second, last = LINEAR
 embeddings = nn.Sequential(nn.Linear(6 * 4 * inner, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, last))
+for prefix, module in [("features", features), ("embeddings", embeddings)]:
+    drawn.fill(module, own, f"weights.{prefix}.", lambda name, shape: drawn.usual(name, shape, 2**0.5))
 with torch.no_grad():
     x = features(torch.from_numpy(patches)[:, None])
     # [B, C, time, band] to (time, band, channel).
     x = torch.transpose(torch.transpose(x, 1, 3), 1, 2).reshape(len(patches), -1)
     vectors = embeddings(x)
-tensors = {"wave": torch.from_numpy(wave), "patches": torch.from_numpy(patches), "vectors": vectors}
-for prefix, module in [("features", features), ("embeddings", embeddings)]:
-    tensors |= {f"weights.{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
+tensors = {"patches": torch.from_numpy(patches.flatten()[::5].copy()), "vectors": vectors}
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

@@ -1,9 +1,9 @@
-"""Writes views.safetensors: the fifteen views of small videos that ImageBind compares with sounds and texts.
+"""Writes views.safetensors and views.drawn.json: the fifteen views of small videos that ImageBind compares with sounds and texts.
 
 Run: pip install torch==2.15.0 numpy safetensors && python views.py (a second)
 Reference: torch.nn.functional.interpolate; clips and crops as the paper's code takes them from videos, written out below.
 
-CASE.frames: [frames, height, width, 3] u8 at 6 frames a second; CASE.views: [15, 3, 2, side, side]
+CASE.frames: [frames, height, width, 3] u8 at 6 frames a second, drawn (drawn.py); CASE.views: every fifth value of [15, 3, 2, side, side]
 """
 
 import math
@@ -13,7 +13,8 @@ from fractions import Fraction
 import torch
 from safetensors.torch import save_file
 
-torch.manual_seed(13)
+import drawn
+
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1, 1)
 DEVIATION = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1, 1)
 
@@ -46,9 +47,9 @@ def views(frames, fps, side):
     return torch.stack(out)
 
 
-tensors = {}
+tensors, own = {}, drawn.Drawn()
 for case, count, height, width, side in [("wide", 27, 11, 18, 8), ("high", 20, 13, 9, 12), ("square", 5, 10, 10, 7)]:
-    frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
-    tensors[f"{case}.frames"] = frames
-    tensors[f"{case}.views"] = views(frames, 6, side).contiguous()
+    frames = torch.from_numpy(own(f"{case}.frames", (count, height, width, 3), "u8"))
+    tensors[f"{case}.views"] = views(frames, 6, side).flatten()[::5].contiguous()
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))

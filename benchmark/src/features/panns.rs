@@ -198,7 +198,7 @@ impl Panns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::testing::{golden, golden_weights, relative_rms, values};
+    use crate::features::testing::{golden, golden_weights, relative_rms, thinned, values};
 
     #[test]
     fn equals_a_plain_transcription_in_torch() {
@@ -214,7 +214,8 @@ mod tests {
         let network = Panns::new(&config, &vb).unwrap();
         let wave = values(&outputs["wave"]);
         let mel = log_mel(&wave).unwrap();
-        let apart = relative_rms(&mel, &outputs["mel"]);
+        assert_eq!(mel.dims(), [101, 64]);
+        let apart = relative_rms(&thinned(&mel, 3), &outputs["mel"]);
         assert!(apart < 1e-5, "mel: {apart}");
         let heard = network.forward(&mel.unsqueeze(0).unwrap()).unwrap();
         for (name, found) in [("embedding", &heard.embedding), ("logits", &heard.logits)] {

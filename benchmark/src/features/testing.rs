@@ -1,16 +1,9 @@
 //! Golden files of other implementations, for the tests of the networks.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use fulgur_lightnet::params::file;
-
-/// Tensors of `tests/golden/NAME.safetensors`.
-pub(crate) fn golden(name: &str) -> BTreeMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{name}.safetensors"));
-    file::read(&path, &Device::Cpu).unwrap().tensors
-}
+use candle_core::{DType, Tensor};
+pub(crate) use fulgur_lightnet::testing::{tensors as golden, thinned};
 
 /// Those below `weights.`, without the prefix, in f32 unless they are counters; and all others.
 pub(crate) fn golden_weights(

@@ -184,7 +184,7 @@ impl Vggish {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::testing::{golden, golden_weights, relative_rms, values};
+    use crate::features::testing::{golden, golden_weights, relative_rms, thinned, values};
 
     #[test]
     fn equals_a_plain_transcription_in_torch() {
@@ -201,7 +201,7 @@ mod tests {
         let wave = values(&outputs["wave"]);
         let found = patches(&wave).unwrap();
         assert_eq!(found.dims(), [2, 96, 64]);
-        let apart = relative_rms(&found, &outputs["patches"]);
+        let apart = relative_rms(&thinned(&found, 5), &outputs["patches"]);
         assert!(apart < 1e-5, "patches: {apart}");
         let vectors = network.embed(&wave).unwrap();
         let flat: Vec<f32> = vectors.concat().into_iter().map(|value| value as f32).collect();

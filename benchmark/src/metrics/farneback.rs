@@ -436,12 +436,13 @@ mod tests {
                 let Some(expected) = tensors.get(&format!("flow.{name}")) else {
                     continue;
                 };
-                let expected = values(&expected.get(i).unwrap());
-                let apart = found
-                    .as_flattened()
-                    .iter()
-                    .zip(&expected)
-                    .map(|(a, b)| (a - b).abs());
+                // Every third value of both flows together is there.
+                let before = i * 2 * width * height;
+                let kept = (before..).zip(found.as_flattened()).filter(|(at, _)| at % 3 == 0);
+                let kept: Vec<f32> = kept.map(|(_, value)| *value).collect();
+                let expected = &values(expected)[before.div_ceil(3)..];
+                assert!(kept.len() <= expected.len());
+                let apart = kept.iter().zip(expected).map(|(a, b)| (a - b).abs());
                 let worst = apart.fold(0.0, f32::max);
                 assert!(worst < 5e-3, "{name}: {worst}");
             }

@@ -112,22 +112,12 @@ impl Filterbank {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
-    use fulgur_lightnet::params::file;
-    use std::path::PathBuf;
+    use candle_core::DType;
+    use fulgur_lightnet::testing;
 
     #[test]
     fn bands_are_those_of_torchaudio() {
-        let path: PathBuf = [
-            env!("CARGO_MANIFEST_DIR"),
-            "..",
-            "tests",
-            "golden",
-            "kaldi.safetensors",
-        ]
-        .iter()
-        .collect();
-        let golden = file::read(&path, &Device::Cpu).unwrap().tensors;
+        let golden = testing::tensors("kaldi");
         let values = |name: &str| -> Vec<f32> {
             let tensor = golden[name].to_dtype(DType::F32).unwrap();
             tensor.flatten_all().unwrap().to_vec1().unwrap()
