@@ -159,7 +159,7 @@ fn bytes(name: &str, count: usize) -> Vec<u8> {
 /// A sine made of parabolas, of a phase whose turn is 2^32; from -2^14 to 2^14.
 fn sine(phase: u64) -> i64 {
     let half = (phase >> 16 & 0x7FFF) as i64;
-    let value = half * (0x8000 - half) >> 14;
+    let value = (half * (0x8000 - half)) >> 14;
     if phase >> 31 & 1 == 1 { -value } else { value }
 }
 
@@ -182,6 +182,7 @@ mod tests {
 
     /// What `tests/golden/drawn.py` prints.
     #[test]
+    #[allow(clippy::excessive_precision)] // Sums of powers of two, which f32 holds as they are written.
     fn tensors_are_those_of_python() {
         let tensor = draw("a.weight", &json!([[2, 5], -9, 1]));
         assert_eq!(
