@@ -28,8 +28,14 @@ def config(act, eos, head):
 def lively(model):
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn_like(p) * (0.2 if p.dim() == 1 else 0.12))
+            p.copy_((p + torch.randn_like(p) * (0.2 if p.dim() == 1 else 0.12)).half().float())
     return model.eval()
+
+
+def save(model, name):
+    """Writes the weights, which f16 holds, as f16."""
+    model.half().save_pretrained(HERE / f"clip_{name}")
+    model.float()
 
 
 def ids(n, length, eos):
@@ -45,16 +51,17 @@ def ids(n, length, eos):
 
 def keep(name, **values):
     for key, value in values.items():
+        value = value.half() if key == "pixel_values" else value
         tensors[f"{name}.{key}"] = value.detach().contiguous()
 
 
-for name, act, eos, end, head in [("quick", "quick_gelu", 2, 60, 10), ("gelu", "gelu", 59, 59, 7)]:
+for name, act, eos, end, head in [("quick", "quick_gelu", 2, 60, 6), ("gelu", "gelu", 59, 59, 5)]:
     model = lively(CLIPModel(config(act, eos, head)))
-    model.save_pretrained(HERE / f"clip_{name}")
+    save(model, name)
     input_ids, mask = ids(3, 13, end)
     if eos == 59:
         input_ids[1, 1] = 60
-    pixels = torch.randn(2, 3, 30, 30)
+    pixels = torch.randn(2, 3, 30, 30).half().float()
     with torch.no_grad():
         out = model(input_ids=input_ids, pixel_values=pixels, attention_mask=mask)
         bare = model(input_ids=input_ids[:, :9], pixel_values=pixels)
@@ -62,7 +69,7 @@ for name, act, eos, end, head in [("quick", "quick_gelu", 2, 60, 10), ("gelu", "
          text_embeds=out.text_embeds, short_text_embeds=bare.text_embeds)
 
 text = lively(CLIPTextModel(config("quick_gelu", 2, 6).text_config))
-text.save_pretrained(HERE / "clip_text")
+save(text, "text")
 input_ids, mask = ids(4, 12, 60)
 with torch.no_grad():
     out = text(input_ids=input_ids, attention_mask=mask)
@@ -74,8 +81,8 @@ settings = config("gelu", 2, 8)
 vision = settings.vision_config
 vision.projection_dim = 14
 vision = lively(CLIPVisionModelWithProjection(vision))
-vision.save_pretrained(HERE / "clip_vision")
-pixels = torch.randn(3, 3, 30, 30)
+save(vision, "vision")
+pixels = torch.randn(2, 3, 30, 30).half().float()
 with torch.no_grad():
     out = vision(pixel_values=pixels)
 keep("vision", pixel_values=pixels, image_embeds=out.image_embeds, last_hidden_state=out.last_hidden_state)

@@ -3,9 +3,10 @@
 Run: pip install torch==2.15.0 numpy safetensors && python imagebind.py (seconds)
 Reference: plain PyTorch modules, put together below as the paper (Girdhar et al., 2023) and the names of its checkpoint say.
 
-imagebind_tiny: config.json and model.safetensors, with towers that nobody reads; imagebind_wrapped: weights.ckpt of torch.save in
+imagebind_tiny: config.json and model.safetensors, f16, with towers that nobody reads; imagebind_wrapped: weights.ckpt of torch.save in
 f16, below "state_dict" and the prefix "model."; its vision tower has patches of one frame.
-MODEL.NAME.in (f16 or i64), MODEL.NAME.out: inputs and embeddings of images, clips, several clips, sounds, several sounds and texts
+MODEL.NAME.in or .shape, MODEL.NAME.out: token ids, or the shape of the numbers sin(0.37 i) + cos(0.011 i) / 2, and embeddings of images,
+clips, several clips, sounds, several sounds and texts
 """
 
 import json
@@ -132,10 +133,23 @@ def embed(m, kind, x):
     return h if clips is None else h.reshape(*clips, -1).mean(1)
 
 
+def halved(m):
+    """The model with weights that f16 holds."""
+    with torch.no_grad():
+        for values in [*m.parameters(), *m.buffers()]:
+            values.copy_(values.half().float())
+    return m
+
+
+def numbers(*shape):
+    """Numbers that need not be stored."""
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (torch.sin(0.37 * i) + 0.5 * torch.cos(0.011 * i)).float().reshape(shape)
+
+
 def case(tensors, name, m, kind, x):
-    if x.is_floating_point():
-        x = x.half().float()
-    tensors[f"{name}.in"] = x.half().contiguous() if x.is_floating_point() else x
+    tensors[f"{name}.shape" if x.is_floating_point() else f"{name}.in"] = (
+        torch.tensor(x.shape) if x.is_floating_point() else x)
     tensors[f"{name}.out"] = embed(m, kind, x).contiguous()
 
 
@@ -152,27 +166,27 @@ def texts(n, context, vocabulary):
 tensors = {}
 sizes = {
     "out_embed_dim": 20,
-    "vision": {"width": 36, "blocks": 2, "heads": 3, "kernel": (2, 7, 7), "tokens": 25},
-    "audio": {"width": 24, "blocks": 3, "heads": 2, "kernel": 16, "stride": 10, "tokens": 228},
-    "text": {"width": 40, "blocks": 2, "heads": 5, "context": 11, "vocabulary": 53},
+    "vision": {"width": 24, "blocks": 2, "heads": 3, "kernel": (2, 7, 7), "tokens": 25},
+    "audio": {"width": 16, "blocks": 3, "heads": 2, "kernel": 16, "stride": 10, "tokens": 228},
+    "text": {"width": 20, "blocks": 2, "heads": 5, "context": 11, "vocabulary": 53},
 }
-tiny = model(sizes)
+tiny = halved(model(sizes))
 folder = HERE / "imagebind_tiny"
 folder.mkdir(exist_ok=True)
-state = {k: v.detach().clone().contiguous() for k, v in tiny.state_dict().items()}
+state = {k: v.detach().half().contiguous() for k, v in tiny.state_dict().items()}
 state["modality_trunks.depth.blocks.0.norm_1.weight"] = torch.zeros(3)
 state["modality_heads.imu.0.weight"] = torch.zeros(3)
 state["modality_preprocessors.thermal.cls_token"] = torch.zeros(1, 1, 3)
 save_file(state, folder / "model.safetensors")
 (folder / "config.json").write_text(json.dumps({
-    "vision_embed_dim": 36, "vision_num_blocks": 2, "vision_num_heads": 3, "audio_embed_dim": 24, "audio_num_blocks": 3,
-    "audio_num_heads": 2, "text_embed_dim": 40, "text_num_blocks": 2, "text_num_heads": 5, "out_embed_dim": 20,
+    "vision_embed_dim": 24, "vision_num_blocks": 2, "vision_num_heads": 3, "audio_embed_dim": 16, "audio_num_blocks": 3,
+    "audio_num_heads": 2, "text_embed_dim": 20, "text_num_blocks": 2, "text_num_heads": 5, "out_embed_dim": 20,
 }, indent=1) + "\n")
-case(tensors, "tiny.image", tiny, "vision", torch.randn(3, 3, 35, 35))
-case(tensors, "tiny.clips", tiny, "vision", torch.randn(2, 3, 3, 2, 35, 35))
-case(tensors, "tiny.images", tiny, "vision", torch.randn(1, 2, 3, 35, 35))
-case(tensors, "tiny.sound", tiny, "audio", torch.randn(1, 1, 128, 204))
-case(tensors, "tiny.sounds", tiny, "audio", torch.randn(1, 2, 1, 128, 204))
+case(tensors, "tiny.image", tiny, "vision", numbers(3, 3, 35, 35))
+case(tensors, "tiny.clips", tiny, "vision", numbers(2, 3, 3, 2, 35, 35))
+case(tensors, "tiny.images", tiny, "vision", numbers(1, 2, 3, 35, 35))
+case(tensors, "tiny.sound", tiny, "audio", numbers(1, 1, 128, 204))
+case(tensors, "tiny.sounds", tiny, "audio", numbers(1, 2, 1, 128, 204))
 case(tensors, "tiny.text", tiny, "text", texts(5, 11, 53))
 
 sizes = {
@@ -181,10 +195,7 @@ sizes = {
     "audio": {"width": 12, "blocks": 1, "heads": 3, "kernel": 6, "stride": 4, "tokens": 4 * 7},
     "text": {"width": 8, "blocks": 1, "heads": 1, "context": 9, "vocabulary": 31},
 }
-wrapped = model(sizes)
-with torch.no_grad():
-    for p in wrapped.parameters():
-        p.copy_(p.half().float())
+wrapped = halved(model(sizes))
 folder = HERE / "imagebind_wrapped"
 folder.mkdir(exist_ok=True)
 state = {f"model.{k}": v.detach().half() for k, v in wrapped.state_dict().items()}
@@ -194,11 +205,9 @@ torch.save({"epoch": 3, "note": ["of a test"], "state_dict": state}, folder / "w
     "vision_num_heads": 2, "audio_num_heads": 3, "text_num_heads": 1, "audio_kernel_size": 6, "audio_stride": 4,
     "audio_num_mel_bins": 18, "audio_target_len": 31,
 }, indent=1) + "\n")
-# What f16 keeps of the text scale.
-with torch.no_grad():
-    scale = getattr(wrapped["modality_postprocessors"]["text"], "1").log_logit_scale
-    scale.copy_(scale.half().float())
-case(tensors, "wrapped.image", wrapped, "vision", torch.randn(2, 3, 10, 10))
-case(tensors, "wrapped.sounds", wrapped, "audio", torch.randn(3, 2, 1, 18, 31))
+# Without its own scale, that of sounds is the usual one.
+getattr(wrapped["modality_postprocessors"]["audio"], "1").log_logit_scale.fill_(math.log(20.0))
+case(tensors, "wrapped.image", wrapped, "vision", numbers(2, 3, 10, 10))
+case(tensors, "wrapped.sounds", wrapped, "audio", numbers(3, 2, 1, 18, 31))
 case(tensors, "wrapped.text", wrapped, "text", texts(4, 9, 31))
 save_file(tensors, HERE / "imagebind.safetensors")

@@ -32,7 +32,7 @@ def fbank(samples):
 
 
 waves = {
-    "sweep": wave(6111),
+    "sweep": wave(2811),
     "shortest": wave(400),
     "tone": torch.tensor(0.5 * np.sin(2 * np.pi * 1000 * np.arange(560) / 16000), dtype=torch.float32),
     "loud": torch.tensor(rng.uniform(-1, 1, 1205), dtype=torch.float32),
@@ -41,7 +41,7 @@ waves = {
 for name, samples in waves.items():
     tensors[f"wave.{name}"] = samples
     tensors[f"fbank.{name}"] = fbank(samples).contiguous()
-for source, target, n in [(44100, 16000, 2205), (48000, 16000, 1001), (22050, 16000, 997), (8000, 16000, 500),
+for source, target, n in [(44100, 16000, 1105), (48000, 16000, 501), (22050, 16000, 497), (8000, 16000, 500),
                           (32000, 16000, 3), (11025, 16000, 333), (16000, 48000, 301)]:
     samples = wave(n, source)
     tensors[f"rate.{source}.{target}.in"] = samples

@@ -47,7 +47,7 @@ def views(frames, fps, side):
 
 
 tensors = {}
-for case, count, height, width, side in [("wide", 27, 11, 18, 8), ("high", 20, 13, 9, 12), ("square", 5, 10, 10, 7)]:
+for case, count, height, width, side in [("wide", 27, 7, 12, 5), ("high", 20, 9, 6, 7), ("square", 5, 8, 8, 4)]:
     frames = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
     tensors[f"{case}.frames"] = frames
     tensors[f"{case}.views"] = views(frames, 6, side).contiguous()
