@@ -205,7 +205,8 @@ impl Plan<'_> {
                 continue;
             };
             let reading = match reader.read(&sample) {
-                Ok(reading) => Ok(reading),
+                Ok(reading) if reading.is_finite() => Ok(reading),
+                Ok(_) => Err("what was read is not finite".to_owned()),
                 Err(Refusal::Cancelled) => return None,
                 Err(Refusal::Skip(reason)) => Err(reason),
             };

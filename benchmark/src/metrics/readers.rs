@@ -65,7 +65,13 @@ fn video<'a>(sample: &Sample<'a>) -> Result<&'a Video, Refusal> {
 
 fn sound<'a>(sample: &Sample<'a>) -> Result<&'a Sound, Refusal> {
     let sound = sample.sound.filter(|sound| !sound.is_empty());
-    sound.ok_or_else(|| Refusal::Skip("no audio stream".to_owned()))
+    let sound = sound.ok_or_else(|| Refusal::Skip("no audio stream".to_owned()))?;
+    // A maximum with a floor would quietly make silence of them.
+    if sound.samples.iter().all(|value| value.is_finite()) {
+        Ok(sound)
+    } else {
+        Err(Refusal::Skip("sound with samples that are not finite".to_owned()))
+    }
 }
 
 fn prompt<'a>(sample: &Sample<'a>) -> Result<&'a str, Refusal> {
@@ -464,6 +470,12 @@ mod tests {
         assert_eq!(reasons, ["same hears no sounds", "no prompt"]);
         let mute = Sample { sound: None, ..whole };
         assert_eq!(skip(&AlignReader, &mute), "no audio stream");
+        let broken = Sound::new(vec![0.0, f32::NAN], 1, 8000).unwrap();
+        let odd = Sample {
+            sound: Some(&broken),
+            ..whole
+        };
+        assert_eq!(skip(&AlignReader, &odd), "sound with samples that are not finite");
         let blind = Sample { video: None, ..whole };
         assert_eq!(skip(&AlignReader, &blind), "no video stream");
         assert_eq!(skip(&SyncReader, &whole), "no onset or no motion to compare");

@@ -31,6 +31,19 @@ pub enum Reading {
     Offset(Offset),
 }
 
+impl Reading {
+    /// Whether all of it is numbers: a broken sound may hold what is none.
+    pub fn is_finite(&self) -> bool {
+        let all = |values: &[f64]| values.iter().all(|value| value.is_finite());
+        match self {
+            Self::Rows(rows) => rows.iter().all(|row| all(row)),
+            Self::Classes { embedding, logits } => all(embedding) && all(logits),
+            Self::Value(value) => value.is_finite(),
+            Self::Offset(offset) => offset.offset_ms.is_finite() && offset.confidence.is_finite(),
+        }
+    }
+}
+
 /// Which network or algorithm a metric reads clips with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reads {
@@ -518,6 +531,18 @@ mod tests {
                 .iter()
                 .all(|(name, reason)| find(name).is_none() && !reason.is_empty())
         );
+    }
+
+    #[test]
+    fn what_is_no_number_is_seen() {
+        assert!(Reading::Rows(vec![vec![1.0], vec![2.0]]).is_finite());
+        assert!(!Reading::Rows(vec![vec![1.0], vec![f64::NAN]]).is_finite());
+        assert!(!Reading::Value(f64::INFINITY).is_finite());
+        let classes = Reading::Classes {
+            embedding: vec![0.0],
+            logits: vec![f64::NAN],
+        };
+        assert!(!classes.is_finite());
     }
 
     #[test]

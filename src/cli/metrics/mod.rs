@@ -254,7 +254,10 @@ impl fmt::Display for Listing {
                 Beside::Prompt => Some("prompts"),
                 Beside::Set | Beside::Pair => Some("--reference"),
             };
-            let weights = metric.weights.map(|name| format!("--weights {name}=DIR"));
+            let weights = metric.weights.map(|name| match name {
+                "encoder" => "--weights encoder=DIR, or the builtin encoder".to_owned(),
+                name => format!("--weights {name}=DIR"),
+            });
             let needs: Vec<String> = weights.into_iter().chain(beside.map(str::to_owned)).collect();
             if !needs.is_empty() {
                 writeln!(f, "            needs {}", needs.join(", "))?;
