@@ -67,7 +67,7 @@ own.save(folder / "clap.drawn.json")
 extract = ClapFeatureExtractor(frequency_min=50, frequency_max=14000, max_length_s=1, truncation="rand_trunc")
 tensors, own = {}, drawn.Drawn()
 for name, count in [("short", 14400), ("long", 60000)]:
-    # 90 Hz to 11 kHz within a second, below noise of 0.01.
+    # 90 Hz to 11 kHz within a second, and noise of 0.01.
     wave = own(f"wave.{name}", (count,), drawn.exponent(0.01), 0, [[0, count, 2**23, 10000, 0, -15]])
     # The reference cuts at random; its first second is the one that is compared.
     cut = wave[:48000].astype(np.float64)

@@ -3,7 +3,8 @@
 Run: pip install numpy && python drawn.py, which prints the values that the test of `fulgur_lightnet::testing` expects
 
 Value i of a tensor is centre + (2 b - 255) 2^exponent, where b is the highest byte of splitmix64's finaliser of h + (i + 1) g: h is
-the 64-bit FNV-1a hash of the name, g is 0x9E3779B97F4A7C15. Few bits, so f32 and f16 hold most of them exactly, and the deviation is 148 2^exponent.
+the 64-bit FNV-1a hash of the name, g is 0x9E3779B97F4A7C15. That is few bits, so that f32 holds it exactly, and f16 what has no
+centre; the deviation is 148 2^exponent.
 
 FOLDER/drawn.json and NAME.drawn.json say what is drawn, one tensor a line: "name": [shape, exponent, centre, sweeps]; a centre
 of 0 and what follows may be missing. "u8" for an exponent: the bytes b themselves; null: the centre alone. A sweep [from, to, step, rise, fade, exponent]

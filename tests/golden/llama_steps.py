@@ -14,9 +14,9 @@ Window i of step s is the 64 tokens from ((s * 8 + i) * 64) mod (tokens - 65) on
 further. A step clips by the global norm as torch does, g *= min(1, 1 / (norm + 1e-6)), then decays tensors of two or
 more dimensions, embeddings included, and no others. A tied embedding is one parameter.
 
-29 steps of the untied model and 3 of the tied one are clipped. Measured with other starting weights of such models: a second run gives the
-same bits; with f64 weights (the library still takes norms and softmax in f32), or with starting weights moved by 2e-7 of themselves,
-no loss moves by more than 1e-6 and no gradient norm by more than 2e-6 of itself.
+29 steps of the untied model and 3 of the tied one are clipped. Measured with other starting weights of such models: a second run
+gives the same bits; with f64 weights (the library still takes norms and softmax in f32), or with starting weights moved by 2e-7 of
+themselves, no loss moves by more than 1e-6 and no gradient norm by more than 2e-6 of itself.
 """
 
 import json

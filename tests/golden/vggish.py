@@ -1,4 +1,5 @@
-"""Writes vggish.safetensors and vggish.drawn.json: a narrow VGGish with random weights, its log-mel patches and vectors of a sound of 2.1 s.
+"""Writes vggish.safetensors and vggish.drawn.json: a narrow VGGish with random weights, its log-mel patches and vectors of a sound of
+2.1 s.
 
 Run: pip install torch==2.15.0 safetensors numpy && python vggish.py (a second)
 Reference: torch.nn layers and numpy.fft; front end and network are written out below from their description.
@@ -20,7 +21,7 @@ RATE = 16000
 CHANNELS = [3, 5, 6, 7, 8, 9]
 LINEAR = [24, 20, 12]
 
-# A tone that rises from 200 Hz, a short one at 4 kHz that fades, and one that rises from 1.5 kHz; between them there is little noise.
+# A tone that rises from 200 Hz, a short one at 4 kHz that fades, and one that rises from 1.5 kHz; little noise between them.
 own = drawn.Drawn()
 wave = own("wave", (int(2.1 * RATE),), -16, 0, [
     [0, 8000, 53687091, 12000, 0, -15], [12000, 33600, 400000000, 20000, 0, -15], [9000, 9400, 2**30, 0, 400, -25]])
