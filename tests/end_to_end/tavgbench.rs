@@ -139,7 +139,7 @@ fn files_that_are_none_are_told_in_one_line() {
     let noise = folder.path().join("noise.txt");
     fs::write(
         &noise,
-        (0..50_000u32).map(|i| (i * i >> 7) as u8).collect::<Vec<u8>>(),
+        (0..50_000u32).map(|i| ((i * i) >> 7) as u8).collect::<Vec<u8>>(),
     )
     .unwrap();
     let ran = tavgbench(&["stats", text(&noise), "--json"]);

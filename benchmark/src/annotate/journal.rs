@@ -160,13 +160,7 @@ impl Journal {
     fn replay(&mut self) -> Result<(), JournalError> {
         let (mut lines, length) = Lines::open(&self.path)?;
         let mut good = 0;
-        loop {
-            let Some(line) = lines.next()? else {
-                break;
-            };
-            let Line::Whole(bytes) = line else {
-                break;
-            };
+        while let Some(Line::Whole(bytes)) = lines.next()? {
             let Some(entry) = Entry::parse(bytes) else {
                 break;
             };

@@ -12,9 +12,9 @@ use super::record::Record;
 #[derive(Debug)]
 pub enum Clips {
     /// The release's text.
-    Captions(Captions),
+    Captions(Box<Captions>),
     /// Lines of JSON.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 impl Clips {
@@ -27,9 +27,9 @@ impl Clips {
             .extension()
             .is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"));
         Ok(if is_manifest {
-            Self::Manifest(Manifest::open(path)?)
+            Self::Manifest(Box::new(Manifest::open(path)?))
         } else {
-            Self::Captions(Captions::open(path)?)
+            Self::Captions(Box::new(Captions::open(path)?))
         })
     }
 

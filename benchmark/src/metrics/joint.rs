@@ -81,7 +81,12 @@ impl Vectors {
             None => Err(format!("no vector of the {part:?} was asked for")),
         };
         let [a, b] = pair.map(of);
-        Ok(cosine(a?, b?))
+        let cosine = cosine(a?, b?);
+        if cosine.is_finite() {
+            Ok(cosine)
+        } else {
+            Err("what was read is not finite".to_owned())
+        }
     }
 }
 

@@ -40,6 +40,8 @@ impl Reading {
             Self::Classes { embedding, logits } => all(embedding) && all(logits),
             Self::Value(value) => value.is_finite(),
             Self::Offset(offset) => offset.offset_ms.is_finite() && offset.confidence.is_finite(),
+            // Each pair of parts is looked at by itself.
+            Self::Joint(_) => true,
         }
     }
 }

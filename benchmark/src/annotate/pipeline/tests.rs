@@ -223,7 +223,7 @@ fn rewriting_keeps_the_word_about_what_it_replaces() {
     };
     let seen: Mutex<Vec<Progress>> = Mutex::default();
     run(&stages, &options(folder.path(), "out", &never), &|progress| {
-        seen.lock().unwrap().push(progress)
+        seen.lock().unwrap().push(progress);
     })
     .unwrap();
     let text = std::fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
