@@ -88,7 +88,7 @@ fn kill(clips: u64, kills: usize) {
             .spawn()
             .unwrap();
         // Each life sees a part of what is left.
-        std::thread::sleep(took.mul_f32(draw.range(0.02, 2.0 / kills as f32)));
+        std::thread::sleep(took.mul_f32(draw.range(0.5, 2.0) / kills as f32));
         killed += usize::from(process.try_wait().unwrap().is_none());
         process.kill().ok();
         process.wait().unwrap();
