@@ -361,28 +361,6 @@ fn clips_that_cannot_be_read_are_named_and_skipped() {
 }
 
 #[test]
-fn a_sound_of_no_numbers_spoils_no_other_one() {
-    let root = tempfile::tempdir().unwrap();
-    let made = root.path().join("made");
-    fs::create_dir(&made).unwrap();
-    for (name, value) in [("a", 0.1), ("b", f32::NAN), ("c", 0.3)] {
-        let wave = (0..16_000).map(|i| value * (i as f32 * 0.05 * (1.0 + value)).sin());
-        let sound = Sound::new(wave.collect(), 1, 16_000).unwrap();
-        write_wav(&made.join(format!("{name}.wav")), &sound, WavFormat::Float).unwrap();
-    }
-    let weights = format!("panns={}", network(root.path(), "panns").display());
-    let ran = metrics(&made, "is", &["--weights", &weights]);
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    let figure = ran.json()["metrics"]["is"].clone();
-    assert_eq!(
-        (&figure["n"], figure["value"].is_f64()),
-        (&2.into(), true),
-        "{figure}"
-    );
-    assert!(figure["skipped"][0]["path"].as_str().unwrap().ends_with("b.wav"));
-}
-
-#[test]
 fn what_cannot_be_measured_is_one_line() {
     let root = tempfile::tempdir().unwrap();
     let made = root.path().join("made");
