@@ -1,13 +1,13 @@
 """Writes clap.json, clap.safetensors and clap_features.safetensors: a tiny CLAP with random weights and its vectors, and
-spectrograms of the published front end.
+spectrograms of its front end.
 
 Run: pip install torch==2.15.0 transformers==5.24.0 safetensors numpy && python clap.py (some seconds)
 Reference: ClapModel and ClapFeatureExtractor of transformers.
 
-weights.NAME: the state of the model
+weights.NAME: the state of the model, f16
 input_features.short [2, 1, 100, 8] (stretched by the model to 128 frames), input_features.whole [1, 1, 128, 8] -> audio_embeds.*
 input_ids, attention_mask [3, 9] -> text_embeds [3, 12]
-wave.short (0.3 s, repeated), wave.long (cut) -> features.* [1, 101, 64], of one second at 48 kHz; waves are f16
+wave.short (0.3 s, repeated), wave.long (cut) -> features.* [1, 101, 32], of one second at 16 kHz; waves are f16
 """
 
 import json
@@ -39,6 +39,9 @@ for name, value in model.named_parameters():
 norm = model.audio_model.audio_encoder.batch_norm
 norm.running_mean = torch.randn(8)
 norm.running_var = 0.5 + torch.rand(8)
+for value in model.state_dict().values():
+    if value.is_floating_point():
+        value.copy_(value.half().float())
 
 ids = torch.randint(3, 50, (3, 9))
 mask = torch.ones(3, 9, dtype=torch.long)
@@ -53,18 +56,18 @@ with torch.no_grad():
         tensors[f"audio_embeds.{name}"] = out.audio_embeds
     tensors["text_embeds"] = out.text_embeds
 print(out.audio_embeds, out.text_embeds)
-tensors |= {f"weights.{name}": value.clone().contiguous() for name, value in model.state_dict().items()}
+tensors |= {f"weights.{name}": (value.half() if value.is_floating_point() else value.clone()).contiguous() for name, value in model.state_dict().items()}
 save_file(tensors, folder / "clap.safetensors")
 (folder / "clap.json").write_text(json.dumps(json.loads(config.to_json_string(use_diff=False)), indent=1) + "\n")
 
-extract = ClapFeatureExtractor(frequency_min=50, frequency_max=14000, max_length_s=1, truncation="rand_trunc")
-time = np.arange(60000) / 48000
+extract = ClapFeatureExtractor(feature_size=32, sampling_rate=16000, hop_length=160, frequency_min=50, frequency_max=7000, max_length_s=1, truncation="rand_trunc")
+time = np.arange(20000) / 16000
 wave = (0.4 * np.sin(2 * np.pi * 1500 * time * time) + 0.01 * rng.normal(size=time.size)).astype(np.float16)
 tensors = {}
-for name, own in [("short", wave[:14400]), ("long", wave)]:
+for name, own in [("short", wave[:4800]), ("long", wave)]:
     # The reference cuts at random; its first second is the one that is compared.
-    cut = own[:48000].astype(np.float64)
-    features = extract(cut, sampling_rate=48000, return_tensors="np")["input_features"][0]
+    cut = own[:16000].astype(np.float64)
+    features = extract(cut, sampling_rate=16000, return_tensors="np")["input_features"][0]
     tensors[f"wave.{name}"] = torch.from_numpy(own)
     tensors[f"features.{name}"] = torch.from_numpy(np.asarray(features, dtype=np.float32))
 save_file(tensors, folder / "clap_features.safetensors")

@@ -4,7 +4,7 @@ Run: pip install torch==2.15.0 safetensors numpy && python i3d.py (a minute)
 Reference: torch.nn.functional.conv3d, max_pool3d and batch_norm; the network is written out below from its description (padding
 "SAME" of TensorFlow computed for each layer, zeros around maxima). Clips are waves that the test makes too.
 
-weights.NAME: tensors with the names of the published checkpoint
+weights.NAME: tensors with the names of the published checkpoint, f16
 logits.T: [1, 10], mean over time, of the clip of T frames
 """
 
@@ -24,6 +24,13 @@ BLOCKS = {
     "4f": (256, 160, 320, 32, 128, 128), "5b": (256, 160, 320, 32, 128, 128), "5c": (384, 192, 384, 48, 128, 128),
 }
 weights = {}
+
+
+def round_to_half(prefix):
+    """Values that a file of half the size holds exactly."""
+    for name in weights:
+        if name.startswith(prefix + "."):
+            weights[name] = weights[name].half().float()
 
 
 def narrow(width):
@@ -47,6 +54,7 @@ def unit(x, name, out, kernel, stride=(1, 1, 1)):
         weights[f"{name}.bn.bias"] = 0.2 * torch.randn(out)
         weights[f"{name}.bn.running_mean"] = 0.1 * torch.randn(out)
         weights[f"{name}.bn.running_var"] = 0.5 + torch.rand(out)
+        round_to_half(name)
     x = F.conv3d(F.pad(x, same_padding(x.shape[2:], kernel, stride)), weights[key], stride=stride)
     norm = [weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
     return F.relu(F.batch_norm(x, *norm, training=False, eps=1e-5))
@@ -83,6 +91,7 @@ def network(x):
     if "logits.conv3d.weight" not in weights:
         weights["logits.conv3d.weight"] = torch.randn(CLASSES, x.shape[1], 1, 1, 1) / x.shape[1] ** 0.5
         weights["logits.conv3d.bias"] = torch.randn(CLASSES)
+        round_to_half("logits")
     x = F.conv3d(x, weights["logits.conv3d.weight"], weights["logits.conv3d.bias"])
     return x[:, :, :, 0, 0].mean(2)
 
@@ -96,5 +105,5 @@ def clip(frames):
 with torch.no_grad():
     outputs = {f"logits.{frames}": network(clip(frames)) for frames in (9, 16)}
 print({name: value.flatten().tolist() for name, value in outputs.items()})
-outputs |= {f"weights.{name}": value.contiguous() for name, value in weights.items()}
+outputs |= {f"weights.{name}": value.half().contiguous() for name, value in weights.items()}
 save_file(outputs, pathlib.Path(__file__).with_suffix(".safetensors"))

@@ -3,7 +3,7 @@
 Run: pip install torch==2.15.0 librosa==0.11.0 safetensors numpy && python panns.py (some seconds)
 Reference: librosa's stft, mel filters and power_to_db, torch.nn layers; the network is written out below from its description.
 
-weights.NAME: tensors with the names of the published checkpoint
+weights.NAME: tensors with the names of the published checkpoint; they and the wave are f16
 wave [16100]: 16 kHz; mel [101, 64]; embedding [1, 14]; logits [1, 11]
 """
 
@@ -22,7 +22,7 @@ RATE = 16000
 WIDTHS = [3, 4, 5, 6, 7, 8]
 
 time = np.arange(16100) / RATE
-wave = (0.3 * np.sin(2 * np.pi * 440 * time) * (time > 0.3) + 0.02 * rng.normal(size=time.size)).astype(np.float32)
+wave = (0.3 * np.sin(2 * np.pi * 440 * time) * (time > 0.3) + 0.02 * rng.normal(size=time.size)).astype(np.float16)
 spectrum = np.abs(librosa.stft(wave.astype(np.float64), n_fft=512, hop_length=160, pad_mode="reflect", dtype=np.complex128)) ** 2
 bank = librosa.filters.mel(sr=RATE, n_fft=512, n_mels=64, fmin=50, fmax=8000, dtype=np.float64)
 mel = librosa.power_to_db(bank @ spectrum, ref=1.0, amin=1e-10, top_db=None).T
@@ -73,9 +73,12 @@ model.bn0.running_var *= 100
 for module in model.modules():
     if isinstance(module, nn.Conv2d):
         module.weight.data *= 2
+for name, value in model.state_dict().items():
+    if value.is_floating_point():
+        value.copy_(value.half().float())
 with torch.no_grad():
     embedding, logits = model(torch.from_numpy(mel)[None])
 print(embedding, logits)
 tensors = {"wave": torch.from_numpy(wave), "mel": torch.from_numpy(mel), "embedding": embedding, "logits": logits}
-tensors |= {f"weights.{name}": value for name, value in model.state_dict().items()}
+tensors |= {f"weights.{name}": value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))

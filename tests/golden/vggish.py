@@ -3,7 +3,7 @@
 Run: pip install torch==2.15.0 safetensors numpy && python vggish.py (a second)
 Reference: torch.nn layers and numpy.fft; front end and network are written out below from their description.
 
-weights.NAME: tensors with the names of the published checkpoint
+weights.NAME: tensors with the names of the published checkpoint; they and the wave are f16
 wave [33600]: 16 kHz; patches [2, 96, 64]; vectors [2, 12]
 """
 
@@ -23,7 +23,7 @@ LINEAR = [24, 20, 12]
 time = np.arange(int(2.1 * RATE)) / RATE
 wave = 0.4 * np.sin(2 * np.pi * (200 + 900 * time) * time) + 0.05 * rng.normal(size=time.size)
 wave[8000:12000] = 0
-wave = wave.astype(np.float32)
+wave = wave.astype(np.float16)
 
 
 def mel(hertz):
@@ -45,7 +45,7 @@ def log_mel(wave):
     return np.log(magnitude @ matrix + 0.01)
 
 
-mels = log_mel(wave)
+mels = log_mel(wave.astype(np.float32))
 patches = np.stack([mels[i * 96:(i + 1) * 96] for i in range(len(mels) // 96)]).astype(np.float32)
 
 layers, inner = [], 1
@@ -56,6 +56,8 @@ for width, pools in zip(CHANNELS, [1, 1, 0, 1, 0, 1]):
 features = nn.Sequential(*layers)
 first, second, last = LINEAR
 embeddings = nn.Sequential(nn.Linear(6 * 4 * inner, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, last))
+for parameter in [*features.parameters(), *embeddings.parameters()]:
+    parameter.data = parameter.data.half().float()
 with torch.no_grad():
     x = features(torch.from_numpy(patches)[:, None])
     # [B, C, time, band] to (time, band, channel).
@@ -63,5 +65,5 @@ with torch.no_grad():
     vectors = embeddings(x)
 tensors = {"wave": torch.from_numpy(wave), "patches": torch.from_numpy(patches), "vectors": vectors}
 for prefix, module in [("features", features), ("embeddings", embeddings)]:
-    tensors |= {f"weights.{prefix}.{name}": value.clone() for name, value in module.state_dict().items()}
+    tensors |= {f"weights.{prefix}.{name}": value.half() for name, value in module.state_dict().items()}
 save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))

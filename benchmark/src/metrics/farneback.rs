@@ -436,6 +436,9 @@ mod tests {
                 let Some(expected) = tensors.get(&format!("flow.{name}")) else {
                     continue;
                 };
+                if i >= expected.dims()[0] {
+                    continue;
+                }
                 let expected = values(&expected.get(i).unwrap());
                 let apart = found
                     .as_flattened()

@@ -395,7 +395,11 @@ mod tests {
     fn sounds_become_the_spectrograms_of_transformers() {
         let outputs = golden("clap_features");
         let front_end = FrontEnd {
+            feature_size: 32,
+            sampling_rate: 16_000,
+            hop_length: 160,
             max_length_s: 1,
+            frequency_max: 7000.0,
             ..FrontEnd::default()
         };
         for name in ["short", "long"] {
