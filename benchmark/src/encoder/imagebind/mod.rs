@@ -208,10 +208,18 @@ mod tests {
     use super::*;
     use crate::avhscore::{self, cosine};
     use fulgur_datasets::media::Picture;
+    use std::sync::LazyLock;
     use std::sync::atomic::AtomicBool;
+    use tempfile::TempDir;
 
     fn encoder(downmix: bool) -> ImageBindEncoder {
-        encoder_in(tempfile::tempdir().unwrap().path(), downmix)
+        // Towers are read when they are first asked for: the folder stays as long as the tests run.
+        static ROOT: LazyLock<TempDir> = LazyLock::new(|| {
+            let root = tempfile::tempdir().unwrap();
+            fulgur_lightnet::testing::model("imagebind_tiny", root.path());
+            root
+        });
+        encoder_in(ROOT.path(), downmix)
     }
 
     /// The files of the weights are written into `root`.
