@@ -34,8 +34,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
     /// Folder of the clips, for the paths of the table
-    #[arg(long, value_name = "DIR", default_value = "")]
-    media: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    media: Option<PathBuf>,
     /// Write the clips of this part alone
     #[arg(long, value_name = "PART", value_parser = ["train", "val", "test"])]
     only: Option<String>,
@@ -63,7 +63,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     let mut writers = Writers::open(
         arguments.output.as_deref(),
         arguments.csv.as_deref(),
-        &arguments.media,
+        arguments.media.as_deref().unwrap_or(Path::new("")),
     )?;
     let mut answer = Divided {
         path: arguments.file.clone(),
