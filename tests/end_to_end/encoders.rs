@@ -541,7 +541,7 @@ fn random_models_of_any_size_run() {
             "text_num_heads is 16",
         ),
         (
-            json!({"vision_embed_dim": 1 << 40, "vision_num_blocks": 1, "out_embed_dim": 8}),
+            json!({"vision_embed_dim": 1u64 << 40, "vision_num_blocks": 1, "out_embed_dim": 8}),
             "vision_embed_dim is",
         ),
         (

@@ -214,23 +214,18 @@ mod tests {
 
     fn encoder(downmix: bool) -> ImageBindEncoder {
         // Towers are read when they are first asked for: the folder stays as long as the tests run.
-        static ROOT: LazyLock<TempDir> = LazyLock::new(|| {
+        static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
             let root = tempfile::tempdir().unwrap();
-            fulgur_lightnet::testing::model("imagebind_tiny", root.path());
-            root
+            let path = fulgur_lightnet::testing::model("imagebind_tiny", root.path());
+            (root, path)
         });
-        encoder_in(ROOT.path(), downmix)
-    }
-
-    /// The files of the weights are written into `root`.
-    fn encoder_in(root: &Path, downmix: bool) -> ImageBindEncoder {
-        let path = fulgur_lightnet::testing::model("imagebind_tiny", root);
+        let path = &MODEL.1;
         let options = ImageBindOptions {
             compute: DType::F32,
             downmix,
         };
-        assert!(ImageBindEncoder::is_in(&path).unwrap());
-        ImageBindEncoder::open(&path, options, &Device::Cpu).unwrap()
+        assert!(ImageBindEncoder::is_in(path).unwrap());
+        ImageBindEncoder::open(path, options, &Device::Cpu).unwrap()
     }
 
     fn video(frames: usize) -> Video {
@@ -302,8 +297,7 @@ mod tests {
         let mean = encoder(true).sound(&stereo).unwrap();
         assert_ne!(mean, first);
         assert_eq!(mean, encoder(false).sound(&stereo.mono()).unwrap());
-        let root = tempfile::tempdir().unwrap();
-        let identity = |downmix| encoder_in(root.path(), downmix).identity().unwrap().unwrap();
+        let identity = |downmix| encoder(downmix).identity().unwrap().unwrap();
         assert_eq!(identity(false), identity(false));
         assert_ne!(identity(false), identity(true));
     }
