@@ -382,7 +382,7 @@ fn what_cannot_be_measured_is_one_line() {
         (
             "is",
             &["--weights", "x=y"],
-            "--weights: found \"x\", expected one of clap, encoder, i3d",
+            "--weights: found \"x\", expected one of clap, clip, encoder, i3d",
         ),
         ("is", &["--weights", "panns=nowhere"], "nowhere: found no weights"),
         (
