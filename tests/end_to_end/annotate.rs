@@ -120,7 +120,7 @@ fn a_run_that_is_killed_gives_the_same_manifest() {
 
 /// 100,000 clips and ten kills: `make soak-annotate`.
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "takes a minute: make soak-annotate"]
 fn kills_of_a_hundred_thousand_clips() {
     kill(100_000, 10);
 }
