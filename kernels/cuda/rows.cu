@@ -4,7 +4,7 @@
 // add_row         2 T a element.
 // sum_rows        a block owns 32 V columns of a run of rows and writes their partial sums: 1 T a element,
 // sum_runs        adds the partial sums of a group in a fixed order. No atomics: the same bits each time.
-// residual        y = x + gate * branch, in the type of x: 2 X + 1 Y a element.
+// residual        y = x + gate * (branch + bias), in the type of x: 2 X + 1 Y a element.
 // residual_back   dbranch and the partial sums of dgate: 1 X + 2 Y a element.
 // Limit: memory bandwidth.
 #include "common.cuh"
@@ -75,16 +75,17 @@ extern "C" __global__ void __launch_bounds__(256)
     sums[(size_t)blockIdx.y * width + c] = sum;
 }
 
-// gate may be null; group g of rows uses row g of it. Grid (columns / 32 V, runs, groups).
+// gate and bias may be null; group g of rows uses row g of the gate. Grid (columns / 32 V, runs, groups).
 template <typename X, typename Y, int V>
-__device__ void residual(const X *x, const Y *branch, const X *gate, X *y, uint32_t width, uint32_t rows_per_group,
-                         uint32_t rows_per_run) {
+__device__ void residual(const X *x, const Y *branch, const X *gate, const float *bias, X *y, uint32_t width,
+                         uint32_t rows_per_group, uint32_t rows_per_run) {
     const uint32_t c = (blockIdx.x * LANES + threadIdx.x) * V;
     if (c >= width) return;
-    float g[V];
+    float g[V], add[V] = {};
 #pragma unroll
     for (int i = 0; i < V; i++) g[i] = 1.0f;
     if (gate) load<V>(gate + (size_t)blockIdx.z * width + c, g);
+    if (bias) load<V>(bias + c, add);
     const uint32_t first = blockIdx.y * rows_per_run, last = min(first + rows_per_run, rows_per_group);
     for (uint32_t r = first + threadIdx.y; r < last; r += DOWN) {
         const size_t at = ((size_t)blockIdx.z * rows_per_group + r) * width + c;
@@ -92,7 +93,7 @@ __device__ void residual(const X *x, const Y *branch, const X *gate, X *y, uint3
         load<V>(x + at, a);
         load<V>(branch + at, b);
 #pragma unroll
-        for (int i = 0; i < V; i++) a[i] += g[i] * b[i];
+        for (int i = 0; i < V; i++) a[i] += g[i] * (b[i] + add[i]);
         store<V>(y + at, a);
     }
 }
@@ -132,9 +133,9 @@ INSTANCES(sum_rows, SUM_ROWS, (x, partials, width, rows_per_group, rows_per_run)
 
 #define RESIDUAL(SUFFIX, X, Y, V)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        residual_##SUFFIX##_v##V(const X *x, const Y *branch, const X *gate, X *y, uint32_t width,                     \
+        residual_##SUFFIX##_v##V(const X *x, const Y *branch, const X *gate, const float *bias, X *y, uint32_t width,  \
                                  uint32_t rows_per_group, uint32_t rows_per_run) {                                     \
-        residual<X, Y, V>(x, branch, gate, y, width, rows_per_group, rows_per_run);                                    \
+        residual<X, Y, V>(x, branch, gate, bias, y, width, rows_per_group, rows_per_run);                              \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         residual_back_##SUFFIX##_v##V(const X *dy, const Y *branch, const X *gate, Y *dbranch, float *partials,        \

@@ -21,6 +21,7 @@ pub mod embedding;
 pub mod eos;
 pub mod error;
 pub mod exchange;
+pub mod gelu;
 pub mod glu;
 #[cfg(feature = "cuda")]
 mod gpu;

@@ -10,7 +10,7 @@ use crate::autograd::{Gradient, Value, attach2, attach3};
 use crate::error::OpError;
 use crate::rows::sum_rows_of_groups;
 use crate::tape::{Needs, Set};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 const OP: &str = "residual";
 
@@ -28,7 +28,7 @@ pub fn add_branch(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>) -> Result<
     }
     let (x, branch) = (x.contiguous()?, branch.contiguous()?);
     let Some(gate) = gate else {
-        return attach2(forward(&x, &branch, None)?, [&x, &branch], Join);
+        return attach2(forward(&x, &branch, None, None)?, [&x, &branch], Join);
     };
     let &[batch, _, width] = x.dims() else {
         return Err(OpError::shape(OP, "x", &x, "[B, N, D] with a gate").into());
@@ -38,16 +38,42 @@ pub fn add_branch(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>) -> Result<
         return Err(OpError::shape(OP, "gate", gate, expected).into());
     }
     let gate = gate.contiguous()?;
-    attach3(forward(&x, &branch, Some(&gate))?, [&x, &branch, &gate], Join)
+    attach3(
+        forward(&x, &branch, Some(&gate), None)?,
+        [&x, &branch, &gate],
+        Join,
+    )
 }
 
-fn forward(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>) -> Result<Value> {
+/// `x + branch + bias` for `x` and `branch` of one shape [.., D] and `bias` [D] in f32, as [`add_branch`]: the bias of a product of
+/// which nobody trains anything costs no pass of its own.
+///
+/// No gradient passes.
+///
+/// # Errors
+/// As [`add_branch`].
+pub fn add_biased(x: &Tensor, branch: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let width = x.dims().last().copied().unwrap_or(1);
+    if branch.dims() != x.dims() || x.elem_count() == 0 {
+        return Err(OpError::shape(OP, "branch", branch, format!("{:?} like x", x.dims())).into());
+    }
+    if bias.dims() != [width] || bias.dtype() != DType::F32 {
+        return Err(OpError::shape(OP, "bias", bias, format!("[{width}] in f32")).into());
+    }
+    let bias = bias.contiguous()?;
+    Ok(forward(&x.contiguous()?, &branch.contiguous()?, None, Some(&bias))?.detached())
+}
+
+fn forward(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Value> {
     let (x, branch) = (x.detach(), branch.detach());
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return cuda::forward(&x, &branch, gate);
+        return cuda::forward(&x, &branch, gate, bias);
     }
-    let branch = branch.to_dtype(x.dtype())?;
+    let mut branch = branch.to_dtype(x.dtype())?;
+    if let Some(bias) = bias {
+        branch = branch.broadcast_add(&bias.detach().to_dtype(x.dtype())?)?;
+    }
     let scaled = match gate {
         Some(gate) => branch.broadcast_mul(&gate.detach().unsqueeze(1)?)?,
         None => branch,
@@ -146,21 +172,33 @@ mod cuda {
         Ok(format!("{}_{}", suffix(OP, x)?, suffix(OP, branch)?))
     }
 
-    pub(super) fn forward(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>) -> Result<Value> {
+    pub(super) fn forward(
+        x: &Tensor,
+        branch: &Tensor,
+        gate: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> Result<Value> {
         match x.dtype() {
-            DType::BF16 => typed_forward::<bf16>(x, branch, gate),
-            _ => typed_forward::<f32>(x, branch, gate),
+            DType::BF16 => typed_forward::<bf16>(x, branch, gate, bias),
+            _ => typed_forward::<f32>(x, branch, gate, bias),
         }
     }
 
-    fn typed_forward<X: CudaReal>(x: &Tensor, branch: &Tensor, gate: Option<&Tensor>) -> Result<Value> {
+    fn typed_forward<X: CudaReal>(
+        x: &Tensor,
+        branch: &Tensor,
+        gate: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> Result<Value> {
         let device = x.device().as_cuda_device()?;
         let ([groups, rows, width], kind) = (sizes(x, gate)?, kind(x, branch)?);
         let (x, branch) = (Locked::new(OP, x), Locked::new(OP, branch));
         let gate = gate.map(|gate| Locked::new(OP, gate));
         let gate = gate.as_ref().map_or(Ok((0, true)), Locked::address)?;
+        let bias = bias.map(|bias| Locked::new(OP, bias));
+        let bias = bias.as_ref().map_or(Ok((0, true)), Locked::address)?;
         let (x_at, branch_at) = (x.address()?, branch.address()?);
-        let v = if x_at.1 && branch_at.1 && gate.1 && width % 4 == 0 {
+        let v = if x_at.1 && branch_at.1 && gate.1 && bias.1 && width % 4 == 0 {
             4
         } else {
             1
@@ -168,7 +206,7 @@ mod cuda {
         let runs = Runs::new(groups, rows, width, v);
         let y = room::<X>(device, groups * rows * width)?;
         launch!(device, ROWS, format!("residual_{kind}_v{v}"), runs.config;
-            x_at.0, branch_at.0, gate.0, y.as_view(), width as u32, rows as u32, runs.rows_per_run as u32);
+            x_at.0, branch_at.0, gate.0, bias.0, y.as_view(), width as u32, rows as u32, runs.rows_per_run as u32);
         Ok(gpu::value(y, device, x.shape()))
     }
 
@@ -238,6 +276,9 @@ mod tests {
         let found = add_branch(&x, &branch, Some(&gate))?;
         assert!(relative_rms(&values(&found), &values(&wanted)) < 1e-15);
         assert_eq!(values(&add_branch(&x, &branch, None)?), values(&(&x + &branch)?));
+        let bias = normal(4, &[7]).to_dtype(DType::F32)?;
+        let wanted = (&x + branch.broadcast_add(&bias.to_dtype(DType::F64)?)?)?;
+        assert!(relative_rms(&values(&add_biased(&x, &branch, &bias)?), &values(&wanted)) < 1e-15);
         Ok(())
     }
 
@@ -263,6 +304,10 @@ mod tests {
         assert_eq!(
             message(add_branch(&x, &branch, Some(&branch))),
             "residual: gate has shape [2, 3, 5], expected [2, 5] in F64"
+        );
+        assert_eq!(
+            message(add_biased(&x, &branch, &gate)),
+            "residual: bias has shape [2, 5], expected [5] in f32"
         );
     }
 }

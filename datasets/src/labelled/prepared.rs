@@ -11,6 +11,12 @@ use crate::store::{Mapped, StoreError};
 
 /// `fashion-mnist`: `SPLIT.images` u8 [n, 28, 28] and `SPLIT.labels` u8 [n].
 pub mod fashion_mnist {
+    use std::path::Path;
+
+    use safetensors::tensor::Dtype;
+
+    use crate::store::{Mapped, StoreError};
+
     pub(crate) const FILE: &str = "fashion-mnist.safetensors";
     /// Width and height of a picture.
     pub const SIDE: usize = 28;
@@ -30,6 +36,33 @@ pub mod fashion_mnist {
         "bag",
         "ankle boot",
     ];
+
+    /// The prepared set.
+    #[derive(Debug)]
+    pub struct FashionMnist(pub(super) Mapped);
+
+    impl FashionMnist {
+        /// Opens the prepared set in the folder `dir`.
+        ///
+        /// # Errors
+        /// The file is missing or damaged.
+        pub fn open(dir: &Path) -> Result<Self, StoreError> {
+            Mapped::open(&dir.join(FILE)).map(Self)
+        }
+
+        /// Pictures, row-major bytes [n, 28, 28], and their labels 0..10 [n], of `train` or `test`.
+        ///
+        /// # Errors
+        /// A tensor is missing or of another shape.
+        pub fn split(&self, train: bool) -> Result<(&[u8], &[u8]), StoreError> {
+            let (name, _, count) = SPLITS[usize::from(!train)];
+            let (images, _) = self
+                .0
+                .expect(&format!("{name}.images"), Dtype::U8, &[count, SIDE, SIDE])?;
+            let (labels, _) = self.0.expect(&format!("{name}.labels"), Dtype::U8, &[count])?;
+            Ok((images, labels))
+        }
+    }
 }
 
 /// `mnist-5k`: `images` u8 [5000, 28, 28] and `labels` u8 [5000].
@@ -79,21 +112,19 @@ impl Labelled {
     /// # Errors
     /// It is not there or damaged.
     pub fn fashion_mnist(dir: &Path) -> Result<Self, LabelledError> {
-        use fashion_mnist::{CLASSES, FILE, SIDE, SPLITS};
+        use fashion_mnist::{CLASSES, FashionMnist, SIDE, SPLITS};
         let damaged = |source| LabelledError::Set {
             set: "fashion-mnist",
             source,
         };
-        let file = Mapped::open(&dir.join(FILE)).map_err(damaged)?;
+        let prepared = FashionMnist::open(dir).map_err(damaged)?;
         let (mut bytes, mut labels) = (Vec::new(), Vec::new());
-        for (name, _, count) in SPLITS {
-            let shape = [count, SIDE, SIDE];
-            let images = file.expect(&format!("{name}.images"), Dtype::U8, &shape);
-            bytes.extend_from_slice(images.map_err(damaged)?.0);
-            let values = file.expect(&format!("{name}.labels"), Dtype::U8, &shape[..1]);
-            labels.extend_from_slice(values.map_err(damaged)?.0);
+        for train in [true, false] {
+            let (images, values) = prepared.split(train).map_err(damaged)?;
+            bytes.extend_from_slice(images);
+            labels.extend_from_slice(values);
         }
-        let mut set = grey("fashion-mnist", &file, (bytes, SIDE), &labels, &CLASSES)?;
+        let mut set = grey("fashion-mnist", &prepared.0, (bytes, SIDE), &labels, &CLASSES)?;
         for (index, entry) in set.entries.iter_mut().enumerate() {
             entry.held_out = index >= SPLITS[0].2;
         }

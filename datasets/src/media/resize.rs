@@ -201,17 +201,28 @@ fn to_byte(sum: i32) -> u8 {
 
 /// Every line of `pixels`, `line` bytes, with the weights of its pixels.
 fn across(pixels: &[u8], line: usize, channels: usize, taps: &[Taps]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(pixels.len() / line * taps.len() * channels);
-    for row in pixels.chunks_exact(line) {
-        for tap in taps {
-            let part = &row[tap.first * channels..(tap.first + tap.weights.len()) * channels];
-            let mut sums = [HALF; 4];
-            for (pixel, weight) in part.chunks_exact(channels).zip(&tap.weights) {
+    match channels {
+        3 => across_of::<3>(pixels, line, taps),
+        _ => across_of::<4>(pixels, line, taps),
+    }
+}
+
+/// [`across`] for pixels of `C` bytes.
+fn across_of<const C: usize>(pixels: &[u8], line: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut out = vec![0; pixels.len() / line * taps.len() * C];
+    let rows = pixels
+        .chunks_exact(line)
+        .zip(out.chunks_exact_mut((taps.len() * C).max(1)));
+    for (row, out) in rows {
+        let (row, out) = (row.as_chunks::<C>().0, out.as_chunks_mut::<C>().0);
+        for (tap, out) in taps.iter().zip(out) {
+            let mut sums = [HALF; C];
+            for (pixel, weight) in row[tap.first..].iter().zip(&tap.weights) {
                 for (sum, &value) in sums.iter_mut().zip(pixel) {
                     *sum += i32::from(value) * weight;
                 }
             }
-            out.extend(sums[..channels].iter().map(|&sum| to_byte(sum)));
+            *out = sums.map(to_byte);
         }
     }
     out

@@ -3,17 +3,13 @@
 //! Prepared tensors, for SPLIT `train` (60,000) and `test` (10,000): `SPLIT.images` u8 [n, 28, 28], `SPLIT.labels`
 //! u8 [n].
 
-use std::path::Path;
-
-use safetensors::tensor::Dtype;
-
 use super::{Job, Set};
 use crate::fetch::packages::FASHION_MNIST;
 use crate::fetch::{FetchError, unpack};
 use crate::labelled::idx;
-pub use crate::labelled::prepared::fashion_mnist::{CLASSES, SIDE};
+pub use crate::labelled::prepared::fashion_mnist::{CLASSES, FashionMnist, SIDE};
 use crate::labelled::prepared::fashion_mnist::{FILE, SPLITS};
-use crate::store::{Mapped, Plain, StoreError, write_tensors};
+use crate::store::{Plain, write_tensors};
 
 pub(super) const SET: Set = Set {
     name: "fashion-mnist",
@@ -24,33 +20,6 @@ pub(super) const SET: Set = Set {
 };
 
 const FOLDER: &str = "usr/share/datasets/fashion-mnist/";
-
-/// The prepared set.
-#[derive(Debug)]
-pub struct FashionMnist(Mapped);
-
-impl FashionMnist {
-    /// Opens the prepared set in the folder `dir`.
-    ///
-    /// # Errors
-    /// The file is missing or damaged.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Mapped::open(&dir.join(FILE)).map(Self)
-    }
-
-    /// Pictures, row-major bytes [n, 28, 28], and their labels 0..10 [n], of `train` or `test`.
-    ///
-    /// # Errors
-    /// A tensor is missing or of another shape.
-    pub fn split(&self, train: bool) -> Result<(&[u8], &[u8]), StoreError> {
-        let (name, _, count) = SPLITS[usize::from(!train)];
-        let (images, _) = self
-            .0
-            .expect(&format!("{name}.images"), Dtype::U8, &[count, SIDE, SIDE])?;
-        let (labels, _) = self.0.expect(&format!("{name}.labels"), Dtype::U8, &[count])?;
-        Ok((images, labels))
-    }
-}
 
 fn prepare(job: &Job<'_>) -> Result<usize, FetchError> {
     let entries = job.read(0, &|path| path.starts_with(FOLDER) && path.ends_with(".gz"))?;

@@ -1,11 +1,13 @@
-//! What single tokens go through, against the processor.
+//! What single tokens and networks that nobody trains go through, against the processor.
 
 use crate::training::Check;
 use crate::{host, relative_rms, values};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use fulgur_kernels::decay::{Fused, LogDecay, step, step_fused};
+use fulgur_kernels::gelu::{Form, gelu};
 use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::{linear, linear_swiglu};
+use fulgur_kernels::residual::add_biased;
 
 /// Up to three roundings to 8 bits.
 const TOLERANCE: f64 = 7e-3;
@@ -106,6 +108,41 @@ fn steps(device: &Device) -> Result<String> {
     Ok(format!("{worst:.1e}"))
 }
 
+/// Biases that are added on the way: before an activation, and where a branch joins.
+fn biases(device: &Device) -> Result<String> {
+    let mut worst = 0f64;
+    for dtype in [DType::F32, DType::BF16] {
+        let most = if dtype == DType::F32 { 1e-5 } else { 6e-3 };
+        for shape in [&[1, 1][..], &[3, 37], &[2, 257, 1280], &[4097, 6]] {
+            let width = shape[shape.len() - 1];
+            let single = |seed, shape: &[usize], dtype| host(seed, shape, dtype)?.to_dtype(DType::F32);
+            let (stream, branch) = (single(1, shape, DType::F32)?, single(2, shape, dtype)?);
+            let bias = single(3, &[width], DType::F32)?;
+            let (there_stream, there_bias) = (stream.to_device(device)?, bias.to_device(device)?);
+            let there = branch.to_dtype(dtype)?.to_device(device)?;
+            let mut pairs = vec![(
+                add_biased(&there_stream, &there, &there_bias)?,
+                add_biased(&stream, &branch, &bias)?,
+            )];
+            for form in [Form::Exact, Form::Quick] {
+                pairs.push((
+                    gelu(&there, Some(&there_bias), form)?,
+                    gelu(&branch, Some(&bias), form)?,
+                ));
+                pairs.push((gelu(&there, None, form)?, gelu(&branch, None, form)?));
+            }
+            for (found, wanted) in pairs {
+                let error = relative_rms(&values(&found)?, &values(&wanted)?);
+                if error.is_nan() || error > most || found.dims() != wanted.dims() {
+                    return Err(Error::Msg(format!("{shape:?} {dtype:?}: {error:.1e}")));
+                }
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok(format!("{worst:.1e}"))
+}
+
 fn choices(device: &Device) -> Result<String> {
     for (rows, width) in [(1, 1), (3, 31), (64, 50304), (2, 1025)] {
         // Few different values: many are the largest.
@@ -144,6 +181,10 @@ pub(crate) fn checks() -> Vec<Check> {
         Check {
             name: "decoding, steps",
             run: steps,
+        },
+        Check {
+            name: "frozen, biases",
+            run: biases,
         },
         Check {
             name: "decoding, choices",

@@ -32,15 +32,25 @@ pub(crate) enum Value {
 impl Value {
     /// As a variable without a graph.
     fn variable(self) -> Result<Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok(Var::from_tensor(&tensor.detach().contiguous()?)?.into_inner()),
+            value => Ok(value.leaf(true)),
+        }
+    }
+
+    /// As a tensor that no gradient reaches.
+    pub(crate) fn detached(self) -> Tensor {
+        self.leaf(false)
+    }
+
+    fn leaf(self, variable: bool) -> Tensor {
         let (storage, shape) = match self {
             Self::Cpu(storage, shape) => (Storage::Cpu(storage), shape),
             #[cfg(feature = "cuda")]
             Self::Cuda(storage, shape) => (Storage::Cuda(storage), shape),
-            Self::Tensor(tensor) => {
-                return Ok(Var::from_tensor(&tensor.detach().contiguous()?)?.into_inner());
-            }
+            Self::Tensor(tensor) => return tensor.detach(),
         };
-        Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), true))
+        Tensor::from_storage(storage, shape, BackpropOp::none(), variable)
     }
 }
 

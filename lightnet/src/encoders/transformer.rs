@@ -17,7 +17,7 @@ use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::attention::{Options, softmax};
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::norm::layer_norm_to;
-use fulgur_kernels::residual::add_branch;
+use fulgur_kernels::residual::{add_biased, add_branch};
 
 use super::gelu::Gelu;
 
@@ -100,15 +100,23 @@ impl Map {
         if x.dtype() != DType::F16 {
             return linear(x, &self.weight, self.bias.as_ref());
         }
-        let mut dims = x.dims().to_vec();
-        let input = dims.pop().unwrap_or_default();
-        dims.push(self.weight.dim(0)?);
-        let y = x.contiguous()?.reshape(((), input))?.matmul(&self.weight.t()?)?;
+        let y = self.product(x)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?),
             None => Ok(y),
-        }?
-        .reshape(dims)
+        }
+    }
+
+    /// Without the bias.
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        if x.dtype() != DType::F16 {
+            return linear(x, &self.weight, None);
+        }
+        let mut dims = x.dims().to_vec();
+        let input = dims.pop().unwrap_or_default();
+        dims.push(self.weight.dim(0)?);
+        let rows = x.contiguous()?.reshape(((), input))?;
+        rows.matmul(&self.weight.t()?)?.reshape(dims)
     }
 }
 
@@ -217,9 +225,11 @@ impl Block {
             (k, v) = (longer(&k, key)?, longer(&v, value)?);
         }
         let mixed = attend(&q, &k, &v, meeting)?.reshape((batch, tokens, width))?;
-        let x_bnd = join(x_bnd, &self.out.forward(&mixed)?)?;
-        let h = self.inner.forward(&self.norms[1].forward(&x_bnd, compute)?)?;
-        join(&x_bnd, &self.outer.forward(&self.gelu.apply(&h)?)?)
+        // Biases are added by what reads the products.
+        let x_bnd = join(x_bnd, &mixed, &self.out)?;
+        let h = self.inner.product(&self.norms[1].forward(&x_bnd, compute)?)?;
+        let h = self.gelu.behind(&h, self.inner.bias.as_ref())?;
+        join(&x_bnd, &h, &self.outer)
     }
 }
 
@@ -259,11 +269,15 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, meeting: &Meeting) -> Result<Tenso
     weights.matmul(&rows(v)?)?.transpose(1, 2)
 }
 
-/// The f32 stream with a branch of the type of products.
-fn join(x: &Tensor, branch: &Tensor) -> Result<Tensor> {
-    match branch.dtype() {
-        DType::F16 => add_branch(x, &branch.to_dtype(DType::F32)?, None),
-        _ => add_branch(x, branch, None),
+/// The f32 stream `x` with the branch that `map` makes of `input`.
+fn join(x: &Tensor, input: &Tensor, map: &Map) -> Result<Tensor> {
+    let branch = match map.product(input)? {
+        branch if branch.dtype() == DType::F16 => branch.to_dtype(DType::F32)?,
+        branch => branch,
+    };
+    match &map.bias {
+        Some(bias) => add_biased(x, &branch, bias),
+        None => add_branch(x, &branch, None),
     }
 }
 

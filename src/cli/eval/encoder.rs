@@ -23,7 +23,7 @@ const FRAMES: &str = "frames";
 /// Measure how many frames a second ImageBind sees
 ///
 /// Frames are bytes [F, H, W, 3] in a safetensors file. They are gone through again and again: resized and cut on the CPU as for a score,
-/// encoded, and averaged; while the network works on a batch, the next one is prepared. Loading and the first batch are not timed.
+/// encoded, and averaged; while the network works on a batch, the next ones are prepared. Loading and the first batch are not timed.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur eval encoder --encoder imagebind --frames frames.safetensors --seconds 20 --device cuda"
@@ -58,28 +58,33 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
     let size = height * width * 3;
     let all: Vec<&[u8]> = bytes.chunks_exact(size).collect();
     let mut next = all.iter().copied().cycle();
-    let mut embed = || -> anyhow::Result<Tensor> {
+    let mut fit = || {
         let frames: Vec<&[u8]> = next.by_ref().take(batch).collect();
-        let fitted = encoder.fit_frames(&frames, width, height)?;
-        Ok(encoder.embed_frames(&fitted)?.sum(0)?)
+        encoder.fit_frames(&frames, width, height)
     };
-    let warm: Vec<f32> = embed()?.to_vec1()?;
+    let embed = |fitted: &Tensor| -> anyhow::Result<Tensor> { Ok(encoder.embed_frames(fitted)?.sum(0)?) };
+    let warm: Vec<f32> = embed(&fit()?)?.to_vec1()?;
 
     let limit = Duration::from_secs(arguments.seconds.into());
     let mut progress = context.progress("encode", Unit::Items("s"));
     let began = Instant::now();
     let mut total = Tensor::zeros(warm.len(), DType::F32, &device)?;
-    let (mut seen, mut earlier): (usize, Option<Tensor>) = (0, None);
-    while began.elapsed() < limit && !context.interrupt.flag().load(Ordering::Relaxed) {
-        let sum = embed()?;
-        total = (total + &sum)?;
-        // Waits for the batch before: the GPU has this one while the next is prepared.
-        if let Some(earlier) = earlier.replace(sum) {
-            earlier.to_vec1::<f32>()?;
+    let mut seen = 0;
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        // One batch waits while the next is prepared. The thread ends when nobody takes its batches.
+        let (ready, batches) = std::sync::mpsc::sync_channel(1);
+        scope.spawn(move || while ready.send(fit()).is_ok() {});
+        for fitted in batches {
+            total = (&total + embed(&fitted?)?)?;
+            device.synchronize()?;
+            seen += batch;
+            progress.set(began.elapsed().as_secs(), Some(limit.as_secs()));
+            if began.elapsed() >= limit || context.interrupt.flag().load(Ordering::Relaxed) {
+                break;
+            }
         }
-        seen += batch;
-        progress.set(began.elapsed().as_secs(), Some(limit.as_secs()));
-    }
+        Ok(())
+    })?;
     let mean = (total / seen.max(1) as f64)?.to_vec1::<f32>()?;
     let seconds = began.elapsed().as_secs_f64();
     drop(progress);

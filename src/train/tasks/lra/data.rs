@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use fulgur_datasets::labelled::prepared::fashion_mnist::FashionMnist;
 use fulgur_datasets::long_range::{ListOps, listops, pathfinder};
 use fulgur_kernels::embedding::Ids;
 use fulgur_lightnet::lm::classifier::Input;
@@ -230,10 +231,8 @@ fn grey<'a>(pixels: impl Iterator<Item = &'a u8>, batch: usize) -> candle_core::
 }
 
 /// The prepared pictures of clothes in the folder `dir`.
-#[cfg(feature = "media")]
 fn clothes(dir: &Path) -> TaskResult<[Pictures; 2]> {
-    let set = fulgur_datasets::sets::fashion_mnist::FashionMnist::open(dir)
-        .map_err(|e| format!("{e}; run `fulgur data fetch fashion-mnist`"))?;
+    let set = FashionMnist::open(dir).map_err(|e| format!("{e}; run `fulgur data fetch fashion-mnist`"))?;
     let part = |train: bool| {
         let (pixels, labels) = set.split(train)?;
         Ok::<_, fulgur_datasets::store::StoreError>(Pictures {
@@ -256,11 +255,6 @@ fn clothes(dir: &Path) -> TaskResult<[Pictures; 2]> {
         }
     }
     Ok(parts)
-}
-
-#[cfg(not(feature = "media"))]
-fn clothes(_: &Path) -> TaskResult<[Pictures; 2]> {
-    Err("fashion-mnist: this program is built without the feature `media`, which prepares data sets".into())
 }
 
 #[cfg(test)]
@@ -322,7 +316,6 @@ mod tests {
     }
 
     /// Of a data set the part for tests is held out; labels that are none are refused.
-    #[cfg(feature = "media")]
     #[test]
     fn clothes_come_from_their_parts() {
         use fulgur_datasets::store::{Plain, write_tensors};
