@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! exact   y = z/2 (1 + erf(z / sqrt 2))        quick   y = z / (1 + exp(-1.702 z))        z = x + bias
+//! geglu   y = a exact(b)                       [a | b] = x + bias
 //! ```
 //!
 //! For networks that nobody trains: no gradient passes through it.
@@ -52,20 +53,43 @@ impl Form {
 /// # Errors
 /// If the bias does not fit, or an element type or a device is not supported.
 pub fn gelu(x: &Tensor, bias: Option<&Tensor>, form: Form) -> Result<Tensor> {
+    run(x, bias, Some(form))
+}
+
+/// `a gelu(b)` for the halves `[a | b]` of `x` [.., 2 m] plus `bias` [2 m] in f32, in the type of `x`: [.., m]. The gated unit of the
+/// transformers of Stable Diffusion (Shazeer, 2020), with the error function.
+///
+/// No gradient passes.
+///
+/// # Errors
+/// As [`gelu`]; also if the last axis is odd.
+pub fn geglu(x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match x.dims().last() {
+        Some(width) if width % 2 == 0 => run(x, bias, None),
+        _ => Err(OpError::shape(OP, "x", x, "[.., 2 m]").into()),
+    }
+}
+
+/// [`gelu`] of a form, [`geglu`] without.
+fn run(x: &Tensor, bias: Option<&Tensor>, form: Option<Form>) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);
     if let Some(bias) = bias
         && (bias.dims() != [width] || bias.dtype() != DType::F32)
     {
         return Err(OpError::shape(OP, "bias", bias, format!("[{width}] in f32")).into());
     }
+    let mut dims = x.dims().to_vec();
+    if let (None, Some(last)) = (form, dims.last_mut()) {
+        *last = width / 2;
+    }
     let x = x.detach().contiguous()?;
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     if x.elem_count() == 0 {
-        return Ok(x);
+        return Tensor::zeros(dims, x.dtype(), x.device());
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return cuda::gelu(&x, bias.as_ref(), form);
+        return cuda::run(&x, bias.as_ref(), form, dims);
     }
     let (storage, layout) = x.storage_and_layout();
     let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
@@ -77,24 +101,29 @@ pub fn gelu(x: &Tensor, bias: Option<&Tensor>, form: Form) -> Result<Tensor> {
             x.device().location()
         );
     };
-    let bias = bias.map(|bias| bias.to_vec1::<f32>()).transpose()?;
-    let mut out = vec![0f32; end - start];
-    out.par_chunks_mut(width)
+    let bias = match bias {
+        Some(bias) => bias.to_vec1::<f32>()?,
+        None => vec![0.0; width],
+    };
+    let made = dims.last().copied().unwrap_or(1);
+    let mut out = vec![0f32; (end - start) / width * made];
+    out.par_chunks_mut(made)
         .zip(values[start..end].par_chunks(width))
         .with_min_len(BLOCK.div_ceil(width))
-        .for_each(|(out, values)| match &bias {
-            None => {
-                for (out, &x) in out.iter_mut().zip(values) {
-                    *out = form.at(x);
-                }
+        .for_each(|(out, values)| {
+            let form = form.unwrap_or_default();
+            // Of a gated unit these are the second half.
+            let (gates, gate_bias) = (&values[width - made..], &bias[width - made..]);
+            for ((out, &x), &bias) in out.iter_mut().zip(gates).zip(gate_bias) {
+                *out = form.at(x + bias);
             }
-            Some(bias) => {
-                for ((out, &x), &bias) in out.iter_mut().zip(values).zip(bias) {
-                    *out = form.at(x + bias);
+            if made < width {
+                for ((out, &x), &bias) in out.iter_mut().zip(values).zip(&bias) {
+                    *out *= x + bias;
                 }
             }
         });
-    Tensor::from_vec(out, x.shape(), x.device())
+    Tensor::from_vec(out, dims, x.device())
 }
 
 #[cfg(feature = "cuda")]
@@ -111,38 +140,45 @@ mod cuda {
 
     const GELU: Module = module!("gelu");
 
-    pub(super) fn gelu(x: &Tensor, bias: Option<&Tensor>, form: Form) -> Result<Tensor> {
+    pub(super) fn run(
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        form: Option<Form>,
+        dims: Vec<usize>,
+    ) -> Result<Tensor> {
         suffix(OP, x)?;
         match x.dtype() {
-            DType::BF16 => typed::<bf16>(x, bias, form),
-            _ => typed::<f32>(x, bias, form),
+            DType::BF16 => typed::<bf16>(x, bias, form, dims),
+            _ => typed::<f32>(x, bias, form, dims),
         }
     }
 
-    fn typed<T: CudaReal>(x: &Tensor, bias: Option<&Tensor>, form: Form) -> Result<Tensor> {
+    fn typed<T: CudaReal>(
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        form: Option<Form>,
+        dims: Vec<usize>,
+    ) -> Result<Tensor> {
         let device = x.device().as_cuda_device()?;
-        let (count, shape) = (x.elem_count(), x.shape().clone());
-        let width = x.dims().last().copied().unwrap_or(1);
+        let made = dims.last().copied().unwrap_or(1);
+        let rows = dims.iter().product::<usize>() / made;
         let x = Locked::new(OP, x);
         let bias = bias.map(|bias| Locked::new(OP, bias));
         let (x_at, bias_at) = (
             x.address()?,
             bias.as_ref().map_or(Ok((0, true)), Locked::address)?,
         );
-        let v = if x_at.1 && bias_at.1 && width.is_multiple_of(4) {
-            4
-        } else {
-            1
+        let vectors = x_at.1 && bias_at.1 && made.is_multiple_of(4);
+        let v = if vectors { 4 } else { 1 };
+        let kernel = match form {
+            Some(Form::Exact) => "gelu_exact",
+            Some(Form::Quick) => "gelu_quick",
+            None => "geglu",
         };
-        let form = match form {
-            Form::Exact => "exact",
-            Form::Quick => "quick",
-        };
-        let rows = count / width;
-        let y = room::<T>(device, count)?;
-        launch!(device, GELU, format!("gelu_{form}_{}_v{v}", T::SUFFIX), Runs::new(1, rows, width, v).config;
-            x_at.0, bias_at.0, y.as_view(), rows as u32, width as u32);
-        Ok(gpu::tensor(y, device, &shape))
+        let y = room::<T>(device, rows * made)?;
+        launch!(device, GELU, format!("{kernel}_{}_v{v}", T::SUFFIX), Runs::new(1, rows, made, v).config;
+            x_at.0, bias_at.0, y.as_view(), rows as u32, made as u32);
+        Ok(gpu::tensor(y, device, &dims.into()))
     }
 }
 
@@ -182,6 +218,20 @@ mod tests {
                 assert!(far < 2e-6, "{shape:?} {far}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn half_of_a_row_gates_the_other() -> Result<()> {
+        let x = Tensor::randn(0f32, 2.0, (3, 7, 10), &Device::Cpu)?;
+        let bias = Tensor::randn(0f32, 1.0, 10, &Device::Cpu)?;
+        let z = x.broadcast_add(&bias)?;
+        let wanted = (z.narrow(2, 0, 5)? * z.narrow(2, 5, 5)?.contiguous()?.gelu_erf()?)?;
+        let found = geglu(&x, Some(&bias))?;
+        assert_eq!(found.dims(), [3, 7, 5]);
+        assert!((found - wanted)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+        let odd = geglu(&x.narrow(2, 0, 9)?, None).unwrap_err().to_string();
+        assert_eq!(odd, "gelu: x has shape [3, 7, 9], expected [.., 2 m]");
         Ok(())
     }
 

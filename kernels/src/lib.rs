@@ -52,4 +52,5 @@ mod strided;
 pub mod tape;
 #[cfg(test)]
 mod testing;
+pub mod unfold;
 pub mod upload;

@@ -4,10 +4,12 @@ use crate::training::Check;
 use crate::{host, relative_rms, values};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use fulgur_kernels::decay::{Fused, LogDecay, step, step_fused};
-use fulgur_kernels::gelu::{Form, gelu};
+use fulgur_kernels::gelu::{Form, geglu, gelu};
 use fulgur_kernels::likeliest::likeliest;
 use fulgur_kernels::linear::{linear, linear_swiglu};
+use fulgur_kernels::norm::{Groups, group_norm};
 use fulgur_kernels::residual::add_biased;
+use fulgur_kernels::unfold::{Window, unfold};
 
 /// Up to three roundings to 8 bits.
 const TOLERANCE: f64 = 7e-3;
@@ -131,6 +133,10 @@ fn biases(device: &Device) -> Result<String> {
                 ));
                 pairs.push((gelu(&there, None, form)?, gelu(&branch, None, form)?));
             }
+            if width % 2 == 0 {
+                pairs.push((geglu(&there, Some(&there_bias))?, geglu(&branch, Some(&bias))?));
+                pairs.push((geglu(&there, None)?, geglu(&branch, None)?));
+            }
             for (found, wanted) in pairs {
                 let error = relative_rms(&values(&found)?, &values(&wanted)?);
                 if error.is_nan() || error > most || found.dims() != wanted.dims() {
@@ -141,6 +147,82 @@ fn biases(device: &Device) -> Result<String> {
         }
     }
     Ok(format!("{worst:.1e}"))
+}
+
+/// Norms of groups: of few and many channels and places, even and odd, with a mean that is large beside the spread.
+fn groups(device: &Device) -> Result<String> {
+    let mut worst = 0f64;
+    let cases = [
+        (1, 1, 4, 2),
+        (3, 7, 6, 3),
+        (40, 1280, 320, 32),
+        (2, 20, 2560, 32),
+        (1, 5000, 128, 32),
+        (5, 33, 1300, 1),
+    ];
+    for (sets, places, channels, groups) in cases {
+        for (dtype, most) in [(DType::F32, 1e-5), (DType::BF16, 6e-3)] {
+            for (silu, middle) in [(false, 30.0), (true, 0.5)] {
+                let x = (host(1, &[sets, places, channels], DType::F32)? + middle)?;
+                let x = x.to_dtype(dtype)?.to_dtype(DType::F32)?;
+                let row = |seed| host(seed, &[channels], DType::F32)?.to_dtype(DType::F32);
+                let (gain, bias) = (row(2)?, row(3)?);
+                let of = Groups {
+                    sets,
+                    groups,
+                    eps: 1e-5,
+                    silu,
+                };
+                let there = x.to_dtype(dtype)?.to_device(device)?;
+                let found = group_norm(&there, &gain.to_device(device)?, &bias.to_device(device)?, of)?;
+                let again = group_norm(&there, &gain.to_device(device)?, &bias.to_device(device)?, of)?;
+                let wanted = group_norm(&x, &gain, &bias, of)?;
+                let error = relative_rms(&values(&found)?, &values(&wanted)?);
+                if error.is_nan() || error > most || found.dims() != wanted.dims() {
+                    return Err(Error::Msg(format!(
+                        "{of:?} {:?} {dtype:?}: {error:.1e}",
+                        x.dims()
+                    )));
+                }
+                if values(&again)? != values(&found)? {
+                    return Err(Error::Msg(format!(
+                        "{of:?} {:?} {dtype:?}: other bits again",
+                        x.dims()
+                    )));
+                }
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok(format!("{worst:.1e}"))
+}
+
+/// Neighbours, of which every value is a copy.
+fn neighbours(device: &Device) -> Result<String> {
+    for (shape, size, stride, padding) in [
+        ([2, 5, 7, 3], 3, 1, [1, 1]),
+        ([1, 8, 6, 8], 3, 2, [0, 1]),
+        ([3, 33, 40, 320], 3, 1, [1, 1]),
+        ([2, 9, 4, 4], 2, 3, [2, 0]),
+        ([1, 6, 6, 12], 5, 1, [2, 2]),
+    ] {
+        let window = Window {
+            size,
+            stride,
+            padding,
+        };
+        let all = shape[0] * window.results(shape[1]) * window.results(shape[2]);
+        for dtype in [DType::F32, DType::BF16] {
+            let x = host(1, &shape, dtype)?.to_dtype(dtype)?;
+            for places in [0..all, 1..all - 1] {
+                let found = unfold(&x.to_device(device)?, window, places.clone())?;
+                if values(&found)? != values(&unfold(&x, window, places.clone())?)? {
+                    return Err(Error::Msg(format!("{shape:?} {window:?} {places:?} {dtype:?}")));
+                }
+            }
+        }
+    }
+    Ok("the same".to_owned())
 }
 
 fn choices(device: &Device) -> Result<String> {
@@ -185,6 +267,14 @@ pub(crate) fn checks() -> Vec<Check> {
         Check {
             name: "frozen, biases",
             run: biases,
+        },
+        Check {
+            name: "frozen, group norm",
+            run: groups,
+        },
+        Check {
+            name: "frozen, neighbours",
+            run: neighbours,
         },
         Check {
             name: "decoding, choices",

@@ -14,7 +14,7 @@
 //! on a GPU without a pass of its own.
 //!
 //! [`rms_norm_gated`] ends a mixer: norm and gate in one pass. [`add_norm`] joins a branch to the residual stream and norms
-//! the sum for the next one. [`layer_norm`] is the norm with a mean.
+//! the sum for the next one. [`layer_norm`] is the norm with a mean, [`group_norm`] that of pictures.
 //!
 //! Only the inputs are kept for the backward pass: `r` is found again while the row is read anyway. Sums over rows
 //! go through partial sums of fixed runs of rows, so that they have the same bits each time.
@@ -24,6 +24,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod gated;
+mod group;
 mod layer;
 #[cfg(feature = "cuda")]
 mod mixed;
@@ -34,6 +35,7 @@ mod rowwise;
 
 pub use add::add_norm;
 pub use gated::{Gate, rms_norm_gated};
+pub use group::{Groups, group_norm};
 pub use layer::{layer_norm, layer_norm_to};
 
 use crate::error::OpError;
