@@ -10,7 +10,7 @@
 //!
 //! A transposed convolution is one product into all taps of all inputs, of which those that fall on the same place are added.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::linear::linear;
 
@@ -144,6 +144,13 @@ impl Conv2d {
             stride,
             padding,
         })
+    }
+
+    /// Element type of the kernel.
+    pub(crate) fn dtype(&self) -> DType {
+        match &self.kernel {
+            Kernel::Turned(kernel) | Kernel::Trained(kernel) => kernel.dtype(),
+        }
     }
 
     /// Maps `x` `[B, H, W, I]` to `[B, H', W', O]`.

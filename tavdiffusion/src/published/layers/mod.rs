@@ -8,13 +8,13 @@ mod resnet;
 mod time;
 mod transformer;
 
-pub(super) use attention::{Attention, AttentionShape, attend};
-pub(super) use conv::{Conv1d, Conv2d, ConvTranspose1d, Padding};
-pub(super) use group_norm::GroupNorm;
-pub(super) use resample::{Downsample, Upsample};
-pub(super) use resnet::{Resnet, ResnetShape};
-pub(super) use time::{TimeEmbedding, TimeShape};
-pub(super) use transformer::{FeedForward, Transformer, TransformerShape};
+pub(crate) use attention::{Attention, AttentionShape, attend};
+pub(crate) use conv::{Conv1d, Conv2d, ConvTranspose1d, Padding};
+pub(crate) use group_norm::GroupNorm;
+pub(crate) use resample::{Downsample, Upsample};
+pub(crate) use resnet::{Resnet, ResnetShape};
+pub(crate) use time::{TimeEmbedding, TimeShape};
+pub(crate) use transformer::{FeedForward, Transformer, TransformerShape};
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -32,14 +32,14 @@ fn vector(size: usize, name: &str, start: f64, vb: &VarBuilder) -> Result<Tensor
 
 /// A layer norm over channels.
 #[derive(Clone, Debug)]
-pub(super) struct LayerNorm {
+pub(crate) struct LayerNorm {
     gain: Tensor,
     bias: Tensor,
 }
 
 impl LayerNorm {
     /// Takes `weight` and `bias` `[channels]`.
-    pub(super) fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
             gain: vector(channels, "weight", 1.0, vb)?,
             bias: vector(channels, "bias", 0.0, vb)?,
@@ -47,7 +47,7 @@ impl LayerNorm {
     }
 
     /// Normalises `x` `[.., C]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         layer_norm(x, Some(&self.gain), Some(&self.bias), LAYER_EPS)
     }
 }
@@ -55,7 +55,7 @@ impl LayerNorm {
 /// The activation of residual blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Activation {
+pub(crate) enum Activation {
     /// `x / (1 + exp(-x))`.
     #[default]
     #[serde(alias = "swish")]
@@ -68,7 +68,7 @@ pub(super) enum Activation {
 
 impl Activation {
     /// Element by element.
-    pub(super) fn forward(self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Silu => x.silu(),
             Self::Gelu => x.gelu_erf(),

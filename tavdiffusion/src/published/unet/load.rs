@@ -1,0 +1,106 @@
+//! UNets from folders.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use fulgur_lightnet::config::{self, ConfigError};
+use fulgur_lightnet::params::folder::{self, LoadError, Weights};
+use serde::Deserialize;
+
+use super::super::names::translated;
+use super::motion::TABLE;
+use super::names::UnetNames;
+use super::plan::Plan;
+use super::{Builder, MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig};
+
+const CONFIG: &str = "config.json";
+/// What folders of networks over clips call themselves.
+const OVER_CLIPS: &str = "UNetMotionModel";
+/// The table of places by the name of AnimateDiff.
+const ANIMATE_DIFF_TABLE: &str = ".pos_encoder.pe";
+
+#[derive(Deserialize)]
+struct Marks {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
+}
+
+/// Reads a configuration, and what it comes to.
+fn plan_of<C: serde::de::DeserializeOwned>(
+    path: &Path,
+    plan: impl Fn(&C) -> candle_core::Result<Plan>,
+) -> Result<Plan, ConfigError> {
+    let config: C = config::read_checked(path, |config| plan(config).map(drop))?;
+    plan(&config).map_err(|error| ConfigError {
+        path: path.to_owned(),
+        detail: error.to_string(),
+    })
+}
+
+impl Unet {
+    /// Loads the UNet in the folder `dir` onto `device`, with weights in `compute`: f32, or bf16 on a GPU. It is one over clips if its
+    /// configuration is that of `UNetMotionModel`. All tensors are compared by name and shape before any is read; tables of places may be
+    /// there or not.
+    ///
+    /// # Errors
+    /// No such folder, a network that is not understood, tensors that are missing, unexpected or of another shape: all are listed.
+    pub fn load(dir: &Path, compute: DType, device: &Device) -> Result<Self, LoadError> {
+        let plan = Self::plan_in(dir)?;
+        load(dir, compute, device, &plan, |vb| Self::of_plan(plan.clone(), vb))
+    }
+
+    /// What the configuration in `dir` describes.
+    pub(crate) fn plan_in(dir: &Path) -> Result<Plan, ConfigError> {
+        let path = dir.join(CONFIG);
+        let marks: Marks = config::read(&path)?;
+        match marks.class_name.as_deref() {
+            Some(OVER_CLIPS) => plan_of(&path, MotionUnetConfig::plan),
+            _ => plan_of(&path, UnetConfig::plan),
+        }
+    }
+
+    /// As [`Self::load`], a UNet over pictures with the motion modules in the folder `motion`, which is a `MotionAdapter` of diffusers, or
+    /// holds modules by the names of AnimateDiff.
+    ///
+    /// # Errors
+    /// As before, or the modules are those of another network.
+    pub fn load_with_motion(
+        dir: &Path,
+        motion: &Path,
+        compute: DType,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let unet: UnetConfig = config::read_checked(&dir.join(CONFIG), |config: &UnetConfig| config.plan().map(drop))?;
+        let plan = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| adapter.plan(&unet))?;
+        let still = unet.plan()?;
+        let mut network = load(dir, compute, device, &still, |vb| Self::of_plan(still.clone(), vb))?;
+        let motions = load(motion, compute, device, &plan, |vb| Builder { plan: &plan }.motions(vb))?;
+        network.set_in_motion(plan, motions);
+        Ok(network)
+    }
+}
+
+/// Builds a network, or its modules, of the weights in `dir`, whatever they are called.
+fn load<M>(
+    dir: &Path,
+    compute: DType,
+    device: &Device,
+    plan: &Plan,
+    build: impl Fn(&VarBuilder) -> candle_core::Result<M>,
+) -> Result<M, LoadError> {
+    let names = match Weights::find(dir)? {
+        Some(weights) => UnetNames::of(&weights.shapes()?),
+        None => UnetNames::Diffusers,
+    };
+    let ignored = |name: &str| {
+        name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE) || !name.starts_with(names.prefix())
+    };
+    folder::load(dir, compute, device, ignored, |compute, vb| {
+        let vb = vb.to_dtype(compute);
+        match names.translation(plan) {
+            Some(translation) => build(&translated(&vb, translation)),
+            None => build(&vb),
+        }
+    })
+}
