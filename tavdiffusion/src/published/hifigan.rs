@@ -208,7 +208,7 @@ impl HifiGan {
         let wide = vb.to_dtype(DType::F32);
         let norm = config
             .normalize_before
-            .then(|| Ok((wide.get(bands, "mean")?, wide.get(bands, "scale")?)));
+            .then(|| -> Result<_> { Ok((wide.get(bands, "mean")?, wide.get(bands, "scale")?)) });
         Ok(Self {
             input: Conv1d::new(bands, channels(0), OUTER, 1, &vb.pp("conv_pre"))?,
             output: Conv1d::new(channels(stages.len()), 1, OUTER, 1, &vb.pp("conv_post"))?,

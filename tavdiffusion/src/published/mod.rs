@@ -18,6 +18,6 @@ mod vae;
 
 pub use fusion::{Aligned, Alignment, Fusion};
 pub use hifigan::{HifiGan, HifiGanConfig};
-pub use joint::{Direction, TavConfig, TavUnet};
+pub use joint::{Direction, Predicted, TavConfig, TavUnet};
 pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior};

@@ -97,6 +97,13 @@ pub(crate) struct Running {
     is_clip: bool,
 }
 
+impl Running {
+    /// How many clips, or pictures, the batch holds.
+    pub(crate) fn clips(&self) -> usize {
+        self.clips
+    }
+}
+
 /// Builds the parts of a network.
 struct Builder<'a> {
     plan: &'a Plan,

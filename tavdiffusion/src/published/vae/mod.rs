@@ -84,7 +84,7 @@ impl Mid {
     fn new(config: &AutoencoderKlConfig, vb: &VarBuilder) -> Result<Self> {
         let channels = config.block_out_channels.last().copied().unwrap_or(0);
         let resnet = |j: usize| resnet(config, channels, channels, &vb.pp("resnets").pp(j));
-        let attention = || {
+        let attention = || -> Result<_> {
             let vb = vb.pp("attentions.0");
             let shape = AttentionShape {
                 query: channels,

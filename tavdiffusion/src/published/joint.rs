@@ -1,0 +1,374 @@
+//! TAVDiffusion: a UNet over clips and one over spectrograms that meet at their narrowest places (TAVGBench, section 4).
+//!
+//! ```text
+//! a = audio way down;  v = video mid(video way down)
+//! video: v <- v + attention(v, a)      audio: a <- a + attention(a, v)      (each only where it is configured)
+//! audio: mid, way up;  video: way up
+//! ```
+//!
+//! Published sampling has the first direction alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use fulgur_lightnet::config;
+use fulgur_lightnet::params::folder::{self, LoadError, Weights};
+use serde::Deserialize;
+
+use super::fusion::{Aligned, Alignment, Fusion};
+use super::names::{Stored, Translation, translated};
+use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames};
+
+/// Where the UNet over spectrograms lies among the tensors.
+const AUDIO: &str = "audio_unet";
+/// What comes before all names where a wrapper of training was saved.
+const WRAPPER: &str = "module.";
+/// First parts of the names of the heads that only training calls.
+const HEADS: [&str; 4] = ["linear_a.", "linear_b.", "audio_fine_weight.", "video_fine_weight."];
+/// Ends of the names of tables of places, which follow from their size.
+const TABLES: [&str; 2] = [".pos_embed.pe", ".pos_encoder.pe"];
+
+/// Which stream reads which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Neither.
+    Apart,
+    /// The clip reads the sound, as published.
+    #[default]
+    VFromA,
+    /// The sound reads the clip.
+    AFromV,
+    /// Each reads the other.
+    Both,
+}
+
+impl Direction {
+    fn video_reads(self) -> bool {
+        matches!(self, Self::VFromA | Self::Both)
+    }
+
+    fn audio_reads(self) -> bool {
+        matches!(self, Self::AFromV | Self::Both)
+    }
+}
+
+/// Both networks, and how they meet.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TavConfig {
+    /// Over pictures.
+    pub video: UnetConfig,
+    /// Along frames.
+    pub motion: MotionAdapterConfig,
+    /// Over spectrograms.
+    pub audio: UnetConfig,
+    /// Which stream reads which.
+    #[serde(default)]
+    pub fuse: Direction,
+    /// Heads of the alignment, where training needs them.
+    #[serde(default)]
+    pub alignment: Option<Aligned>,
+}
+
+impl TavConfig {
+    /// The published networks, of which the one over spectrograms reads states of this width.
+    #[must_use]
+    pub fn authors(audio_text: usize) -> Self {
+        Self {
+            video: UnetConfig::stable_diffusion(),
+            motion: MotionAdapterConfig::authors(),
+            audio: UnetConfig::tango(audio_text),
+            fuse: Direction::VFromA,
+            alignment: None,
+        }
+    }
+
+    /// As [`Self::authors`], with what the shapes of a checkpoint say of the network over spectrograms, whose configuration was not published.
+    fn of_shapes(shapes: &BTreeMap<String, Vec<usize>>) -> Self {
+        const READS: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+        let shape = |name: &str| {
+            [WRAPPER, ""]
+                .iter()
+                .find_map(|prefix| shapes.get(&format!("{prefix}{AUDIO}.{name}")))
+        };
+        let width = shape(READS).and_then(|shape| shape.get(1)).copied();
+        Self::authors(width.unwrap_or(768))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.motion.plan(&self.video)?;
+        self.audio.plan().map(drop)
+    }
+}
+
+/// Both networks with their weights.
+#[derive(Clone, Debug)]
+pub struct TavUnet {
+    video: Unet,
+    audio: Unet,
+    video_reads: Option<Fusion>,
+    audio_reads: Option<Fusion>,
+    alignment: Option<Alignment>,
+}
+
+/// What [`TavUnet::forward`] gives.
+#[derive(Clone, Debug)]
+pub struct Predicted {
+    /// As the noisy clip, where there was one.
+    pub video: Option<Tensor>,
+    /// As the noisy spectrogram, where there was one.
+    pub audio: Option<Tensor>,
+    /// Narrowest places of sound and clip, `[B, N, C]` each, where there were both: what an alignment compares.
+    pub places: Option<(Tensor, Tensor)>,
+}
+
+impl TavUnet {
+    /// Takes the UNet over clips from the root of `vb`, `audio_unet`, `cross_attn`, where the sound reads also `cross_attn_audio`, and the
+    /// heads of the alignment.
+    ///
+    /// # Errors
+    /// Networks that cannot be; a tensor that is missing or has another shape.
+    pub fn new(config: &TavConfig, vb: &VarBuilder) -> Result<Self> {
+        let video = Unet::with_motion(&config.video, &config.motion, vb)?;
+        let audio = Unet::new(&config.audio, &vb.pp(AUDIO))?;
+        let (wide, narrow) = (video.bottleneck(), audio.bottleneck());
+        let reads = |asked: bool, reader, read, name: &str| {
+            asked.then(|| Fusion::new(reader, read, &vb.pp(name))).transpose()
+        };
+        Ok(Self {
+            video_reads: reads(config.fuse.video_reads(), wide, narrow, "cross_attn")?,
+            audio_reads: reads(config.fuse.audio_reads(), narrow, wide, "cross_attn_audio")?,
+            alignment: config.alignment.map(|sizes| Alignment::new(sizes, vb)).transpose()?,
+            video,
+            audio,
+        })
+    }
+
+    /// The network over clips.
+    #[must_use]
+    pub fn video(&self) -> &Unet {
+        &self.video
+    }
+
+    /// The network over spectrograms.
+    #[must_use]
+    pub fn audio(&self) -> &Unet {
+        &self.audio
+    }
+
+    /// What aligns the streams in training.
+    #[must_use]
+    pub fn alignment(&self) -> Option<&Alignment> {
+        self.alignment.as_ref()
+    }
+
+    /// What the networks predict for `video` `[B, C, F, H, W]`, `audio` `[B, C, T, bands]`, or one of them alone, at the steps `timestep`
+    /// `[B]`, reading `text` `[B, L, c]`.
+    ///
+    /// # Errors
+    /// No stream, or shapes that do not fit.
+    pub fn forward(
+        &self,
+        video: Option<&Tensor>,
+        audio: Option<&Tensor>,
+        timestep: &Tensor,
+        text: Option<&Tensor>,
+    ) -> Result<Predicted> {
+        if video.is_none() && audio.is_none() {
+            bail!("neither a clip nor a sound, expected one of them or both");
+        }
+        let mut sound = audio.map(|audio| self.audio.encode(audio, timestep, text)).transpose()?;
+        let mut clip = video.map(|video| self.video.encode(video, timestep, text)).transpose()?;
+        if let Some(clip) = &mut clip {
+            self.video.middle(clip)?;
+        }
+        let mut places = None;
+        if let (Some(sound), Some(clip)) = (&mut sound, &mut clip) {
+            let clips = clip.clips();
+            // Both read what the other was before it read.
+            let (heard, seen) = (sound.x.clone(), clip.x.clone());
+            if let Some(fusion) = &self.video_reads {
+                clip.x = fusion.forward(&seen, &heard, clips)?;
+            }
+            if let Some(fusion) = &self.audio_reads {
+                sound.x = fusion.forward(&heard, &seen, clips)?;
+            }
+            let flat = |x: &Tensor| x.reshape((clips, (), x.dim(3)?));
+            places = Some((flat(&heard)?, flat(&seen)?));
+        }
+        let audio = match sound {
+            Some(mut sound) => {
+                self.audio.middle(&mut sound)?;
+                Some(self.audio.decode(sound)?)
+            }
+            None => None,
+        };
+        Ok(Predicted {
+            video: clip.map(|clip| self.video.decode(clip)).transpose()?,
+            audio,
+            places,
+        })
+    }
+
+    /// What the folder says of its networks: `config.json`, else what the shapes of the authors' checkpoint say.
+    ///
+    /// # Errors
+    /// The file does not describe them, or there are no weights.
+    pub fn config_in(dir: &Path) -> std::result::Result<TavConfig, LoadError> {
+        let path = dir.join("config.json");
+        if path.is_file() {
+            return Ok(config::read_checked(&path, TavConfig::check)?);
+        }
+        Ok(TavConfig::of_shapes(&shapes_in(dir)?))
+    }
+
+    /// Loads the networks in the folder `dir` onto `device`, with weights in `compute`: f32, or bf16 on a GPU. Names are those of the
+    /// authors' checkpoint, with or without the prefix of its wrapper, or those of diffusers for motion modules.
+    ///
+    /// # Errors
+    /// No such folder, networks that are not understood, tensors that are missing, unexpected or of another shape: all are listed.
+    pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
+        let config = Self::config_in(dir)?;
+        let shapes = shapes_in(dir)?;
+        let wrapper = match shapes.keys().all(|name| name.starts_with(WRAPPER)) {
+            true => WRAPPER,
+            false => "",
+        };
+        let translation = translation(&config, wrapper, UnetNames::of(&shapes))?;
+        let ignored = |name: &str| {
+            let own = name.strip_prefix(wrapper).unwrap_or(name);
+            let head = HEADS.iter().any(|head| own.starts_with(head));
+            TABLES.iter().any(|table| own.ends_with(table)) || (head && config.alignment.is_none())
+        };
+        folder::load(dir, compute, device, ignored, |compute, vb| {
+            Self::new(&config, &translated(&vb.to_dtype(compute), translation.clone()))
+        })
+    }
+}
+
+/// Names of the networks in a file: those of the network over clips are of one of two libraries.
+fn translation(config: &TavConfig, wrapper: &'static str, names: UnetNames) -> Result<Translation> {
+    let clips = names.translation(&config.motion.plan(&config.video)?);
+    Ok(Arc::new(move |name: &str| match (&clips, name.starts_with(AUDIO)) {
+        (Some(clips), false) => match clips(name) {
+            Stored::As(name) => Stored::As(format!("{wrapper}{name}")),
+            other => other,
+        },
+        _ => Stored::As(format!("{wrapper}{name}")),
+    }))
+}
+
+fn shapes_in(dir: &Path) -> std::result::Result<BTreeMap<String, Vec<usize>>, LoadError> {
+    match Weights::find(dir)? {
+        Some(weights) => Ok(weights.shapes()?),
+        None => Err(LoadError::Absent { path: dir.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{apart, normal, perturb};
+    use fulgur_lightnet::params::Params;
+
+    fn config(fuse: &str) -> TavConfig {
+        let unet = |channels: usize| {
+            format!(
+                r#"{{"in_channels": {channels}, "out_channels": {channels}, "block_out_channels": [8, 16], "norm_num_groups": 4,
+                "layers_per_block": 1, "cross_attention_dim": 6, "attention_head_dim": 2,
+                "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}}"#
+            )
+        };
+        let json = format!(
+            r#"{{"video": {}, "audio": {}, "fuse": "{fuse}",
+            "motion": {{"block_out_channels": [8, 16], "motion_layers_per_block": 1, "motion_norm_num_groups": 4,
+            "motion_num_attention_heads": 2, "motion_max_seq_length": 5, "use_motion_mid_block": false}}}}"#,
+            unet(4),
+            unet(3)
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    struct Inputs {
+        video: Tensor,
+        audio: Tensor,
+        time: Tensor,
+        text: Tensor,
+    }
+
+    fn inputs() -> Result<Inputs> {
+        Ok(Inputs {
+            video: normal("video", &[2, 4, 3, 4, 6])?,
+            audio: normal("audio", &[2, 3, 8, 4])?,
+            time: Tensor::new(&[7f32, 901.0], &Device::Cpu)?,
+            text: normal("text", &[2, 5, 6])?,
+        })
+    }
+
+    fn run(network: &TavUnet, video: bool, audio: bool) -> Result<Predicted> {
+        let given = inputs()?;
+        network.forward(
+            video.then_some(&given.video),
+            audio.then_some(&given.audio),
+            &given.time,
+            Some(&given.text),
+        )
+    }
+
+    fn far(a: &Option<Tensor>, b: &Option<Tensor>) -> Result<f32> {
+        match (a, b) {
+            (Some(a), Some(b)) => apart(a, b),
+            _ => bail!("a stream is missing"),
+        }
+    }
+
+    #[test]
+    fn streams_that_are_apart_are_two_networks() -> Result<()> {
+        for (fuse, video_changes, audio_changes) in [
+            ("apart", false, false),
+            ("v_from_a", true, false),
+            ("a_from_v", false, true),
+            ("both", true, true),
+        ] {
+            let params = Params::random(10, &Device::Cpu);
+            let network = TavUnet::new(&config(fuse), &params.builder())?;
+            // A fresh fusion has an output of zeros: joint is as apart.
+            let (both, video, audio) = (run(&network, true, true)?, run(&network, true, false)?, run(&network, false, true)?);
+            assert!(far(&both.video, &video.video)? < 1e-6 && far(&both.audio, &audio.audio)? < 1e-6);
+            assert!(video.audio.is_none() && audio.video.is_none() && audio.places.is_none());
+            perturb(&params, 0.1)?;
+            let network = TavUnet::new(&config(fuse), &params.builder())?;
+            let (both, video, audio) = (run(&network, true, true)?, run(&network, true, false)?, run(&network, false, true)?);
+            assert_eq!(far(&both.video, &video.video)? > 1e-5, video_changes, "{fuse}");
+            assert_eq!(far(&both.audio, &audio.audio)? > 1e-5, audio_changes, "{fuse}");
+            let Some((heard, seen)) = both.places else {
+                bail!("no places");
+            };
+            // 8 x 4 and 3 x 4 x 6 places, at half the sides.
+            assert_eq!((heard.dims(), seen.dims()), (&[2, 8, 16][..], &[2, 18, 16][..]));
+            assert!(run(&network, false, false).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_authors_names_are_understood() -> Result<()> {
+        let translation = translation(&config("v_from_a"), WRAPPER, UnetNames::AnimateDiff)?;
+        for (name, expected) in [
+            ("conv_in.weight", "module.conv_in.weight"),
+            (
+                "down_blocks.0.motion_modules.0.transformer_blocks.0.norm3.bias",
+                "module.down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.ff_norm.bias",
+            ),
+            ("audio_unet.conv_in.bias", "module.audio_unet.conv_in.bias"),
+            ("cross_attn.query.bias", "module.cross_attn.query.bias"),
+        ] {
+            assert_eq!(translation(name), Stored::As(expected.to_owned()));
+        }
+        Ok(())
+    }
+}
