@@ -32,6 +32,7 @@ mod generator;
 mod lm;
 pub mod operator;
 mod port;
+mod published;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,11 +56,15 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 5] = [
+const FAMILIES: [(&str, Recognise); 6] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
+    (
+        "UNet2DConditionModel, UNetMotionModel, AutoencoderKL, speecht5_hifigan, pipelines of diffusers, TavDiffusionUnet",
+        published::recognise,
+    ),
     (
         "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
         lm::recognise,
@@ -126,10 +131,8 @@ impl Model {
     /// No model folder, a model of no known family, a configuration that is damaged.
     pub fn open(dir: &Path) -> Result<Self, ForwardError> {
         let folder = Folder::open(dir)?;
-        for (_, recognise) in FAMILIES {
-            if let Some(model) = recognise(&folder)? {
-                return Ok(model);
-            }
+        if let Some(model) = known(&folder)? {
+            return Ok(model);
         }
         Err(ForwardError::Kind {
             path: dir.to_owned(),
@@ -224,6 +227,16 @@ impl Part {
         let network = (self.load)(device)?;
         Ok(network(&inputs)?)
     }
+}
+
+/// The model of the first family that knows the folder.
+fn known(folder: &Folder) -> Result<Option<Model>, NetworkError> {
+    for (_, recognise) in FAMILIES {
+        if let Some(model) = recognise(folder)? {
+            return Ok(Some(model));
+        }
+    }
+    Ok(None)
 }
 
 /// Names beside their tensors, as outputs.

@@ -28,6 +28,7 @@ mod long_range;
 mod models;
 mod pack;
 mod program;
+mod published;
 mod report;
 mod repository;
 mod scaling;

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use super::fusion::{Aligned, Alignment, Fusion};
 use super::names::{Stored, Translation, translated};
-use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames};
+use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames, UnetSizes};
 
 /// Where the UNet over spectrograms lies among the tensors.
 const AUDIO: &str = "audio_unet";
@@ -223,6 +223,16 @@ impl TavUnet {
             return Ok(config::read_checked(&path, TavConfig::check)?);
         }
         Ok(TavConfig::of_shapes(&shapes_in(dir)?))
+    }
+
+    /// What the networks in the folder `dir` take and give: over clips, and over spectrograms.
+    ///
+    /// # Errors
+    /// As [`Self::config_in`].
+    pub fn sizes_in(dir: &Path) -> std::result::Result<[UnetSizes; 2], LoadError> {
+        let config = Self::config_in(dir)?;
+        let video = UnetSizes::of(&config.motion.plan(&config.video)?);
+        Ok([video, UnetSizes::of(&config.audio.plan()?)])
     }
 
     /// Loads the networks in the folder `dir` onto `device`, with weights in `compute`: f32, or bf16 on a GPU. Names are those of the

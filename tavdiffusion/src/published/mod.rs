@@ -19,5 +19,5 @@ mod vae;
 pub use fusion::{Aligned, Alignment, Fusion};
 pub use hifigan::{HifiGan, HifiGanConfig};
 pub use joint::{Direction, Predicted, TavConfig, TavUnet};
-pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames};
+pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames, UnetSizes};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior};

@@ -38,7 +38,48 @@ fn plan_of<C: serde::de::DeserializeOwned>(
     })
 }
 
+/// What a UNet takes and gives, before any weight is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnetSizes {
+    /// Channels of the sample.
+    pub in_channels: usize,
+    /// Channels of what is predicted.
+    pub out_channels: usize,
+    /// Width of the states of the text, where they are read.
+    pub context: Option<usize>,
+    /// Most frames of a clip, where the network is one over clips.
+    pub most_frames: Option<usize>,
+}
+
+impl UnetSizes {
+    pub(crate) fn of(plan: &Plan) -> Self {
+        Self {
+            in_channels: plan.in_channels,
+            out_channels: plan.out_channels,
+            context: plan.context(),
+            most_frames: plan.has_motion().then_some(plan.most_frames),
+        }
+    }
+}
+
 impl Unet {
+    /// What the network in the folder `dir` takes and gives.
+    ///
+    /// # Errors
+    /// Its configuration is unreadable or not understood.
+    pub fn sizes_in(dir: &Path) -> Result<UnetSizes, ConfigError> {
+        Ok(UnetSizes::of(&Self::plan_in(dir)?))
+    }
+
+    /// As [`Self::sizes_in`], with the motion modules in the folder `motion`.
+    ///
+    /// # Errors
+    /// As before, or the modules are those of another network.
+    pub fn sizes_with_motion(dir: &Path, motion: &Path) -> Result<UnetSizes, ConfigError> {
+        let (_, plan) = Self::plans_in(dir, motion)?;
+        Ok(UnetSizes::of(&plan))
+    }
+
     /// Loads the UNet in the folder `dir` onto `device`, with weights in `compute`: f32, or bf16 on a GPU. It is one over clips if its
     /// configuration is that of `UNetMotionModel`. All tensors are compared by name and shape before any is read; tables of places may be
     /// there or not.
@@ -51,13 +92,22 @@ impl Unet {
     }
 
     /// What the configuration in `dir` describes.
-    pub(crate) fn plan_in(dir: &Path) -> Result<Plan, ConfigError> {
+    fn plan_in(dir: &Path) -> Result<Plan, ConfigError> {
         let path = dir.join(CONFIG);
         let marks: Marks = config::read(&path)?;
         match marks.class_name.as_deref() {
             Some(OVER_CLIPS) => plan_of(&path, MotionUnetConfig::plan),
             _ => plan_of(&path, UnetConfig::plan),
         }
+    }
+
+    /// The network over pictures in `dir`, and with the modules in `motion`.
+    fn plans_in(dir: &Path, motion: &Path) -> Result<(Plan, Plan), ConfigError> {
+        let path = dir.join(CONFIG);
+        let unet: UnetConfig = config::read(&path)?;
+        let still = plan_of(&path, UnetConfig::plan)?;
+        let moved = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| adapter.plan(&unet))?;
+        Ok((still, moved))
     }
 
     /// As [`Self::load`], a UNet over pictures with the motion modules in the folder `motion`, which is a `MotionAdapter` of diffusers, or
@@ -71,9 +121,7 @@ impl Unet {
         compute: DType,
         device: &Device,
     ) -> Result<Self, LoadError> {
-        let unet: UnetConfig = config::read_checked(&dir.join(CONFIG), |config: &UnetConfig| config.plan().map(drop))?;
-        let plan = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| adapter.plan(&unet))?;
-        let still = unet.plan()?;
+        let (still, plan) = Self::plans_in(dir, motion)?;
         let mut network = load(dir, compute, device, &still, |vb| Self::of_plan(still.clone(), vb))?;
         let motions = load(motion, compute, device, &plan, |vb| Builder { plan: &plan }.motions(vb))?;
         network.set_in_motion(plan, motions);

@@ -15,6 +15,7 @@ mod motion;
 mod names;
 mod plan;
 
+pub use load::UnetSizes;
 pub use config::{MotionAdapterConfig, MotionUnetConfig, UnetConfig};
 pub(crate) use config::PerBlock;
 pub use names::UnetNames;

@@ -76,6 +76,18 @@ impl AutoencoderKlConfig {
         }
     }
 
+    /// Channels of pictures that are encoded.
+    #[must_use]
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// Channels of pictures that are decoded.
+    #[must_use]
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
     /// Channels of latents.
     #[must_use]
     pub fn latent_channels(&self) -> usize {
