@@ -128,7 +128,7 @@ fn unet_part<E: Into<NetworkError>>(
         ],
         [sample("sample", sizes.out_channels, is_clip)],
         move |device| {
-            let unet = load(device).map_err(Into::into)?;
+            let unet = load(device).map_err(Into::<NetworkError>::into)?;
             let network: Network = Box::new(move |inputs| {
                 let predicted = unet.forward(
                     inputs.get("sample")?,

@@ -23,6 +23,8 @@ use super::names::{Stored, Translation, below, translated};
 
 /// Slope of the last leaky rectifier, which is not the configured one.
 const LAST_SLOPE: f64 = 0.01;
+/// Most samples a frame of a spectrogram.
+const MOST_HOP: usize = 1 << 16;
 /// Taps of the first and the last convolution.
 const OUTER: usize = 7;
 /// What may come before the names of the original vocoder.
@@ -78,7 +80,7 @@ impl HifiGanConfig {
     /// Samples a frame of the spectrogram.
     #[must_use]
     pub fn hop(&self) -> usize {
-        self.upsample_rates.iter().product()
+        self.upsample_rates.iter().fold(1, |hop, &rate| hop.saturating_mul(rate))
     }
 
     fn check(&self) -> Result<()> {
@@ -119,6 +121,7 @@ impl HifiGanConfig {
                 within("resblock_dilation_sizes", dilation, MOST_TAPS)?;
             }
         }
+        within("the product of upsample_rates", self.hop(), MOST_HOP)?;
         let halvings = self.upsample_rates.len() as u32;
         if self.upsample_initial_channel >> halvings == 0 {
             bail!(

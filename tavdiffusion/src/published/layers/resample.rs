@@ -1,6 +1,6 @@
 //! Half and double sides.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Conv2d, Padding};
@@ -61,7 +61,7 @@ fn sources(from: usize, to: usize, x: &Tensor) -> Result<Tensor> {
     let places: Vec<u32> = (0..to)
         .map(|place| ((place as f32 * scale) as u32).min(from as u32 - 1))
         .collect();
-    Tensor::from_vec(places, to, x.device())?.to_dtype(DType::U32)
+    Tensor::from_vec(places, to, x.device())
 }
 
 #[cfg(test)]

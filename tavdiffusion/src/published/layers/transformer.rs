@@ -7,7 +7,7 @@ use fulgur_lightnet::linear::{Linear, Start};
 use super::{Attention, AttentionShape, Conv2d, GroupNorm, LayerNorm};
 
 /// Added to variances by the norm at the entry.
-pub(crate) const ENTRY_EPS: f64 = 1e-6;
+const ENTRY_EPS: f64 = 1e-6;
 /// Hidden width of a feed-forward layer over its width.
 const EXPANSION: usize = 4;
 

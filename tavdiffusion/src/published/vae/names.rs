@@ -17,7 +17,7 @@ pub(crate) enum VaeNames {
     Diffusers,
     /// Those of diffusers before attention was renamed, as most published folders have them.
     Older,
-    /// Those of latent diffusion, after a prefix, with so many blocks.
+    /// Those of latent diffusion, after a prefix.
     LatentDiffusion(&'static str),
 }
 
@@ -56,6 +56,7 @@ impl VaeNames {
                 match original(name, blocks) {
                     Some((name, true)) => Stored::Pointwise(format!("{prefix}{name}")),
                     Some((name, false)) => Stored::As(format!("{prefix}{name}")),
+                    // The same in both.
                     None => Stored::As(format!("{prefix}{name}")),
                 }
             })),
