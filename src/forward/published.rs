@@ -15,6 +15,9 @@ const AUTOENCODER: &str = "AutoencoderKL";
 const VOCODERS: [&str; 2] = ["speecht5_hifigan", "hifigan"];
 const TAV: &str = "TavDiffusionUnet";
 const MOTION_ADAPTER: &str = "MotionAdapter";
+/// What comes before names in files of latent diffusion: of the UNet, and of what makes latents.
+const DIFFUSED: &str = "model.diffusion_model.";
+const FIRST_STAGE: &str = "first_stage_model.";
 /// How classes of pipelines end.
 const PIPELINE: &str = "Pipeline";
 /// Folders of a pipeline that hold networks.
@@ -29,9 +32,11 @@ pub(super) fn recognise(folder: &Folder) -> Result<Option<Model>, NetworkError> 
     let dir = folder.path();
     let parts = if class == TAV || below(&["audio_unet.", "module.audio_unet."]) {
         vec![tav(dir)?]
+    } else if below(&[DIFFUSED, FIRST_STAGE]) {
+        whole(folder)?
     } else if UNETS.contains(&class) || below(&["time_embedding.linear_1."]) {
         vec![unet(dir)?]
-    } else if class == AUTOENCODER || below(&["first_stage_model.decoder.", "decoder.mid_block.", "decoder.mid."]) {
+    } else if class == AUTOENCODER || below(&["decoder.mid_block.", "decoder.mid."]) {
         autoencoder(folder)?
     } else if VOCODERS.contains(&class) || below(&["conv_pre.", "vocoder.conv_pre."]) {
         vec![vocoder(dir)?]
@@ -45,6 +50,31 @@ pub(super) fn recognise(folder: &Folder) -> Result<Option<Model>, NetworkError> 
         kind: folder.class().unwrap_or("published").to_owned(),
         parts,
     }))
+}
+
+/// The networks of a file of latent diffusion, which holds all of them.
+fn whole(folder: &Folder) -> Result<Vec<Part>, NetworkError> {
+    let dir = folder.path();
+    let mut parts = Vec::new();
+    if folder.has_below(DIFFUSED) {
+        parts.push(unet(dir)?);
+    }
+    if folder.has_below(&format!("{FIRST_STAGE}decoder.")) {
+        let halves = autoencoder(folder)?;
+        parts.extend(halves.into_iter().map(|part| below_place("vae", part)));
+    }
+    if folder.has_below(&format!("{FIRST_STAGE}vocoder.")) {
+        parts.push(vocoder(dir)?);
+    }
+    Ok(parts)
+}
+
+/// A part of several that lie in one place.
+fn below_place(place: &str, part: Part) -> Part {
+    Part {
+        name: format!("{place}.{}", part.name),
+        ..part
+    }
 }
 
 /// The networks of a pipeline, each in a folder of its own; motion modules in one beside them move the UNet.
@@ -61,12 +91,12 @@ fn pipeline(dir: &Path) -> Result<Vec<Part>, NetworkError> {
         }
         let Some(model) = super::known(&folder)? else { continue };
         let single = model.parts.len() == 1;
-        parts.extend(model.parts.into_iter().map(|part| Part {
-            name: match single {
-                true => place.to_owned(),
-                false => format!("{place}.{}", part.name),
+        parts.extend(model.parts.into_iter().map(|part| match single {
+            true => Part {
+                name: place.to_owned(),
+                ..part
             },
-            ..part
+            false => below_place(place, part),
         }));
     }
     if let (Some(still), Some(motion)) = (open("unet")?, open("motion_adapter")?)
@@ -150,7 +180,7 @@ fn steps(inputs: &Inputs) -> Result<candle_core::Tensor, NetworkError> {
 fn autoencoder(folder: &Folder) -> Result<Vec<Part>, NetworkError> {
     let dir = folder.path();
     let config = AutoencoderKl::config_in(dir)?;
-    let has = |half: &str| folder.has_below(half) || folder.has_below(&format!("first_stage_model.{half}"));
+    let has = |half: &str| folder.has_below(half) || folder.has_below(&format!("{FIRST_STAGE}{half}"));
     let latent = |name| Port::numbers(name, [Free("B"), Size(config.latent_channels()), Free("h"), Free("w")]);
     let mut parts = Vec::new();
     if has("encoder.") {

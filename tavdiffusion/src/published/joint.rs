@@ -15,11 +15,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use fulgur_lightnet::config;
+use fulgur_lightnet::diffusion::ddpm_step;
 use fulgur_lightnet::params::folder::{self, LoadError, Weights};
 use serde::Deserialize;
 
 use super::fusion::{Aligned, Alignment, Fusion};
 use super::names::{Stored, Translation, translated};
+use crate::denoiser::{Denoiser, Latents, TextCondition};
+
 use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames, UnetSizes};
 
 /// Where the UNet over spectrograms lies among the tensors.
@@ -271,6 +274,35 @@ fn translation(config: &TavConfig, wrapper: &'static str, names: UnetNames) -> R
     }))
 }
 
+/// As generators are asked: latents are channels-last, and time is a fraction of the 1,000 steps of the schedule. The states of padding are
+/// read like those of words, as in training.
+impl Denoiser for TavUnet {
+    fn predict(&self, latents: &Latents, time: &Tensor, text: &TextCondition) -> Result<Latents> {
+        let steps = time.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let steps: Vec<f32> = steps.into_iter().map(|time| ddpm_step(time) as f32).collect();
+        let count = steps.len();
+        let steps = Tensor::from_vec(steps, count, time.device())?;
+        let video = latents.video.permute((0, 4, 1, 2, 3))?.contiguous()?;
+        let audio = latents.audio.permute((0, 3, 1, 2))?.contiguous()?;
+        let predicted = self.forward(Some(&video), Some(&audio), &steps, Some(&text.states))?;
+        match (predicted.video, predicted.audio) {
+            (Some(video), Some(audio)) => Ok(Latents {
+                video: video.permute((0, 2, 3, 4, 1))?.contiguous()?,
+                audio: audio.permute((0, 2, 3, 1))?.contiguous()?,
+            }),
+            _ => bail!("a stream is missing"),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        self.video.device()
+    }
+
+    fn dtype(&self) -> DType {
+        self.video.dtype()
+    }
+}
+
 fn shapes_in(dir: &Path) -> std::result::Result<BTreeMap<String, Vec<usize>>, LoadError> {
     match Weights::find(dir)? {
         Some(weights) => Ok(weights.shapes()?),
@@ -362,6 +394,28 @@ mod tests {
             assert_eq!((heard.dims(), seen.dims()), (&[2, 8, 16][..], &[2, 18, 16][..]));
             assert!(run(&network, false, false).is_err());
         }
+        Ok(())
+    }
+
+    #[test]
+    fn generators_ask_in_fractions_of_the_schedule() -> Result<()> {
+        let params = Params::random(11, &Device::Cpu);
+        let network = TavUnet::new(&config("v_from_a"), &params.builder())?;
+        perturb(&params, 0.1)?;
+        let given = inputs()?;
+        let latents = Latents {
+            video: given.video.permute((0, 2, 3, 4, 1))?.contiguous()?,
+            audio: given.audio.permute((0, 2, 3, 1))?.contiguous()?,
+        };
+        let text = TextCondition {
+            states: given.text.clone(),
+            mask: Tensor::ones((2, 5), DType::F32, &Device::Cpu)?,
+        };
+        let time = (given.time.clone() / 999.0)?;
+        let found = network.predict(&latents, &time, &text)?;
+        let expected = run(&network, true, true)?;
+        assert!(far(&Some(found.video.permute((0, 4, 1, 2, 3))?.contiguous()?), &expected.video)? < 1e-6);
+        assert!(far(&Some(found.audio.permute((0, 3, 1, 2))?.contiguous()?), &expected.audio)? < 1e-6);
         Ok(())
     }
 

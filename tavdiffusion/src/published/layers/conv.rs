@@ -10,7 +10,7 @@
 //!
 //! A transposed convolution is one product into all taps of all inputs, of which those that fall on the same place are added.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::linear::linear;
 
@@ -146,10 +146,10 @@ impl Conv2d {
         })
     }
 
-    /// Element type of the kernel.
-    pub(crate) fn dtype(&self) -> DType {
+    /// The kernel in one form or another, for its element type and its device.
+    pub(crate) fn weight(&self) -> &Tensor {
         match &self.kernel {
-            Kernel::Turned(kernel) | Kernel::Trained(kernel) => kernel.dtype(),
+            Kernel::Turned(kernel) | Kernel::Trained(kernel) => kernel,
         }
     }
 

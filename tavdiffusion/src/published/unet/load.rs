@@ -67,7 +67,7 @@ impl Unet {
     ///
     /// # Errors
     /// Its configuration is unreadable or not understood.
-    pub fn sizes_in(dir: &Path) -> Result<UnetSizes, ConfigError> {
+    pub fn sizes_in(dir: &Path) -> Result<UnetSizes, LoadError> {
         Ok(UnetSizes::of(&Self::plan_in(dir)?))
     }
 
@@ -91,13 +91,16 @@ impl Unet {
         load(dir, compute, device, &plan, |vb| Self::of_plan(plan.clone(), vb))
     }
 
-    /// What the configuration in `dir` describes.
-    fn plan_in(dir: &Path) -> Result<Plan, ConfigError> {
+    /// What the configuration in `dir` describes; a file of latent diffusion that has none beside it is that of Stable Diffusion 1.x.
+    fn plan_in(dir: &Path) -> Result<Plan, LoadError> {
         let path = dir.join(CONFIG);
+        if !path.is_file() && matches!(names_in(dir)?, UnetNames::LatentDiffusion(_)) {
+            return Ok(UnetConfig::stable_diffusion().plan()?);
+        }
         let marks: Marks = config::read(&path)?;
         match marks.class_name.as_deref() {
-            Some(OVER_CLIPS) => plan_of(&path, MotionUnetConfig::plan),
-            _ => plan_of(&path, UnetConfig::plan),
+            Some(OVER_CLIPS) => Ok(plan_of(&path, MotionUnetConfig::plan)?),
+            _ => Ok(plan_of(&path, UnetConfig::plan)?),
         }
     }
 
@@ -129,6 +132,13 @@ impl Unet {
     }
 }
 
+fn names_in(dir: &Path) -> Result<UnetNames, LoadError> {
+    match Weights::find(dir)? {
+        Some(weights) => Ok(UnetNames::of(&weights.shapes()?)),
+        None => Err(LoadError::Absent { path: dir.to_owned() }),
+    }
+}
+
 /// Builds a network, or its modules, of the weights in `dir`, whatever they are called.
 fn load<M>(
     dir: &Path,
@@ -137,10 +147,7 @@ fn load<M>(
     plan: &Plan,
     build: impl Fn(&VarBuilder) -> candle_core::Result<M>,
 ) -> Result<M, LoadError> {
-    let names = match Weights::find(dir)? {
-        Some(weights) => UnetNames::of(&weights.shapes()?),
-        None => UnetNames::Diffusers,
-    };
+    let names = names_in(dir)?;
     let ignored = |name: &str| {
         name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE) || !name.starts_with(names.prefix())
     };

@@ -21,7 +21,7 @@ pub(crate) use config::PerBlock;
 pub use names::UnetNames;
 pub(crate) use plan::Plan;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use self::motion::{MotionModule, MotionShape};
@@ -490,7 +490,13 @@ impl Unet {
     /// Element type of the weights: samples of it are computed in it without rounding weights at each call.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.input.dtype()
+        self.input.weight().dtype()
+    }
+
+    /// Device of the weights.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.input.weight().device()
     }
 }
 
