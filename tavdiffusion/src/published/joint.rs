@@ -21,9 +21,8 @@ use serde::Deserialize;
 
 use super::fusion::{Aligned, Alignment, Fusion};
 use super::names::{Stored, Translation, translated};
-use crate::denoiser::{Denoiser, Latents, TextCondition};
-
 use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames, UnetSizes};
+use crate::denoiser::{Denoiser, Latents, TextCondition};
 
 /// Where the UNet over spectrograms lies among the tensors.
 const AUDIO: &str = "audio_unet";

@@ -15,17 +15,15 @@ mod motion;
 mod names;
 mod plan;
 
-pub use load::UnetSizes;
 pub use config::{MotionAdapterConfig, MotionUnetConfig, UnetConfig};
-pub(crate) use config::PerBlock;
+pub use load::UnetSizes;
 pub use names::UnetNames;
-pub(crate) use plan::Plan;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use self::motion::{MotionModule, MotionShape};
-use self::plan::{AttentionPlan, BlockPlan, MidPlan, MotionPlan};
+use self::plan::{AttentionPlan, BlockPlan, MidPlan, MotionPlan, Plan};
 use super::layers::{
     Conv2d, Downsample, GroupNorm, Padding, Resnet, ResnetShape, TimeEmbedding, TimeShape, Transformer,
     TransformerShape, Upsample,
