@@ -20,4 +20,4 @@ pub use fusion::{Aligned, Alignment, Fusion};
 pub use hifigan::{HifiGan, HifiGanConfig};
 pub use joint::{Direction, Predicted, TavConfig, TavUnet};
 pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames, UnetSizes};
-pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior};
+pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior, Tiles};

@@ -5,8 +5,10 @@
 
 mod config;
 mod names;
+mod tiles;
 
 pub use config::AutoencoderKlConfig;
+pub use tiles::Tiles;
 
 use std::collections::BTreeMap;
 use std::path::Path;
