@@ -89,7 +89,9 @@ fn pipeline(dir: &Path) -> Result<Vec<Part>, NetworkError> {
         if folder.class().is_some_and(|class| class.ends_with(PIPELINE)) {
             continue;
         }
-        let Some(model) = super::known(&folder)? else { continue };
+        let Some(model) = super::known(&folder)? else {
+            continue;
+        };
         let single = model.parts.len() == 1;
         parts.extend(model.parts.into_iter().map(|part| match single {
             true => Part {
@@ -132,7 +134,9 @@ fn sample(name: &'static str, channels: usize, is_clip: bool) -> Port {
 fn unet(dir: &Path) -> Result<Part, NetworkError> {
     let sizes = Unet::sizes_in(dir)?;
     let dir = dir.to_owned();
-    Ok(unet_part("unet", sizes, move |device| Unet::load(&dir, DType::F32, device)))
+    Ok(unet_part("unet", sizes, move |device| {
+        Unet::load(&dir, DType::F32, device)
+    }))
 }
 
 fn moved(still: &Path, motion: &Path) -> Result<Part, NetworkError> {
@@ -181,7 +185,12 @@ fn autoencoder(folder: &Folder) -> Result<Vec<Part>, NetworkError> {
     let dir = folder.path();
     let config = AutoencoderKl::config_in(dir)?;
     let has = |half: &str| folder.has_below(half) || folder.has_below(&format!("{FIRST_STAGE}{half}"));
-    let latent = |name| Port::numbers(name, [Free("B"), Size(config.latent_channels()), Free("h"), Free("w")]);
+    let latent = |name| {
+        Port::numbers(
+            name,
+            [Free("B"), Size(config.latent_channels()), Free("h"), Free("w")],
+        )
+    };
     let mut parts = Vec::new();
     if has("encoder.") {
         let dir = dir.to_owned();
@@ -193,7 +202,10 @@ fn autoencoder(folder: &Folder) -> Result<Vec<Part>, NetworkError> {
                 let autoencoder = AutoencoderKl::load(&dir, &[Half::Encoder], DType::F32, device)?;
                 let network: Network = Box::new(move |inputs| {
                     let posterior = autoencoder.encode(inputs.get("sample")?)?;
-                    Ok(named([("mean", posterior.mean), ("logvar", posterior.log_variance)]))
+                    Ok(named([
+                        ("mean", posterior.mean),
+                        ("logvar", posterior.log_variance),
+                    ]))
                 });
                 Ok(network)
             },
@@ -226,7 +238,10 @@ fn vocoder(dir: &Path) -> Result<Part, NetworkError> {
     let dir = dir.to_owned();
     Ok(Part::new(
         "vocoder",
-        [Port::numbers("mel", [Free("B"), Free("T"), Size(config.model_in_dim)])],
+        [Port::numbers(
+            "mel",
+            [Free("B"), Free("T"), Size(config.model_in_dim)],
+        )],
         [Port::numbers("waveform", [Free("B"), Free(samples)])],
         move |device| {
             let vocoder = HifiGan::load(&dir, DType::F32, device)?;
@@ -240,7 +255,8 @@ fn vocoder(dir: &Path) -> Result<Part, NetworkError> {
 /// Both streams, or one of them.
 fn tav(dir: &Path) -> Result<Part, NetworkError> {
     let [video, audio] = TavUnet::sizes_in(dir)?;
-    let sound = |channels| Port::numbers("audio", [Free("B"), Size(channels), Free("T"), Free("M")]).optional();
+    let sound =
+        |channels| Port::numbers("audio", [Free("B"), Size(channels), Free("T"), Free("M")]).optional();
     let dir = dir.to_owned();
     Ok(Part::new(
         "unet",

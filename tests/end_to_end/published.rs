@@ -29,7 +29,8 @@ struct Golden {
 
 impl Golden {
     fn read(name: &'static str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/published/{name}.safetensors"));
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/published/{name}.safetensors"));
         let contents = file::read(&path, CPU).unwrap();
         let mut text: Value = serde_json::from_str(&contents.metadata["golden"]).unwrap();
         let mut golden = Self {
@@ -61,8 +62,13 @@ impl Golden {
 
     /// What the network gives for those of its inputs that are named.
     fn run(&self, root: &Path, model: &Path, part: Option<&str>, inputs: &[&str]) -> Tensors {
-        let given = self.inputs.iter().filter(|(name, _)| inputs.contains(&name.as_str()));
-        let given: Tensors = given.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let given = self
+            .inputs
+            .iter()
+            .filter(|(name, _)| inputs.contains(&name.as_str()));
+        let given: Tensors = given
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
         assert_eq!(given.len(), inputs.len(), "{}", self.name);
         let ran = forward(root, model, part, &given);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", self.name);
@@ -74,7 +80,15 @@ impl Golden {
     fn same(&self, found: &Tensor, name: &str) {
         let expected = &self.outputs[name];
         assert_eq!(found.dims(), expected.dims(), "{} {name}", self.name);
-        let rms = |x: &Tensor| x.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let rms = |x: &Tensor| {
+            x.sqr()
+                .unwrap()
+                .mean_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+                .sqrt()
+        };
         let far = rms(&(found - expected).unwrap()) / rms(expected);
         println!("{} {name}: {far:.2e}", self.name);
         assert!(far <= CLOSE, "{} {name}: {far}", self.name);
@@ -146,18 +160,37 @@ fn motion_modules_in_a_folder_of_their_own() {
         .into_iter()
         .partition(|(name, _)| name.contains(".motion_modules."));
     write(&pipeline.join("unet"), &golden.pair["unet"], &still);
-    write(&pipeline.join("motion_adapter"), &golden.pair["motion_adapter"], &motion);
+    write(
+        &pipeline.join("motion_adapter"),
+        &golden.pair["motion_adapter"],
+        &motion,
+    );
     let vae = Golden::read("vae_mel");
     write(&pipeline.join("vae"), &vae.config, &vae.weights);
-    fs::write(pipeline.join("model_index.json"), r#"{"_class_name": "AnimateDiffPipeline"}"#).unwrap();
+    fs::write(
+        pipeline.join("model_index.json"),
+        r#"{"_class_name": "AnimateDiffPipeline"}"#,
+    )
+    .unwrap();
     let found = golden.run(root.path(), &pipeline, Some("motion_unet"), &UNET_INPUTS);
     golden.same(&found["sample"], "sample");
     let found = vae.run(root.path(), &pipeline, Some("vae.decoder"), &["latent"]);
     vae.same(&found["sample"], "sample");
 
-    let ran = Ran::of(fulgur().args(["forward", "--list", "--json", "--model"]).arg(&pipeline).output().unwrap());
+    let ran = Ran::of(
+        fulgur()
+            .args(["forward", "--list", "--json", "--model"])
+            .arg(&pipeline)
+            .output()
+            .unwrap(),
+    );
     let parts = ran.json()["models"][0]["parts"].clone();
-    let names: Vec<&str> = parts.as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = parts
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| part["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["unet", "vae.encoder", "vae.decoder", "motion_unet"]);
 
     // The names of AnimateDiff, and modules of another network.
@@ -177,14 +210,20 @@ fn motion_modules_in_a_folder_of_their_own() {
         )
         .unwrap();
     // The table was rounded where the reference had it, and is not here.
-    let far = (predicted - &golden.outputs["sample"]).unwrap().abs().unwrap().max_all().unwrap();
+    let far = (predicted - &golden.outputs["sample"])
+        .unwrap()
+        .abs()
+        .unwrap()
+        .max_all()
+        .unwrap();
     assert!(far.to_scalar::<f32>().unwrap() < 1e-2);
     let mut config = golden.pair["motion_adapter"].clone();
     config["block_out_channels"] = serde_json::json!([8, 32]);
     write(&adapter, &config, &old);
     let ran = forward(root.path(), &pipeline, Some("motion_unet"), &golden.inputs);
     assert!(
-        ran.error().contains("block_out_channels of the motion modules is [8, 32], expected [8, 16]"),
+        ran.error()
+            .contains("block_out_channels of the motion modules is [8, 32], expected [8, 16]"),
         "{}",
         ran.stderr
     );
@@ -268,10 +307,21 @@ fn checkpoints_that_do_not_fit_are_refused_in_one_line() {
     };
     // Half a checkpoint, one of another network, and a tensor of another shape.
     let mut half = Golden::read("unet_plain");
-    half.weights.retain(|name, _| name.starts_with("down_blocks") || name == "conv_in.weight");
-    refused(&half, None, &["missing: conv_in.bias [9], conv_norm_out.bias", "model.safetensors"]);
+    half.weights
+        .retain(|name, _| name.starts_with("down_blocks") || name == "conv_in.weight");
+    refused(
+        &half,
+        None,
+        &[
+            "missing: conv_in.bias [9], conv_norm_out.bias",
+            "model.safetensors",
+        ],
+    );
     let mut other = Golden::read("unet_plain");
-    other.weights.insert("class_embedding.weight".into(), Tensor::zeros((3, 4), DType::F32, CPU).unwrap());
+    other.weights.insert(
+        "class_embedding.weight".into(),
+        Tensor::zeros((3, 4), DType::F32, CPU).unwrap(),
+    );
     refused(&other, None, &["1 unexpected: class_embedding.weight [3, 4]"]);
     let mut shape = Golden::read("unet_plain");
     shape.config["block_out_channels"] = serde_json::json!([9, 12]);
@@ -280,27 +330,58 @@ fn checkpoints_that_do_not_fit_are_refused_in_one_line() {
     // Settings that this network does not have.
     let mut setting = Golden::read("unet_plain");
     setting.config["class_embed_type"] = "timestep".into();
-    refused(&setting, None, &["config.json: class_embed_type is \"timestep\", expected null"]);
+    refused(
+        &setting,
+        None,
+        &["config.json: class_embed_type is \"timestep\", expected null"],
+    );
     let mut groups = Golden::read("unet_plain");
     groups.config["norm_num_groups"] = 4.into();
-    refused(&groups, None, &["config.json: block_out_channels is 9, expected a multiple of norm_num_groups 4"]);
+    refused(
+        &groups,
+        None,
+        &["config.json: block_out_channels is 9, expected a multiple of norm_num_groups 4"],
+    );
     let mut huge = Golden::read("vae_bare");
     huge.config["layers_per_block"] = serde_json::json!(4_000_000_000u64);
-    refused(&huge, Some("encoder"), &["layers_per_block is 4000000000, expected 1 to 64"]);
+    refused(
+        &huge,
+        Some("encoder"),
+        &["layers_per_block is 4000000000, expected 1 to 64"],
+    );
     let mut kinds = Golden::read("vae_bare");
     kinds.config["up_block_types"] = serde_json::json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]);
-    refused(&kinds, Some("decoder"), &["up_block_types has \"AttnUpDecoderBlock2D\", expected UpDecoderBlock2D"]);
+    refused(
+        &kinds,
+        Some("decoder"),
+        &["up_block_types has \"AttnUpDecoderBlock2D\", expected UpDecoderBlock2D"],
+    );
 
     // Inputs.
     let model = golden.folder(root.path());
     let mut inputs = golden.inputs.clone();
-    inputs.insert("sample".into(), Tensor::zeros((2, 3, 4, 4), DType::F32, CPU).unwrap());
+    inputs.insert(
+        "sample".into(),
+        Tensor::zeros((2, 3, 4, 4), DType::F32, CPU).unwrap(),
+    );
     let ran = forward(root.path(), &model, None, &inputs);
-    assert!(ran.error().contains("sample is [2, 3, 4, 4], expected [B, 4, H, W]"), "{}", ran.stderr);
+    assert!(
+        ran.error()
+            .contains("sample is [2, 3, 4, 4], expected [B, 4, H, W]"),
+        "{}",
+        ran.stderr
+    );
     let clips = Golden::read("motion_mid");
     let model = clips.folder(root.path());
     let mut inputs = clips.inputs.clone();
-    inputs.insert("sample".into(), Tensor::zeros((2, 4, 7, 4, 4), DType::F32, CPU).unwrap());
+    inputs.insert(
+        "sample".into(),
+        Tensor::zeros((2, 4, 7, 4, 4), DType::F32, CPU).unwrap(),
+    );
     let ran = forward(root.path(), &model, None, &inputs);
-    assert!(ran.error().contains("sample has 7 frames, expected at most 6"), "{}", ran.stderr);
+    assert!(
+        ran.error().contains("sample has 7 frames, expected at most 6"),
+        "{}",
+        ran.stderr
+    );
 }

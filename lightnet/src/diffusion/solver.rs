@@ -180,7 +180,11 @@ impl SolverConfig {
                 let parts = (steps + extra).saturating_sub(1).max(1) as f64;
                 let step = |k: usize| {
                     let t = k as f64 * last / parts;
-                    if method == Method::Euler { t } else { t.round_ties_even() }
+                    if method == Method::Euler {
+                        t
+                    } else {
+                        t.round_ties_even()
+                    }
                 };
                 (extra..steps + extra).rev().map(step).collect()
             }
@@ -276,7 +280,9 @@ impl Solver {
     pub fn start(&self, noise: &Tensor) -> Result<Tensor> {
         match (self.method, self.spacing, self.moves.first()) {
             // The reference starts from pure noise where the last step of training is visited.
-            (Method::Euler, Spacing::Trailing | Spacing::Linspace, Some(first)) => noise * (1.0 - first.now).sqrt(),
+            (Method::Euler, Spacing::Trailing | Spacing::Linspace, Some(first)) => {
+                noise * (1.0 - first.now).sqrt()
+            }
             _ => Ok(noise.clone()),
         }
     }
@@ -362,7 +368,10 @@ mod tests {
             ..SolverConfig::published()
         };
         let line = Solver::new(&odd, Method::Ddim, 4).unwrap_err().to_string();
-        assert!(line.contains("beta_end is NaN, expected a number between 0 and 1"), "{line}");
+        assert!(
+            line.contains("beta_end is NaN, expected a number between 0 and 1"),
+            "{line}"
+        );
         Ok(())
     }
 
@@ -397,14 +406,19 @@ mod tests {
 
     /// The network of `goldens/solvers.py`.
     fn network(x: &Tensor, t: f64) -> Result<Tensor> {
-        let turned = Tensor::cat(&[x.narrow(D::Minus1, 3, x.dim(1)? - 3)?, x.narrow(D::Minus1, 0, 3)?], 1)?;
+        let turned = Tensor::cat(
+            &[x.narrow(D::Minus1, 3, x.dim(1)? - 3)?, x.narrow(D::Minus1, 0, 3)?],
+            1,
+        )?;
         (((turned * 0.7)? + (t / 150.0).cos())?.tanh()? * 0.9)? + (x * 0.2)?
     }
 
     #[test]
     fn ways_are_those_of_diffusers() -> Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/solvers.safetensors");
-        let mut golden = file::read(&path, &Device::Cpu).map_err(candle_core::Error::wrap)?.tensors;
+        let mut golden = file::read(&path, &Device::Cpu)
+            .map_err(candle_core::Error::wrap)?
+            .tensors;
         let Some(noise) = golden.remove("noise") else {
             bail!("no noise");
         };

@@ -99,11 +99,13 @@ struct Head {
 
 impl Head {
     fn new(places: usize, width: usize, map: &VarBuilder, weights: &VarBuilder) -> Result<Self> {
-        let linear =
-            |input, output, vb: &VarBuilder| Linear::new(input, output, true, Start::FanIn, vb);
+        let linear = |input, output, vb: &VarBuilder| Linear::new(input, output, true, Start::FanIn, vb);
         Ok(Self {
             map: linear(places, width, map)?,
-            weigh: [linear(width, width, &weights.pp(0))?, linear(width, 1, &weights.pp(2))?],
+            weigh: [
+                linear(width, width, &weights.pp(0))?,
+                linear(width, 1, &weights.pp(2))?,
+            ],
         })
     }
 
@@ -226,13 +228,19 @@ mod tests {
             for j in 0..3 {
                 let one = |tokens: &[Vec<f32>], weights: &[f32], others: &[Vec<f32>]| -> f64 {
                     let best = |t: &Vec<f32>| others.iter().map(|o| dot(t, o)).fold(f64::MIN, f64::max);
-                    tokens.iter().zip(weights).map(|(t, &w)| f64::from(w) * best(t)).sum()
+                    tokens
+                        .iter()
+                        .zip(weights)
+                        .map(|(t, &w)| f64::from(w) * best(t))
+                        .sum()
                 };
                 let expected = 0.5 * (one(&a[i], &wa[i], &v[j]) + one(&v[j], &wv[j], &a[i]));
                 assert!((f64::from(found[i][j]) - expected).abs() < 1e-5);
             }
         }
-        let loss = alignment.loss(&audio, &video.narrow(0, 0, 2)?)?.to_scalar::<f32>()?;
+        let loss = alignment
+            .loss(&audio, &video.narrow(0, 0, 2)?)?
+            .to_scalar::<f32>()?;
         assert!(loss > 0.0 && loss.is_finite());
         assert!(alignment.loss(&audio, &video).is_err());
         Ok(())

@@ -80,14 +80,24 @@ impl HifiGanConfig {
     /// Samples a frame of the spectrogram.
     #[must_use]
     pub fn hop(&self) -> usize {
-        self.upsample_rates.iter().fold(1, |hop, &rate| hop.saturating_mul(rate))
+        self.upsample_rates
+            .iter()
+            .fold(1, |hop, &rate| hop.saturating_mul(rate))
     }
 
     fn check(&self) -> Result<()> {
         within("model_in_dim", self.model_in_dim, MOST_CHANNELS)?;
-        within("upsample_initial_channel", self.upsample_initial_channel, MOST_CHANNELS)?;
+        within(
+            "upsample_initial_channel",
+            self.upsample_initial_channel,
+            MOST_CHANNELS,
+        )?;
         within("upsample_rates", self.upsample_rates.len(), MOST_BLOCKS)?;
-        within("resblock_kernel_sizes", self.resblock_kernel_sizes.len(), MOST_BLOCKS)?;
+        within(
+            "resblock_kernel_sizes",
+            self.resblock_kernel_sizes.len(),
+            MOST_BLOCKS,
+        )?;
         for (field, found, expected) in [
             (
                 "upsample_kernel_sizes",
@@ -111,7 +121,11 @@ impl HifiGanConfig {
                 bail!("upsample_kernel_sizes has {size}, expected at least the rate {rate}");
             }
         }
-        for (&size, dilations) in self.resblock_kernel_sizes.iter().zip(&self.resblock_dilation_sizes) {
+        for (&size, dilations) in self
+            .resblock_kernel_sizes
+            .iter()
+            .zip(&self.resblock_dilation_sizes)
+        {
             within("resblock_kernel_sizes", size, MOST_TAPS)?;
             if size.is_multiple_of(2) {
                 bail!("resblock_kernel_sizes has {size}, expected odd numbers");
@@ -197,13 +211,20 @@ impl HifiGan {
             .enumerate()
         {
             let (from, to) = (channels(i), channels(i + 1));
-            let up = ConvTranspose1d::new(from, to, size, rate, (size - rate) / 2, &vb.pp("upsampler").pp(i))?;
+            let up =
+                ConvTranspose1d::new(from, to, size, rate, (size - rate) / 2, &vb.pp("upsampler").pp(i))?;
             let stacks = sizes
                 .iter()
                 .zip(&config.resblock_dilation_sizes)
                 .enumerate()
                 .map(|(j, (&size, dilations))| {
-                    Stack::new(to, size, dilations, slope, &vb.pp("resblocks").pp(i * sizes.len() + j))
+                    Stack::new(
+                        to,
+                        size,
+                        dilations,
+                        slope,
+                        &vb.pp("resblocks").pp(i * sizes.len() + j),
+                    )
                 })
                 .collect::<Result<_>>()?;
             stages.push((up, stacks));
@@ -234,7 +255,11 @@ impl HifiGan {
     pub fn forward(&self, mel: &Tensor) -> Result<Tensor> {
         let (_, frames, bands) = mel.dims3()?;
         if bands != self.config.model_in_dim || frames == 0 {
-            bail!("mel is {:?}, expected [B, T, {}]", mel.dims(), self.config.model_in_dim);
+            bail!(
+                "mel is {:?}, expected [B, T, {}]",
+                mel.dims(),
+                self.config.model_in_dim
+            );
         }
         let mut x = match &self.norm {
             Some((mean, scale)) => {
@@ -258,7 +283,11 @@ impl HifiGan {
                 x = (sum / stacks.len() as f64)?;
             }
         }
-        let wave = self.output.forward(&leaky_relu(&x, LAST_SLOPE)?)?.tanh()?.squeeze(2)?;
+        let wave = self
+            .output
+            .forward(&leaky_relu(&x, LAST_SLOPE)?)?
+            .tanh()?
+            .squeeze(2)?;
         let samples = (frames * self.config.hop()).min(wave.dim(1)?);
         wave.narrow(1, 0, samples)?.contiguous()
     }
@@ -317,7 +346,11 @@ struct Names {
 
 impl Names {
     fn of(shapes: &BTreeMap<String, Vec<usize>>) -> Self {
-        let under = |prefix: &str, name: &str| shapes.keys().any(|key| key.starts_with(&format!("{prefix}{name}")));
+        let under = |prefix: &str, name: &str| {
+            shapes
+                .keys()
+                .any(|key| key.starts_with(&format!("{prefix}{name}")))
+        };
         let prefix = PREFIXES
             .into_iter()
             .find(|prefix| under(prefix, "conv_pre."))
@@ -379,8 +412,14 @@ mod tests {
                 direction: "vocoder.ups.3.weight_v".into(),
             }
         );
-        assert_eq!((names.translation())("upsampler.3.bias"), Stored::As("vocoder.ups.3.bias".into()));
-        let names = Names::of(&shapes(&["conv_pre.parametrizations.weight.original0", "upsampler.0.bias"]));
+        assert_eq!(
+            (names.translation())("upsampler.3.bias"),
+            Stored::As("vocoder.ups.3.bias".into())
+        );
+        let names = Names::of(&shapes(&[
+            "conv_pre.parametrizations.weight.original0",
+            "upsampler.0.bias",
+        ]));
         assert_eq!(
             (names.translation())("resblocks.2.convs1.0.weight"),
             Stored::Normed {
@@ -393,12 +432,18 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_are_refused() {
         for (json, words) in [
-            (r#"{"upsample_rates": [4]}"#, "upsample_kernel_sizes has 4 entries, expected 1"),
+            (
+                r#"{"upsample_rates": [4]}"#,
+                "upsample_kernel_sizes has 4 entries, expected 1",
+            ),
             (
                 r#"{"upsample_rates": [9, 4, 4, 4]}"#,
                 "upsample_kernel_sizes has 8, expected at least the rate 9",
             ),
-            (r#"{"upsample_initial_channel": 8}"#, "expected at least 16 for 4 stages"),
+            (
+                r#"{"upsample_initial_channel": 8}"#,
+                "expected at least 16 for 4 stages",
+            ),
             (r#"{"resblock_kernel_sizes": [3, 7, 2]}"#, "expected odd numbers"),
             (r#"{"model_in_dim": 0}"#, "model_in_dim is 0"),
         ] {

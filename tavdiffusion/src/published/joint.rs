@@ -29,7 +29,12 @@ const AUDIO: &str = "audio_unet";
 /// What comes before all names where a wrapper of training was saved.
 const WRAPPER: &str = "module.";
 /// First parts of the names of the heads that only training calls.
-const HEADS: [&str; 4] = ["linear_a.", "linear_b.", "audio_fine_weight.", "video_fine_weight."];
+const HEADS: [&str; 4] = [
+    "linear_a.",
+    "linear_b.",
+    "audio_fine_weight.",
+    "video_fine_weight.",
+];
 /// Ends of the names of tables of places, which follow from their size.
 const TABLES: [&str; 2] = [".pos_embed.pe", ".pos_encoder.pe"];
 
@@ -143,7 +148,10 @@ impl TavUnet {
         Ok(Self {
             video_reads: reads(config.fuse.video_reads(), wide, narrow, "cross_attn")?,
             audio_reads: reads(config.fuse.audio_reads(), narrow, wide, "cross_attn_audio")?,
-            alignment: config.alignment.map(|sizes| Alignment::new(sizes, vb)).transpose()?,
+            alignment: config
+                .alignment
+                .map(|sizes| Alignment::new(sizes, vb))
+                .transpose()?,
             video,
             audio,
         })
@@ -182,8 +190,12 @@ impl TavUnet {
         if video.is_none() && audio.is_none() {
             bail!("neither a clip nor a sound, expected one of them or both");
         }
-        let mut sound = audio.map(|audio| self.audio.encode(audio, timestep, text)).transpose()?;
-        let mut clip = video.map(|video| self.video.encode(video, timestep, text)).transpose()?;
+        let mut sound = audio
+            .map(|audio| self.audio.encode(audio, timestep, text))
+            .transpose()?;
+        let mut clip = video
+            .map(|video| self.video.encode(video, timestep, text))
+            .transpose()?;
         if let Some(clip) = &mut clip {
             self.video.middle(clip)?;
         }
@@ -264,12 +276,14 @@ impl TavUnet {
 /// Names of the networks in a file: those of the network over clips are of one of two libraries.
 fn translation(config: &TavConfig, wrapper: &'static str, names: UnetNames) -> Result<Translation> {
     let clips = names.translation(&config.motion.plan(&config.video)?);
-    Ok(Arc::new(move |name: &str| match (&clips, name.starts_with(AUDIO)) {
-        (Some(clips), false) => match clips(name) {
-            Stored::As(name) => Stored::As(format!("{wrapper}{name}")),
-            other => other,
-        },
-        _ => Stored::As(format!("{wrapper}{name}")),
+    Ok(Arc::new(move |name: &str| {
+        match (&clips, name.starts_with(AUDIO)) {
+            (Some(clips), false) => match clips(name) {
+                Stored::As(name) => Stored::As(format!("{wrapper}{name}")),
+                other => other,
+            },
+            _ => Stored::As(format!("{wrapper}{name}")),
+        }
     }))
 }
 
@@ -378,12 +392,20 @@ mod tests {
             let params = Params::random(10, &Device::Cpu);
             let network = TavUnet::new(&config(fuse), &params.builder())?;
             // A fresh fusion has an output of zeros: joint is as apart.
-            let (both, video, audio) = (run(&network, true, true)?, run(&network, true, false)?, run(&network, false, true)?);
+            let (both, video, audio) = (
+                run(&network, true, true)?,
+                run(&network, true, false)?,
+                run(&network, false, true)?,
+            );
             assert!(far(&both.video, &video.video)? < 1e-6 && far(&both.audio, &audio.audio)? < 1e-6);
             assert!(video.audio.is_none() && audio.video.is_none() && audio.places.is_none());
             perturb(&params, 0.1)?;
             let network = TavUnet::new(&config(fuse), &params.builder())?;
-            let (both, video, audio) = (run(&network, true, true)?, run(&network, true, false)?, run(&network, false, true)?);
+            let (both, video, audio) = (
+                run(&network, true, true)?,
+                run(&network, true, false)?,
+                run(&network, false, true)?,
+            );
             assert_eq!(far(&both.video, &video.video)? > 1e-5, video_changes, "{fuse}");
             assert_eq!(far(&both.audio, &audio.audio)? > 1e-5, audio_changes, "{fuse}");
             let Some((heard, seen)) = both.places else {
@@ -413,8 +435,18 @@ mod tests {
         let time = (given.time.clone() / 999.0)?;
         let found = network.predict(&latents, &time, &text)?;
         let expected = run(&network, true, true)?;
-        assert!(far(&Some(found.video.permute((0, 4, 1, 2, 3))?.contiguous()?), &expected.video)? < 1e-6);
-        assert!(far(&Some(found.audio.permute((0, 3, 1, 2))?.contiguous()?), &expected.audio)? < 1e-6);
+        assert!(
+            far(
+                &Some(found.video.permute((0, 4, 1, 2, 3))?.contiguous()?),
+                &expected.video
+            )? < 1e-6
+        );
+        assert!(
+            far(
+                &Some(found.audio.permute((0, 3, 1, 2))?.contiguous()?),
+                &expected.audio
+            )? < 1e-6
+        );
         Ok(())
     }
 

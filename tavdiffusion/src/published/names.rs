@@ -73,7 +73,9 @@ impl SimpleBackend for Translated<'_> {
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         match (self.names)(name) {
             Stored::As(name) => self.inner.get_unchecked_dtype(&name, dtype)?.to_device(device),
-            other => candle_core::bail!("parameter `{name}`: lies in the file as {other:?}, its shape is needed"),
+            other => {
+                candle_core::bail!("parameter `{name}`: lies in the file as {other:?}, its shape is needed")
+            }
         }
     }
 
@@ -153,7 +155,10 @@ mod tests {
             mean: 0.0,
             stdev: 1.0,
         };
-        let kernel = vb.get_with_hints((3, 2, 5), "a.normed", init)?.flatten_from(1)?.to_vec2::<f32>()?;
+        let kernel = vb
+            .get_with_hints((3, 2, 5), "a.normed", init)?
+            .flatten_from(1)?
+            .to_vec2::<f32>()?;
         let vars = params.vars();
         vars["g"].set(&Tensor::new(&[1f32, 2.0, 0.5], &Device::Cpu)?.reshape((3, 1, 1))?)?;
         let scaled = vb.get((3, 2, 5), "a.normed")?.flatten_from(1)?.to_vec2::<f32>()?;

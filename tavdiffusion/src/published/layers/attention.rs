@@ -96,7 +96,10 @@ impl Attention {
         };
         let length = source.dim(1)?;
         let parts = self.others.maps().len();
-        let made = self.others.forward(source)?.reshape(vec![batch, length, parts, heads, width])?;
+        let made = self
+            .others
+            .forward(source)?
+            .reshape(vec![batch, length, parts, heads, width])?;
         let part = |index: usize| made.narrow(2, index, 1)?.squeeze(2);
         let (k, v) = (part(parts - 2)?, part(parts - 1)?);
         let q = match &self.query {
@@ -126,7 +129,9 @@ mod tests {
         };
         let split = |x: Tensor| {
             let (batch, tokens, inner) = x.dims3()?;
-            x.reshape((batch, tokens, heads, inner / heads))?.transpose(1, 2)?.contiguous()
+            x.reshape((batch, tokens, heads, inner / heads))?
+                .transpose(1, 2)?
+                .contiguous()
         };
         let (q, k, v) = (
             split(map(x, "to_q")?)?,
@@ -135,7 +140,11 @@ mod tests {
         );
         let scores = (q.matmul(&k.t()?)? * (q.dim(D::Minus1)? as f64).powf(-0.5))?;
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        let mixed = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?.flatten_from(2)?;
+        let mixed = weights
+            .matmul(&v)?
+            .transpose(1, 2)?
+            .contiguous()?
+            .flatten_from(2)?;
         map(&mixed, "to_out.0")
     }
 
@@ -156,7 +165,10 @@ mod tests {
             let attention = Attention::new(shape, &params.builder())?;
             perturb(&params, 0.5)?;
             let source = if context.is_some() { &text } else { &x };
-            let far = apart(&attention.forward(&x, Some(&text))?, &expected(&params, &x, source, 2)?)?;
+            let far = apart(
+                &attention.forward(&x, Some(&text))?,
+                &expected(&params, &x, source, 2)?,
+            )?;
             assert!(far < 1e-5, "{context:?} {far}");
             assert_eq!(attention.forward(&x, None).is_err(), context.is_some());
         }

@@ -66,7 +66,12 @@ fn start(fan_in: usize) -> Init {
 
 /// Products of rows with their neighbours: row r of the result is the sum over taps of `rows[r + offsets[k]] W_k`. Rows whose neighbours
 /// are not there, at the end, are zero.
-fn over_neighbours(rows: &Tensor, offsets: &[usize], matrix: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn over_neighbours(
+    rows: &Tensor,
+    offsets: &[usize],
+    matrix: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let (count, channels) = rows.dims2()?;
     let reach = offsets.iter().copied().max().unwrap_or(0);
     let Some(whole) = count.checked_sub(reach).filter(|&whole| whole > 0) else {
@@ -87,7 +92,11 @@ fn over_neighbours(rows: &Tensor, offsets: &[usize], matrix: &Tensor, bias: Opti
         results.push(linear(&Tensor::cat(&taps, 1)?, matrix, bias)?);
     }
     if reach > 0 {
-        results.push(Tensor::zeros((reach, matrix.dim(0)?), rows.dtype(), rows.device())?);
+        results.push(Tensor::zeros(
+            (reach, matrix.dim(0)?),
+            rows.dtype(),
+            rows.device(),
+        )?);
     }
     Tensor::cat(&results, 0)
 }
@@ -123,7 +132,14 @@ pub(crate) struct Conv2d {
 impl Conv2d {
     /// Takes `weight` `[output, input, size, size]` and `bias`; the result has the sides of the input.
     pub(crate) fn new(input: usize, output: usize, size: usize, vb: &VarBuilder) -> Result<Self> {
-        Self::strided(input, output, size, 1, Padding::Even(size.saturating_sub(1) / 2), vb)
+        Self::strided(
+            input,
+            output,
+            size,
+            1,
+            Padding::Even(size.saturating_sub(1) / 2),
+            vb,
+        )
     }
 
     /// As [`Self::new`], of every `stride`-th place of the padded picture.
@@ -167,7 +183,9 @@ impl Conv2d {
             bail!("convolution: a picture of {height} x {width}, expected at least {size} with its borders");
         }
         let (rows, columns) = ((high - size) / stride + 1, (wide - size) / stride + 1);
-        let x = x.pad_with_zeros(2, before, after)?.pad_with_zeros(1, before, after)?;
+        let x = x
+            .pad_with_zeros(2, before, after)?
+            .pad_with_zeros(1, before, after)?;
         if stride > 1 {
             let taps = self.spread_taps(&x, [rows, columns])?;
             let y = linear(&Tensor::cat(&taps, 1)?, &matrix, Some(&self.bias))?;
@@ -247,7 +265,10 @@ impl Conv1d {
         let reach = (self.size - 1) * self.dilation;
         let long = length + 2 * (reach / 2);
         let Some(results) = long.checked_sub(reach).filter(|&results| results > 0) else {
-            bail!("convolution: {length} steps of time, expected more than {}", reach % 2);
+            bail!(
+                "convolution: {length} steps of time, expected more than {}",
+                reach % 2
+            );
         };
         let flat = x
             .pad_with_zeros(1, reach / 2, reach / 2)?
@@ -283,7 +304,11 @@ impl ConvTranspose1d {
         vb: &VarBuilder,
     ) -> Result<Self> {
         Ok(Self {
-            weight: vb.get_with_hints((input, output, size), "weight", start(input * size / stride.max(1)))?,
+            weight: vb.get_with_hints(
+                (input, output, size),
+                "weight",
+                start(input * size / stride.max(1)),
+            )?,
             bias: vector(output, "bias", 0.0, vb)?,
             size,
             stride,
@@ -312,11 +337,11 @@ impl ConvTranspose1d {
         // The a-th stride of step t falls on stride t + a of the result.
         let mut sum: Option<Tensor> = None;
         for a in 0..strides {
-            let part = made
-                .narrow(2, a, 1)?
-                .squeeze(2)?
-                .contiguous()?
-                .pad_with_zeros(1, a, strides - 1 - a)?;
+            let part =
+                made.narrow(2, a, 1)?
+                    .squeeze(2)?
+                    .contiguous()?
+                    .pad_with_zeros(1, a, strides - 1 - a)?;
             sum = Some(match sum {
                 None => part,
                 Some(sum) => (sum + part)?,
@@ -362,13 +387,18 @@ mod tests {
             let x = normal("x", &[2, 3, height, width])?;
             let vars = params.vars();
             let [before, after] = padding.sides();
-            let padded = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+            let padded = x
+                .pad_with_zeros(2, before, after)?
+                .pad_with_zeros(3, before, after)?;
             let expected = padded
                 .conv2d(vars["weight"].as_tensor(), 0, stride, 1, 1)?
                 .broadcast_add(&vars["bias"].as_tensor().reshape((1, 5, 1, 1))?)?;
             let found = conv.forward(&channels_last(&x)?)?;
             let far = apart(&found, &channels_last(&expected)?)?;
-            assert!(far < 1e-5, "{size} {stride} {padding:?} {height} x {width}: {far}");
+            assert!(
+                far < 1e-5,
+                "{size} {stride} {padding:?} {height} x {width}: {far}"
+            );
         }
         Ok(())
     }

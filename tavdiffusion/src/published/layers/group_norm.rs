@@ -71,7 +71,10 @@ mod tests {
             for place in set {
                 for (c, value) in place.iter().enumerate() {
                     let first = c / width * width;
-                    let group: Vec<f64> = set.iter().flat_map(|p| p[first..first + width].to_vec()).collect();
+                    let group: Vec<f64> = set
+                        .iter()
+                        .flat_map(|p| p[first..first + width].to_vec())
+                        .collect();
                     let mean = group.iter().sum::<f64>() / group.len() as f64;
                     let variance = group.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / group.len() as f64;
                     let normed = (value - mean) / (variance + eps).sqrt();
@@ -90,7 +93,13 @@ mod tests {
             perturb(&params, 0.5)?;
             let x = (normal("x", &[sets, 7, channels])? + 3.0)?;
             let vars = params.vars();
-            let wanted = expected(&x, vars["weight"].as_tensor(), vars["bias"].as_tensor(), groups, 1e-6)?;
+            let wanted = expected(
+                &x,
+                vars["weight"].as_tensor(),
+                vars["bias"].as_tensor(),
+                groups,
+                1e-6,
+            )?;
             // As pictures: sets are the same values.
             let pictures = x.reshape((sets, 1, 7, channels))?;
             let far = apart(&norm.forward(&pictures, sets)?.reshape(x.shape())?, &wanted)?;

@@ -34,7 +34,8 @@ impl Upsample {
     /// Maps `[B, H, W, C]` to the sides `size`, twice its own where none are given.
     pub(crate) fn forward(&self, x: &Tensor, size: Option<[usize; 2]>) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
-        self.0.forward(&nearest(x, size.unwrap_or([2 * height, 2 * width]))?)
+        self.0
+            .forward(&nearest(x, size.unwrap_or([2 * height, 2 * width]))?)
     }
 }
 

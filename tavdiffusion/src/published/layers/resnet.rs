@@ -85,7 +85,10 @@ impl Resnet {
         if let Some(time) = scale {
             let time = time.unsqueeze(1)?;
             let output = self.shape.output;
-            let (scale, shift) = ((time.narrow(2, 0, output)? + 1.0)?, time.narrow(2, output, output)?);
+            let (scale, shift) = (
+                (time.narrow(2, 0, output)? + 1.0)?,
+                time.narrow(2, output, output)?,
+            );
             h = each_clip(&h, time.dim(0)?, |h| {
                 h.broadcast_mul(&scale)?.broadcast_add(&shift)
             })?;

@@ -168,6 +168,8 @@ impl Transformer {
         for block in &self.blocks {
             tokens = block.forward(&tokens, text)?;
         }
-        x + self.output.forward(&tokens.reshape((pictures, height, width, inner))?)?
+        x + self
+            .output
+            .forward(&tokens.reshape((pictures, height, width, inner))?)?
     }
 }

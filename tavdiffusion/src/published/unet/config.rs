@@ -236,7 +236,9 @@ impl UnetConfig {
             None => MidPlan::Absent,
             Some("UNetMidBlock2D") => MidPlan::Resnet,
             Some("UNetMidBlock2DCrossAttn") if blocks > 0 => MidPlan::Attention(attention(blocks - 1), None),
-            Some(other) => bail!("mid_block_type is {other:?}, expected UNetMidBlock2DCrossAttn or UNetMidBlock2D"),
+            Some(other) => {
+                bail!("mid_block_type is {other:?}, expected UNetMidBlock2DCrossAttn or UNetMidBlock2D")
+            }
         };
         let scale_shift = match self.resnet_time_scale_shift.as_deref() {
             None | Some("default") => false,
@@ -449,9 +451,10 @@ impl MotionUnetConfig {
         MotionSettings {
             heads: &self.motion_num_attention_heads,
             layers: &self.temporal_transformer_layers_per_block,
-            mid_layers: self
-                .use_motion_mid_block
-                .then(|| self.temporal_transformer_layers_per_mid_block.map_or(1, OneOrOnly::value)),
+            mid_layers: self.use_motion_mid_block.then(|| {
+                self.temporal_transformer_layers_per_mid_block
+                    .map_or(1, OneOrOnly::value)
+            }),
             most_frames: self.motion_max_seq_length,
             over_frames: OverFrames {
                 resnets: self.resnet_norm_over_frames,
@@ -578,7 +581,9 @@ impl MotionSettings<'_> {
     fn add_to(&self, plan: &mut Plan) -> Result<()> {
         let blocks = plan.down.len();
         let heads = self.heads.each("motion_num_attention_heads", blocks)?;
-        let layers = self.layers.each("temporal_transformer_layers_per_block", blocks)?;
+        let layers = self
+            .layers
+            .each("temporal_transformer_layers_per_block", blocks)?;
         let motion = |i: usize, layers: usize| MotionPlan {
             heads: heads[i],
             layers,
@@ -612,19 +617,31 @@ mod tests {
         let plan = config.plan().unwrap();
         let heads: Vec<_> = plan.down.iter().map(|b| b.attention.map(|a| a.heads)).collect();
         assert_eq!(heads, [Some(8), Some(8), Some(8), None]);
-        let up: Vec<_> = plan.up.iter().map(|b| (b.channels, b.layers, b.attention.is_some())).collect();
+        let up: Vec<_> = plan
+            .up
+            .iter()
+            .map(|b| (b.channels, b.layers, b.attention.is_some()))
+            .collect();
         assert_eq!(
             up,
             [(1280, 3, false), (1280, 3, true), (640, 3, true), (320, 3, true)]
         );
-        assert_eq!((plan.time_width, plan.context(), plan.has_motion()), (1280, Some(1280), false));
+        assert_eq!(
+            (plan.time_width, plan.context(), plan.has_motion()),
+            (1280, Some(1280), false)
+        );
         let tango = UnetConfig::tango(768).plan().unwrap();
-        assert_eq!(tango.up[1].attention.map(|a| (a.heads, a.context)), Some((20, 768)));
+        assert_eq!(
+            tango.up[1].attention.map(|a| (a.heads, a.context)),
+            Some((20, 768))
+        );
         let motion: MotionUnetConfig = serde_json::from_str("{}").unwrap();
         let plan = motion.plan().unwrap();
         assert!(plan.has_motion() && plan.over_frames.motion && !plan.over_frames.resnets);
         assert!(matches!(plan.mid, MidPlan::Attention(_, Some(_))));
-        let authors = MotionAdapterConfig::authors().plan(&UnetConfig::stable_diffusion()).unwrap();
+        let authors = MotionAdapterConfig::authors()
+            .plan(&UnetConfig::stable_diffusion())
+            .unwrap();
         assert!(matches!(authors.mid, MidPlan::Attention(_, None)));
         assert_eq!(authors.most_frames, 24);
     }
@@ -632,22 +649,49 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused() {
         for (json, words) in [
-            (r#"{"addition_embed_type": "text_time"}"#, "addition_embed_type is \"text_time\", expected null"),
+            (
+                r#"{"addition_embed_type": "text_time"}"#,
+                "addition_embed_type is \"text_time\", expected null",
+            ),
             (r#"{"num_class_embeds": 10}"#, "num_class_embeds is 10"),
             (r#"{"mid_block_type": "X"}"#, "mid_block_type is \"X\""),
-            (r#"{"down_block_types": ["DownBlock2D"]}"#, "down_block_types has 1 entries, expected 4"),
+            (
+                r#"{"down_block_types": ["DownBlock2D"]}"#,
+                "down_block_types has 1 entries, expected 4",
+            ),
             (
                 r#"{"down_block_types": ["A", "DownBlock2D", "DownBlock2D", "DownBlock2D"]}"#,
                 "down_block_types has \"A\", expected CrossAttnDownBlock2D or DownBlock2D",
             ),
-            (r#"{"attention_head_dim": [8]}"#, "attention_head_dim has 1 entries"),
+            (
+                r#"{"attention_head_dim": [8]}"#,
+                "attention_head_dim has 1 entries",
+            ),
             (r#"{"attention_head_dim": 0}"#, "the number of heads) is 0"),
-            (r#"{"block_out_channels": [320, 640, 1280, 1281]}"#, "expected a multiple of norm_num_groups 32"),
-            (r#"{"layers_per_block": 1000000000}"#, "layers_per_block is 1000000000, expected 1 to 64"),
-            (r#"{"norm_eps": 0}"#, "norm_eps is 0, expected a number above zero"),
-            (r#"{"cross_attention_dim": [1, 2, 3, 4]}"#, "cross_attention_dim is 1 and 2"),
-            (r#"{"only_cross_attention": [true, false, false, false]}"#, "only_cross_attention is true"),
-            (r#"{"conv_in_kernel": 2}"#, "conv_in_kernel is 2, expected an odd number"),
+            (
+                r#"{"block_out_channels": [320, 640, 1280, 1281]}"#,
+                "expected a multiple of norm_num_groups 32",
+            ),
+            (
+                r#"{"layers_per_block": 1000000000}"#,
+                "layers_per_block is 1000000000, expected 1 to 64",
+            ),
+            (
+                r#"{"norm_eps": 0}"#,
+                "norm_eps is 0, expected a number above zero",
+            ),
+            (
+                r#"{"cross_attention_dim": [1, 2, 3, 4]}"#,
+                "cross_attention_dim is 1 and 2",
+            ),
+            (
+                r#"{"only_cross_attention": [true, false, false, false]}"#,
+                "only_cross_attention is true",
+            ),
+            (
+                r#"{"conv_in_kernel": 2}"#,
+                "conv_in_kernel is 2, expected an odd number",
+            ),
             (r#"{"block_out_channels": []}"#, "entries, expected 0"),
         ] {
             let line = refused(json);
@@ -655,6 +699,9 @@ mod tests {
         }
         let motion: MotionUnetConfig = serde_json::from_str(r#"{"motion_num_attention_heads": 7}"#).unwrap();
         let line = motion.plan().unwrap_err().to_string();
-        assert!(line.contains("motion_num_attention_heads is 7, expected a divisor of the 320 channels"), "{line}");
+        assert!(
+            line.contains("motion_num_attention_heads is 7, expected a divisor of the 320 channels"),
+            "{line}"
+        );
     }
 }

@@ -109,7 +109,9 @@ impl Unet {
         let path = dir.join(CONFIG);
         let unet: UnetConfig = config::read(&path)?;
         let still = plan_of(&path, UnetConfig::plan)?;
-        let moved = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| adapter.plan(&unet))?;
+        let moved = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| {
+            adapter.plan(&unet)
+        })?;
         Ok((still, moved))
     }
 
@@ -125,8 +127,12 @@ impl Unet {
         device: &Device,
     ) -> Result<Self, LoadError> {
         let (still, plan) = Self::plans_in(dir, motion)?;
-        let mut network = load(dir, compute, device, &still, |vb| Self::of_plan(still.clone(), vb))?;
-        let motions = load(motion, compute, device, &plan, |vb| Builder { plan: &plan }.motions(vb))?;
+        let mut network = load(dir, compute, device, &still, |vb| {
+            Self::of_plan(still.clone(), vb)
+        })?;
+        let motions = load(motion, compute, device, &plan, |vb| {
+            Builder { plan: &plan }.motions(vb)
+        })?;
         network.set_in_motion(plan, motions);
         Ok(network)
     }

@@ -152,12 +152,19 @@ impl Builder<'_> {
         let of_blocks = |blocks: &[BlockPlan], name: &str| {
             let of_block = |(i, block): (usize, &BlockPlan)| {
                 let vb = vb.pp(name).pp(i).pp("motion_modules");
-                let layers = block.motion.into_iter().flat_map(|plan| (0..block.layers).map(move |j| (plan, j)));
+                let layers = block
+                    .motion
+                    .into_iter()
+                    .flat_map(|plan| (0..block.layers).map(move |j| (plan, j)));
                 layers
                     .map(|(plan, j)| self.motion(block.channels, plan, &vb.pp(j)))
                     .collect()
             };
-            blocks.iter().enumerate().map(of_block).collect::<Result<Vec<Vec<_>>>>()
+            blocks
+                .iter()
+                .enumerate()
+                .map(of_block)
+                .collect::<Result<Vec<Vec<_>>>>()
         };
         if !self.plan.has_motion() {
             return Ok(None);
@@ -213,7 +220,8 @@ impl Builder<'_> {
     fn mid(&self, vb: &VarBuilder) -> Result<Option<Mid>> {
         let channels = self.plan.down.last().map_or(0, |block| block.channels);
         let vb = vb.pp("mid_block");
-        let resnet = |j: usize| self.resnet(channels, channels, self.plan.mid_divisor, &vb.pp("resnets").pp(j));
+        let resnet =
+            |j: usize| self.resnet(channels, channels, self.plan.mid_divisor, &vb.pp("resnets").pp(j));
         let rest = match self.plan.mid {
             MidPlan::Absent => return Ok(None),
             MidPlan::Resnet => None,
@@ -238,7 +246,11 @@ impl Builder<'_> {
             let layers = (0..block.layers)
                 .map(|j| {
                     let own = if j == 0 { below } else { block.channels };
-                    let kept = if j + 1 == block.layers { above } else { block.channels };
+                    let kept = if j + 1 == block.layers {
+                        above
+                    } else {
+                        block.channels
+                    };
                     self.layer(block, own + kept, j, &vb)
                 })
                 .collect::<Result<_>>()?;
@@ -296,7 +308,12 @@ impl Unet {
             mid: builder.mid(vb)?,
             up: builder.up(vb)?,
             norm: GroupNorm::new(plan.groups, widest, plan.eps, &vb.pp("conv_norm_out"))?,
-            output: Conv2d::new(widest, plan.out_channels, plan.conv_out_kernel, &vb.pp("conv_out"))?,
+            output: Conv2d::new(
+                widest,
+                plan.out_channels,
+                plan.conv_out_kernel,
+                &vb.pp("conv_out"),
+            )?,
             motions: builder.motions(vb)?,
             plan,
         })
@@ -344,10 +361,18 @@ impl Unet {
     }
 
     /// The way down.
-    pub(crate) fn encode(&self, sample: &Tensor, timestep: &Tensor, text: Option<&Tensor>) -> Result<Running> {
+    pub(crate) fn encode(
+        &self,
+        sample: &Tensor,
+        timestep: &Tensor,
+        text: Option<&Tensor>,
+    ) -> Result<Running> {
         let (x, clips, frames) = self.pictures(sample)?;
         if timestep.dims() != [clips] {
-            bail!("timestep is {:?}, expected [{clips}], one a sample", timestep.dims());
+            bail!(
+                "timestep is {:?}, expected [{clips}], one a sample",
+                timestep.dims()
+            );
         }
         if let Some(width) = self.context() {
             match text {
@@ -446,7 +471,9 @@ impl Unet {
         let channels = self.plan.in_channels;
         let most = self.plan.most_frames;
         let (x, clips, frames) = match *sample.dims() {
-            [clips, c, height, width] if c == channels && height * width > 0 => (sample.permute((0, 2, 3, 1))?, clips, 1),
+            [clips, c, height, width] if c == channels && height * width > 0 => {
+                (sample.permute((0, 2, 3, 1))?, clips, 1)
+            }
             [clips, c, frames, height, width] if c == channels && frames * height * width > 0 => {
                 let x = sample.permute((0, 2, 3, 4, 1))?.contiguous()?;
                 (x.reshape((clips * frames, height, width, c))?, clips, frames)

@@ -93,7 +93,11 @@ fn positions(frames: usize, channels: usize, device: &Device) -> Result<Tensor> 
             let pair = (channel / 2 * 2) as f32;
             let frequency = (pair * (-BASE.ln() / channels as f64) as f32).exp();
             let angle = frame as f32 * frequency;
-            values.push(if channel % 2 == 0 { angle.sin() } else { angle.cos() });
+            values.push(if channel % 2 == 0 {
+                angle.sin()
+            } else {
+                angle.cos()
+            });
         }
     }
     Tensor::from_vec(values, (1, frames, channels), device)
@@ -183,7 +187,10 @@ mod tests {
     fn the_table_of_places_is_waves() -> Result<()> {
         let table = positions(3, 4, &Device::Cpu)?.squeeze(0)?.to_vec2::<f32>()?;
         assert_eq!(table[0], [0.0, 1.0, 0.0, 1.0]);
-        for (found, expected) in table[2].iter().zip([2f32.sin(), 2f32.cos(), 0.02f32.sin(), 0.02f32.cos()]) {
+        for (found, expected) in table[2]
+            .iter()
+            .zip([2f32.sin(), 2f32.cos(), 0.02f32.sin(), 0.02f32.cos()])
+        {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");
         }
         Ok(())

@@ -55,7 +55,10 @@ impl UnetNames {
             Self::LatentDiffusion(prefix) => {
                 let places = Places::of(plan);
                 Some(Arc::new(move |name: &str| {
-                    Stored::As(format!("{prefix}{}", places.name(name).unwrap_or_else(|| name.to_owned())))
+                    Stored::As(format!(
+                        "{prefix}{}",
+                        places.name(name).unwrap_or_else(|| name.to_owned())
+                    ))
                 }))
             }
         }
@@ -149,7 +152,10 @@ impl Places {
         let &(first, layers, attention) = self.up.get(i)?;
         if let Some(rest) = below(rest, "upsamplers.0.conv") {
             let place = if attention { 2 } else { 1 };
-            return Some(format!("output_blocks.{}.{place}.conv.{rest}", first + layers - 1));
+            return Some(format!(
+                "output_blocks.{}.{place}.conv.{rest}",
+                first + layers - 1
+            ));
         }
         layer("output_blocks", first, rest)
     }
@@ -185,7 +191,9 @@ mod tests {
 
     fn latent(name: &str) -> String {
         let plan = UnetConfig::stable_diffusion().plan().unwrap();
-        let translation = UnetNames::LatentDiffusion(STABLE_DIFFUSION).translation(&plan).unwrap();
+        let translation = UnetNames::LatentDiffusion(STABLE_DIFFUSION)
+            .translation(&plan)
+            .unwrap();
         match translation(name) {
             Stored::As(name) => name.strip_prefix(STABLE_DIFFUSION).unwrap().to_owned(),
             other => panic!("{other:?}"),
@@ -198,21 +206,54 @@ mod tests {
         for (name, expected) in [
             ("conv_in.bias", "input_blocks.0.0.bias"),
             ("time_embedding.linear_2.weight", "time_embed.2.weight"),
-            ("down_blocks.0.resnets.1.norm1.weight", "input_blocks.2.0.in_layers.0.weight"),
-            ("down_blocks.0.downsamplers.0.conv.bias", "input_blocks.3.0.op.bias"),
-            ("down_blocks.1.resnets.0.conv_shortcut.bias", "input_blocks.4.0.skip_connection.bias"),
+            (
+                "down_blocks.0.resnets.1.norm1.weight",
+                "input_blocks.2.0.in_layers.0.weight",
+            ),
+            (
+                "down_blocks.0.downsamplers.0.conv.bias",
+                "input_blocks.3.0.op.bias",
+            ),
+            (
+                "down_blocks.1.resnets.0.conv_shortcut.bias",
+                "input_blocks.4.0.skip_connection.bias",
+            ),
             (
                 "down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_k.weight",
                 "input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight",
             ),
-            ("down_blocks.3.resnets.1.conv2.bias", "input_blocks.11.0.out_layers.3.bias"),
-            ("mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias"),
-            ("mid_block.attentions.0.proj_in.weight", "middle_block.1.proj_in.weight"),
-            ("up_blocks.0.resnets.2.conv1.bias", "output_blocks.2.0.in_layers.2.bias"),
-            ("up_blocks.0.upsamplers.0.conv.bias", "output_blocks.2.1.conv.bias"),
-            ("up_blocks.1.attentions.0.norm.bias", "output_blocks.3.1.norm.bias"),
-            ("up_blocks.2.upsamplers.0.conv.weight", "output_blocks.8.2.conv.weight"),
-            ("up_blocks.3.attentions.2.proj_out.bias", "output_blocks.11.1.proj_out.bias"),
+            (
+                "down_blocks.3.resnets.1.conv2.bias",
+                "input_blocks.11.0.out_layers.3.bias",
+            ),
+            (
+                "mid_block.resnets.1.time_emb_proj.bias",
+                "middle_block.2.emb_layers.1.bias",
+            ),
+            (
+                "mid_block.attentions.0.proj_in.weight",
+                "middle_block.1.proj_in.weight",
+            ),
+            (
+                "up_blocks.0.resnets.2.conv1.bias",
+                "output_blocks.2.0.in_layers.2.bias",
+            ),
+            (
+                "up_blocks.0.upsamplers.0.conv.bias",
+                "output_blocks.2.1.conv.bias",
+            ),
+            (
+                "up_blocks.1.attentions.0.norm.bias",
+                "output_blocks.3.1.norm.bias",
+            ),
+            (
+                "up_blocks.2.upsamplers.0.conv.weight",
+                "output_blocks.8.2.conv.weight",
+            ),
+            (
+                "up_blocks.3.attentions.2.proj_out.bias",
+                "output_blocks.11.1.proj_out.bias",
+            ),
             ("conv_norm_out.weight", "out.0.weight"),
             ("conv_out.bias", "out.2.bias"),
         ] {
@@ -225,10 +266,22 @@ mod tests {
         let module = "up_blocks.1.motion_modules.2";
         for (name, expected) in [
             ("proj_in.weight", "proj_in.weight"),
-            ("transformer_blocks.0.attn2.to_out.0.bias", "transformer_blocks.0.attention_blocks.1.to_out.0.bias"),
-            ("transformer_blocks.0.norm3.bias", "transformer_blocks.0.ff_norm.bias"),
-            ("transformer_blocks.0.ff.net.2.bias", "transformer_blocks.0.ff.net.2.bias"),
-            ("transformer_blocks.0.pos_embed.pe", "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"),
+            (
+                "transformer_blocks.0.attn2.to_out.0.bias",
+                "transformer_blocks.0.attention_blocks.1.to_out.0.bias",
+            ),
+            (
+                "transformer_blocks.0.norm3.bias",
+                "transformer_blocks.0.ff_norm.bias",
+            ),
+            (
+                "transformer_blocks.0.ff.net.2.bias",
+                "transformer_blocks.0.ff.net.2.bias",
+            ),
+            (
+                "transformer_blocks.0.pos_embed.pe",
+                "transformer_blocks.0.attention_blocks.0.pos_encoder.pe",
+            ),
         ] {
             assert_eq!(
                 animate_diff(&format!("{module}.{name}")),

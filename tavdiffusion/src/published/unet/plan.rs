@@ -117,7 +117,10 @@ impl Plan {
         within("out_channels", self.out_channels, MOST_CHANNELS)?;
         within("conv_in_kernel", self.conv_in_kernel, MOST_TAPS)?;
         within("conv_out_kernel", self.conv_out_kernel, MOST_TAPS)?;
-        for (field, size) in [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)] {
+        for (field, size) in [
+            ("conv_in_kernel", self.conv_in_kernel),
+            ("conv_out_kernel", self.conv_out_kernel),
+        ] {
             if size.is_multiple_of(2) {
                 candle_core::bail!("{field} is {size}, expected an odd number");
             }
@@ -127,7 +130,10 @@ impl Plan {
         positive("norm_eps", self.eps)?;
         positive("mid_block_scale_factor", self.mid_divisor)?;
         if self.downsample_padding > 1 {
-            candle_core::bail!("downsample_padding is {}, expected 0 or 1", self.downsample_padding);
+            candle_core::bail!(
+                "downsample_padding is {}, expected 0 or 1",
+                self.downsample_padding
+            );
         }
         if !self.freq_shift.is_finite() {
             candle_core::bail!("freq_shift is {}, expected a number", self.freq_shift);

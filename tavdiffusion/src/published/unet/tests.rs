@@ -34,7 +34,11 @@ fn a_sample_does_not_depend_on_its_batch() -> Result<()> {
     let x = normal("x", &[2, 4, 7, 10])?;
     let both = unet.forward(&x, &steps()?, Some(&text()?))?;
     assert_eq!(both.dims(), x.dims());
-    let alone = unet.forward(&x.narrow(0, 1, 1)?, &steps()?.narrow(0, 1, 1)?, Some(&text()?.narrow(0, 1, 1)?))?;
+    let alone = unet.forward(
+        &x.narrow(0, 1, 1)?,
+        &steps()?.narrow(0, 1, 1)?,
+        Some(&text()?.narrow(0, 1, 1)?),
+    )?;
     assert!(apart(&alone, &both.narrow(0, 1, 1)?)? < 1e-5);
     Ok(())
 }
@@ -75,10 +79,22 @@ fn what_does_not_fit_is_refused_in_words() -> Result<()> {
         words.lines().next().unwrap_or_default().to_owned()
     };
     for (found, words) in [
-        (line(&[2, 4, 5, 4, 4], &steps, Some(&text)), "sample has 5 frames, expected at most 4"),
-        (line(&[2, 3, 4, 4], &steps, Some(&text)), "sample is [2, 3, 4, 4], expected [B, 4, H, W]"),
-        (line(&[1, 4, 4, 4], &steps, Some(&text)), "timestep is [2], expected [1]"),
-        (line(&[2, 4, 4, 4], &steps, None), "encoder_hidden_states is missing, expected [2, L, 6]"),
+        (
+            line(&[2, 4, 5, 4, 4], &steps, Some(&text)),
+            "sample has 5 frames, expected at most 4",
+        ),
+        (
+            line(&[2, 3, 4, 4], &steps, Some(&text)),
+            "sample is [2, 3, 4, 4], expected [B, 4, H, W]",
+        ),
+        (
+            line(&[1, 4, 4, 4], &steps, Some(&text)),
+            "timestep is [2], expected [1]",
+        ),
+        (
+            line(&[2, 4, 4, 4], &steps, None),
+            "encoder_hidden_states is missing, expected [2, L, 6]",
+        ),
         (
             line(&[2, 4, 4, 4], &steps, Some(&text.narrow(2, 0, 5)?)),
             "encoder_hidden_states is [2, 5, 5], expected [2, L, 6]",
@@ -97,7 +113,10 @@ fn gradients_reach_all_parameters() -> Result<()> {
     build()?;
     perturb(&params, 0.05)?;
     let x = normal("x", &[2, 4, 2, 4, 5])?;
-    let loss = build()?.forward(&x, &steps()?, Some(&text()?))?.sqr()?.mean_all()?;
+    let loss = build()?
+        .forward(&x, &steps()?, Some(&text()?))?
+        .sqr()?
+        .mean_all()?;
     let gradients = loss.backward()?;
     for (name, var) in params.vars() {
         let Some(gradient) = gradients.get(var.as_tensor()) else {

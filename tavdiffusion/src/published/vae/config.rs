@@ -122,7 +122,10 @@ impl AutoencoderKlConfig {
         within("out_channels", self.out_channels, MOST_CHANNELS)?;
         within("latent_channels", self.latent_channels, MOST_CHANNELS)?;
         if !(self.scaling_factor > 0.0 && self.scaling_factor.is_finite()) {
-            bail!("scaling_factor is {}, expected a number above zero", self.scaling_factor);
+            bail!(
+                "scaling_factor is {}, expected a number above zero",
+                self.scaling_factor
+            );
         }
         Ok(())
     }
@@ -151,7 +154,10 @@ impl AutoencoderKlConfig {
             size("post_quant_conv.weight", 0),
             size("quant_conv.weight", 0).map(|both| both / 2),
         )?;
-        let in_channels = either(size("encoder.conv_in.weight", 1), size("decoder.conv_out.weight", 0))?;
+        let in_channels = either(
+            size("encoder.conv_in.weight", 1),
+            size("decoder.conv_out.weight", 0),
+        )?;
         let config = Self {
             in_channels,
             out_channels: size("decoder.conv_out.weight", 0).unwrap_or(in_channels),

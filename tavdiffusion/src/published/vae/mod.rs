@@ -20,7 +20,8 @@ use fulgur_lightnet::params::folder::{self, LoadError, Weights};
 
 use self::names::VaeNames;
 use super::layers::{
-    Activation, Attention, AttentionShape, Conv2d, Downsample, GroupNorm, Padding, Resnet, ResnetShape, Upsample,
+    Activation, Attention, AttentionShape, Conv2d, Downsample, GroupNorm, Padding, Resnet, ResnetShape,
+    Upsample,
 };
 use super::names::translated;
 
@@ -306,8 +307,12 @@ impl AutoencoderKl {
         let asked = |half: Half| halves.contains(&half);
         Ok(Self {
             config: config.clone(),
-            encoder: asked(Half::Encoder).then(|| Encoder::new(config, vb)).transpose()?,
-            decoder: asked(Half::Decoder).then(|| Decoder::new(config, vb)).transpose()?,
+            encoder: asked(Half::Encoder)
+                .then(|| Encoder::new(config, vb))
+                .transpose()?,
+            decoder: asked(Half::Decoder)
+                .then(|| Decoder::new(config, vb))
+                .transpose()?,
         })
     }
 
@@ -367,7 +372,13 @@ impl AutoencoderKl {
         {
             // A number of the checkpoint, which no configuration repeats.
             let value = weights.load(&Device::Cpu)?.builder().get_unchecked(SCALE)?;
-            scaling = f64::from(value.flatten_all()?.get(0)?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            scaling = f64::from(
+                value
+                    .flatten_all()?
+                    .get(0)?
+                    .to_dtype(DType::F32)?
+                    .to_scalar::<f32>()?,
+            );
         }
         AutoencoderKlConfig::of_shapes(&own, scaling).map_err(|error| {
             LoadError::Config(ConfigError {
@@ -394,7 +405,9 @@ impl AutoencoderKl {
             let Some(name) = name.strip_prefix(names.prefix()) else {
                 return true;
             };
-            let other = Half::ALL.iter().any(|half| !halves.contains(half) && half.holds(name));
+            let other = Half::ALL
+                .iter()
+                .any(|half| !halves.contains(half) && half.holds(name));
             // Files of latent diffusion hold what trained them, and a vocoder.
             let latent = matches!(names, VaeNames::LatentDiffusion(_));
             other || (latent && !Half::ALL.iter().any(|half| half.holds(name)))

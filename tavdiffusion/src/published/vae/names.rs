@@ -141,14 +141,46 @@ mod tests {
         for (name, expected, matrix) in [
             ("encoder.conv_in.weight", None, false),
             ("quant_conv.bias", None, false),
-            ("encoder.down_blocks.1.resnets.0.conv_shortcut.bias", Some("encoder.down.1.block.0.nin_shortcut.bias"), false),
-            ("encoder.down_blocks.0.downsamplers.0.conv.weight", Some("encoder.down.0.downsample.conv.weight"), false),
-            ("decoder.up_blocks.0.resnets.2.norm1.bias", Some("decoder.up.3.block.2.norm1.bias"), false),
-            ("decoder.up_blocks.2.upsamplers.0.conv.bias", Some("decoder.up.1.upsample.conv.bias"), false),
-            ("decoder.mid_block.resnets.1.conv2.bias", Some("decoder.mid.block_2.conv2.bias"), false),
-            ("decoder.mid_block.attentions.0.group_norm.weight", Some("decoder.mid.attn_1.norm.weight"), false),
-            ("encoder.mid_block.attentions.0.to_out.0.weight", Some("encoder.mid.attn_1.proj_out.weight"), true),
-            ("encoder.mid_block.attentions.0.to_q.bias", Some("encoder.mid.attn_1.q.bias"), false),
+            (
+                "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
+                Some("encoder.down.1.block.0.nin_shortcut.bias"),
+                false,
+            ),
+            (
+                "encoder.down_blocks.0.downsamplers.0.conv.weight",
+                Some("encoder.down.0.downsample.conv.weight"),
+                false,
+            ),
+            (
+                "decoder.up_blocks.0.resnets.2.norm1.bias",
+                Some("decoder.up.3.block.2.norm1.bias"),
+                false,
+            ),
+            (
+                "decoder.up_blocks.2.upsamplers.0.conv.bias",
+                Some("decoder.up.1.upsample.conv.bias"),
+                false,
+            ),
+            (
+                "decoder.mid_block.resnets.1.conv2.bias",
+                Some("decoder.mid.block_2.conv2.bias"),
+                false,
+            ),
+            (
+                "decoder.mid_block.attentions.0.group_norm.weight",
+                Some("decoder.mid.attn_1.norm.weight"),
+                false,
+            ),
+            (
+                "encoder.mid_block.attentions.0.to_out.0.weight",
+                Some("encoder.mid.attn_1.proj_out.weight"),
+                true,
+            ),
+            (
+                "encoder.mid_block.attentions.0.to_q.bias",
+                Some("encoder.mid.attn_1.q.bias"),
+                false,
+            ),
             ("decoder.conv_norm_out.bias", Some("decoder.norm_out.bias"), false),
         ] {
             let expected = expected.map(|expected| (expected.to_owned(), matrix));

@@ -93,9 +93,14 @@ fn fade(before: &Tensor, after: &Tensor, shared: usize, axis: usize) -> Result<T
     }
     let mut shape = vec![1; before.rank()];
     shape[axis] = shared;
-    let ramp: Vec<f32> = (0..shared).map(|i| (i + 1) as f32 / (shared + 1) as f32).collect();
+    let ramp: Vec<f32> = (0..shared)
+        .map(|i| (i + 1) as f32 / (shared + 1) as f32)
+        .collect();
     let ramp = Tensor::from_vec(ramp, shape, before.device())?.to_dtype(before.dtype())?;
-    let (out, into) = (before.narrow(axis, alone, shared)?, after.narrow(axis, 0, shared)?);
+    let (out, into) = (
+        before.narrow(axis, alone, shared)?,
+        after.narrow(axis, 0, shared)?,
+    );
     let mixed = (&out + (into - &out)?.broadcast_mul(&ramp)?)?;
     Tensor::cat(&[&first.contiguous()?, &mixed, &last.contiguous()?], axis)
 }
