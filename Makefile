@@ -9,7 +9,7 @@ FLAGS ?= --locked
 REVISION = $(shell git describe --always --dirty --abbrev=40 --match= 2>/dev/null)
 PROGRAM := $(or $(CARGO_TARGET_DIR),./target)/release/fulgur
 
-.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm bench-vision engine-gpu sanitize-gpu
+.PHONY: help setup build demo test soak check-cuda bench bench-gpu bench-lm bench-vision engine-gpu sanitize-gpu soak-annotate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: setup ## format check, lints, and every test
 
 soak: ## kill training at 20 random moments of saving; takes a minute
 	$(CARGO) test $(FLAGS) -p fulgur --test end_to_end -- --ignored soak
+
+soak-annotate: ## kill the annotation of 100,000 clips at 10 random moments, and compare manifests; takes a minute
+	$(CARGO) test $(FLAGS) -p fulgur --test end_to_end -- --ignored --nocapture kills_of_a_hundred_thousand_clips
 
 check-cuda: ## compile everything for GPUs, without one; fetches a CUDA toolkit where there is none
 	@./scripts/check-cuda.sh

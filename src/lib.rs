@@ -20,6 +20,7 @@ pub use fulgur_kernels as kernels;
 pub use fulgur_lightnet as lightnet;
 pub use fulgur_tavdiffusion as tavdiffusion;
 
+pub mod annotate;
 pub mod classify;
 pub mod cli;
 pub mod decode;
@@ -31,6 +32,7 @@ pub mod eval;
 pub mod forward;
 pub mod lm_eval;
 pub mod lra;
+pub mod metrics;
 pub mod models;
 pub mod paint;
 pub mod report;

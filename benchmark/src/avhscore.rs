@@ -12,15 +12,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fulgur_datasets::media::{Sound, Video};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::encoder::{EncodeError, Encoder};
 
 /// Floor of the denominator of a cosine.
 const EPS: f64 = 1e-6;
-/// Frames that go through the encoder at a time.
-const BATCH: usize = 16;
-
 /// Score of one clip.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Score {
@@ -35,7 +32,7 @@ pub struct Score {
 }
 
 /// What is unusual about a scored clip.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flag {
     /// Nothing to hear.
@@ -89,6 +86,35 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(EPS)
 }
 
+/// A clip as vectors: all that its score needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Encoded {
+    /// Frames that are used.
+    pub frames: usize,
+    /// What is unusual about the clip.
+    pub flags: Vec<Flag>,
+    /// A vector a frame; none where there is nothing to hear.
+    #[serde(skip)]
+    pub seen: Vec<Vec<f32>>,
+    /// The vector of the soundtrack.
+    #[serde(skip)]
+    pub heard: Option<Vec<f32>>,
+    /// Why there is no score.
+    pub reason: Option<String>,
+}
+
+impl Encoded {
+    /// The score of the vectors.
+    pub fn score(self) -> Score {
+        Score {
+            avhscore: self.heard.and_then(|heard| mean_cosine(&self.seen, &heard)),
+            frames: self.frames,
+            flags: self.flags,
+            reason: self.reason,
+        }
+    }
+}
+
 /// Scores frames against a soundtrack.
 ///
 /// `max_frames` takes that many evenly spaced frames instead of all. A clip without a soundtrack has no score but a
@@ -100,6 +126,20 @@ pub fn score(
     max_frames: Option<usize>,
     cancel: &AtomicBool,
 ) -> Result<Score, EncodeError> {
+    Ok(encode(encoder, video, sound, max_frames, cancel)?.score())
+}
+
+/// The vectors that [`score`] compares; without a soundtrack there are none.
+///
+/// # Errors
+/// There is no frame, the encoder refuses the clip, or `cancel` is set.
+pub fn encode(
+    encoder: &dyn Encoder,
+    video: &Video,
+    sound: Option<&Sound>,
+    max_frames: Option<usize>,
+    cancel: &AtomicBool,
+) -> Result<Encoded, EncodeError> {
     let indices = frame_indices(video.frame_count, max_frames);
     if indices.is_empty() {
         return Err(EncodeError::NoFrames);
@@ -111,13 +151,14 @@ pub fn score(
     if indices.len() < video.frame_count {
         flags.push(Flag::FramesSubsampled);
     }
+    let frames = indices.len();
     let Some(sound) = sound else {
-        let reason = Some("no audio stream".to_owned());
-        return Ok(Score {
-            avhscore: None,
-            frames: indices.len(),
+        return Ok(Encoded {
+            frames,
             flags,
-            reason,
+            seen: Vec::new(),
+            heard: None,
+            reason: Some("no audio stream".to_owned()),
         });
     };
     if sound.is_silent() {
@@ -131,11 +172,11 @@ pub fn score(
     }
     let heard = encoder.sound(sound)?;
     let seen = frame_vectors(encoder, video, &indices, cancel)?;
-    let avhscore = mean_cosine(&seen, &heard);
-    Ok(Score {
-        avhscore,
-        frames: indices.len(),
+    Ok(Encoded {
+        frames,
         flags,
+        seen,
+        heard: Some(heard),
         reason: None,
     })
 }
@@ -154,7 +195,7 @@ pub fn frame_vectors(
     cancel: &AtomicBool,
 ) -> Result<Vec<Vec<f32>>, EncodeError> {
     let mut vectors = Vec::with_capacity(indices.len());
-    for batch in indices.chunks(BATCH) {
+    for batch in indices.chunks(encoder.batch().max(1)) {
         if cancel.load(Ordering::Relaxed) {
             return Err(EncodeError::Cancelled);
         }

@@ -20,4 +20,6 @@ pub mod norm;
 pub mod params;
 pub mod patches;
 pub mod position;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vision;

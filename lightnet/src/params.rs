@@ -20,12 +20,14 @@
 //! # Ok(()) }
 //! ```
 
+mod checkpoint;
 mod eight_bit;
 pub mod file;
 pub mod folder;
 mod frozen;
 pub mod outline;
 pub mod pack;
+pub mod torch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,14 @@ pub enum ParamsError {
     /// The file is no well-formed safetensors file, or too large.
     #[error("{}: not a usable safetensors file: {reason}", path.display())]
     Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// The file is no usable checkpoint of PyTorch.
+    #[error("{}: not a usable PyTorch checkpoint: {reason}", path.display())]
+    Checkpoint {
         /// The file.
         path: PathBuf,
         /// What was found.

@@ -1,6 +1,7 @@
 //! `fulgur eval`: how good a model is, on data that it was not trained on.
 
 mod classify;
+mod encoder;
 mod image;
 mod speed;
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
 use super::context::Context;
-use super::encoder::open_encoder;
+use super::encoder::{EncoderOptions, open_encoder};
 use super::files::check_output;
 use super::progress::{Progress, Unit};
 use crate::eval::{self, Evaluation, Figures, Jury, Options, Parts, Stage, Training, clip_spec};
@@ -41,6 +42,7 @@ enum Subject {
     Tav(TavArguments),
     Classify(classify::Arguments),
     Speed(speed::Arguments),
+    Encoder(encoder::Arguments),
     Image(image::Arguments),
 }
 
@@ -119,6 +121,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         Subject::Tav(arguments) => tav(context, arguments),
         Subject::Classify(arguments) => classify::run(context, &arguments),
         Subject::Speed(arguments) => speed::run(context, &arguments),
+        Subject::Encoder(arguments) => encoder::run(context, &arguments),
         Subject::Image(arguments) => image::run(context, arguments),
     }
 }
@@ -233,7 +236,7 @@ impl Loaded {
         let jury = Jury::new(judges, clips.composer().things())
             .with_context(|| dir.join("config.json").display().to_string())?;
         Ok(Self {
-            encoder: open_encoder(&arguments.encoder, context)?,
+            encoder: open_encoder(&arguments.encoder, EncoderOptions::default(), context)?,
             generator: Generator::load(&model, &device)?,
             device,
             judges: dir,

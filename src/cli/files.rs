@@ -20,6 +20,21 @@ pub(super) fn check_output(path: &Path) -> anyhow::Result<()> {
     })
 }
 
+/// As [`check_output`], of a page that `--report` asks for.
+#[cfg(feature = "media")]
+pub(super) fn check_page(path: &Path) -> anyhow::Result<()> {
+    let html = path
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("html"));
+    if !html {
+        anyhow::bail!(
+            "--report: found {}, expected a name that ends in .html",
+            path.display()
+        );
+    }
+    check_output(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

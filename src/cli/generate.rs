@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::answer::{Answer, Report};
 use super::context::Context;
-use super::encoder::open_encoder;
+use super::encoder::{EncoderOptions, open_encoder};
 use super::files::check_output;
 use super::progress::Unit;
 use super::size::Size;
@@ -176,7 +176,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 
 /// AVHScore of the clip where the builtin encoder is at hand; a clip is worth having without.
 fn score(context: &Context, video: &Video, sound: &Sound) -> Option<f64> {
-    let scored = open_encoder(Path::new("builtin"), context).and_then(|encoder| {
+    let scored = open_encoder(Path::new("builtin"), EncoderOptions::default(), context).and_then(|encoder| {
         Ok(avhscore::score(
             &*encoder,
             video,

@@ -15,10 +15,14 @@ use crate::device::DeviceChoice;
 use answer::{Answer, Status};
 use context::Context;
 
+mod annotate;
 mod answer;
 mod classify;
+#[cfg(feature = "media")]
+mod clips;
 mod commands;
 mod context;
+mod convert;
 mod data;
 mod doctor;
 mod encoder;
@@ -31,14 +35,18 @@ mod forward;
 #[cfg(feature = "media")]
 mod generate;
 mod image;
+mod init;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
 mod lm;
 mod log;
 mod lra;
+mod metrics;
 mod pack;
 mod packing;
+#[cfg(feature = "media")]
+mod preprocess;
 mod progress;
 mod report;
 mod scaling;
@@ -46,6 +54,7 @@ mod scaling;
 mod score;
 mod size;
 mod sweep;
+mod tavgbench;
 mod train;
 
 /// Linear-complexity models that see, hear and write.
@@ -87,12 +96,17 @@ enum Command {
     Generate(generate::Arguments),
     #[cfg(feature = "media")]
     Score(score::Arguments),
+    Metrics(metrics::Arguments),
     #[cfg(feature = "media")]
     Inspect(inspect::Arguments),
     Classify(classify::Arguments),
     Image(image::Arguments),
     Eval(eval::Arguments),
     Forward(forward::Arguments),
+    #[cfg(feature = "media")]
+    Preprocess(preprocess::Arguments),
+    Convert(convert::Arguments),
+    Init(init::Arguments),
     Lm(lm::Arguments),
     Estimate(estimate::Arguments),
     Train(train::Arguments),
@@ -101,6 +115,8 @@ enum Command {
     Scaling(scaling::Arguments),
     Lra(lra::Arguments),
     Pack(pack::Arguments),
+    Tavgbench(tavgbench::Arguments),
+    Annotate(annotate::Arguments),
     Data(data::Arguments),
     Doctor(doctor::Arguments),
     Commands(commands::Arguments),
@@ -113,12 +129,17 @@ impl Command {
             Self::Generate(arguments) => generate::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Score(arguments) => score::run(context, arguments),
+            Self::Metrics(arguments) => metrics::run(context, arguments),
             #[cfg(feature = "media")]
             Self::Inspect(arguments) => inspect::run(context, arguments),
             Self::Classify(arguments) => classify::run(context, &arguments),
             Self::Image(arguments) => image::run(context, &arguments),
             Self::Eval(arguments) => eval::run(context, arguments),
             Self::Forward(arguments) => forward::run(context, arguments),
+            #[cfg(feature = "media")]
+            Self::Preprocess(arguments) => preprocess::run(arguments),
+            Self::Convert(arguments) => convert::run(&arguments),
+            Self::Init(arguments) => init::run(&arguments),
             Self::Lm(arguments) => lm::run(context, arguments),
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
@@ -127,6 +148,8 @@ impl Command {
             Self::Scaling(arguments) => scaling::run(context, arguments),
             Self::Lra(arguments) => lra::run(context, arguments),
             Self::Pack(arguments) => pack::run(context, arguments),
+            Self::Tavgbench(arguments) => tavgbench::run(context, arguments),
+            Self::Annotate(arguments) => annotate::run(context, &arguments),
             Self::Data(arguments) => data::run(context, arguments),
             Self::Doctor(arguments) => doctor::run(context, arguments),
             Self::Commands(arguments) => commands::run(arguments),

@@ -22,7 +22,7 @@ pub struct Folder {
 }
 
 /// The keys by which the model folders of the field say what they are.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Marks {
     model_type: Option<String>,
     #[serde(rename = "_class_name")]
@@ -30,18 +30,23 @@ struct Marks {
 }
 
 impl Folder {
-    /// Reads the marks of `dir` and the header of its weights.
+    /// Reads the marks of `dir` and the header of its weights. A published checkpoint may lie without a configuration, and its file may
+    /// be named instead of a folder.
     ///
     /// # Errors
     /// No model folder, or files that are damaged.
     pub fn open(dir: &Path) -> Result<Self, ForwardError> {
         let (index, config) = (dir.join(INDEX), dir.join(CONFIG));
+        let weights = Weights::find(dir)?;
         let marks: Marks = if index.is_file() {
             config::read(&index)?
-        } else {
+        } else if weights.is_none() || config.is_file() {
             config::read(&config)?
+        } else {
+            // Checkpoints of networks of one size have no configuration: their tensors say what they are.
+            Marks::default()
         };
-        let shapes = match Weights::find(dir)? {
+        let shapes = match weights {
             Some(weights) => weights.shapes()?,
             None => BTreeMap::new(),
         };
@@ -67,9 +72,19 @@ impl Folder {
         self.shapes.keys().any(|name| name.starts_with(prefix))
     }
 
+    /// Names of all tensors of the weights.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.shapes.keys().map(String::as_str)
+    }
+
     /// Shape of a tensor of the weights.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.shapes.get(name).map(Vec::as_slice)
+    }
+
+    /// Shapes of all tensors of the weights.
+    pub fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.shapes
     }
 
     /// `config.json` as the family understands it.

@@ -27,8 +27,11 @@
 mod avhscore;
 mod bert;
 mod classifier;
+mod clip;
+mod features;
 mod folder;
 mod generator;
+mod imagebind;
 mod lm;
 pub mod operator;
 mod port;
@@ -56,11 +59,14 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 6] = [
+const FAMILIES: [(&str, Recognise); 9] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
+    ("ImageBind", imagebind::recognise),
+    ("clip, clip_text_model, clip_vision_model", clip::recognise),
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
+    ("i3d, vggish, panns, clap", features::recognise),
     (
         "UNet2DConditionModel, UNetMotionModel, AutoencoderKL, speecht5_hifigan, pipelines of diffusers, TavDiffusionUnet",
         published::recognise,

@@ -67,6 +67,9 @@ pub struct Port {
     pub content: Content,
     /// Its shape.
     pub shape: Vec<Dim>,
+    /// Other shapes that are taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_shapes: Vec<Vec<Dim>>,
     /// Whether it may be left out.
     pub optional: bool,
 }
@@ -78,6 +81,7 @@ impl Port {
             name,
             content,
             shape: shape.into(),
+            other_shapes: Vec::new(),
             optional: false,
         }
     }
@@ -96,10 +100,21 @@ impl Port {
         }
     }
 
-    /// The shape as text, such as `[B, T, 64]`.
+    /// The same tensor, but it may also have this shape.
+    #[must_use]
+    pub fn or(mut self, shape: impl Into<Vec<Dim>>) -> Self {
+        self.other_shapes.push(shape.into());
+        self
+    }
+
+    /// The shapes as text, such as `[B, T, 64]`.
     pub fn shape_words(&self) -> String {
-        let dims: Vec<String> = self.shape.iter().map(Dim::to_string).collect();
-        format!("[{}]", dims.join(", "))
+        let words = |shape: &Vec<Dim>| {
+            let dims: Vec<String> = shape.iter().map(Dim::to_string).collect();
+            format!("[{}]", dims.join(", "))
+        };
+        let all = std::iter::once(&self.shape).chain(&self.other_shapes);
+        all.map(words).collect::<Vec<_>>().join(" or ")
     }
 }
 
@@ -182,12 +197,18 @@ fn shape_fault(port: &Port, found: &[usize], lengths: &mut Lengths) -> Option<St
         let expected = port.shape_words();
         Some(format!("{} is {found:?}, expected {expected}{more}", port.name))
     };
-    if found.len() != port.shape.len() {
+    let fits = |shape: &&Vec<Dim>| {
+        let same = |(dim, &length): (&Dim, &usize)| match dim {
+            Dim::Size(size) => *size == length,
+            Dim::Free(_) => true,
+        };
+        shape.len() == found.len() && shape.iter().zip(found).all(same)
+    };
+    let Some(shape) = std::iter::once(&port.shape).chain(&port.other_shapes).find(fits) else {
         return fault(String::new());
-    }
-    for (dim, &length) in port.shape.iter().zip(found) {
+    };
+    for (dim, &length) in shape.iter().zip(found) {
         match dim {
-            Dim::Size(size) if *size != length => return fault(String::new()),
             Dim::Size(_) => {}
             Dim::Free(letter) if length == 0 => return fault(format!(" with {letter} above 0")),
             Dim::Free(letter) => {
@@ -289,6 +310,22 @@ mod tests {
             [DType::U32, DType::F32, DType::F32]
         );
         assert!(inputs.find("time").is_none() && inputs.get("time").is_err());
+    }
+
+    #[test]
+    fn a_tensor_may_have_one_of_several_shapes() {
+        let port = [Port::numbers("x", [Free("B"), Size(3)]).or([Free("B"), Free("S"), Size(3)])];
+        let run = |shape: &[usize]| {
+            let tensors = BTreeMap::from([("x".to_owned(), filled(1.0, shape, DType::F32))]);
+            Inputs::check(&port, &tensors, &Device::Cpu).unwrap().map(drop)
+        };
+        run(&[2, 3]).unwrap();
+        run(&[2, 5, 3]).unwrap();
+        assert_eq!(
+            run(&[2, 4]).unwrap_err(),
+            "x is [2, 4], expected [B, 3] or [B, S, 3]"
+        );
+        assert!(run(&[2, 0, 3]).unwrap_err().ends_with("with S above 0"));
     }
 
     #[test]

@@ -7,8 +7,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod clips;
 pub mod curve;
 pub mod heat;
+pub mod histogram;
 pub mod metrics;
 mod page;
 pub mod picture;

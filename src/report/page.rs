@@ -7,9 +7,10 @@ use super::samples::{Kind, Sample, Samples};
 use super::svg::{COLOURS, Line, Plot, Scale, short};
 use super::{LOSS, Run, VALIDATION};
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 /// Nothing but what is in the page is shown, whatever a name in it says.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:";
+pub(super) const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:";
 /// Scalars of every task that are no part of the loss: name and title.
 const RATE: &str = "lr";
 const NORM: &str = "grad_norm";

@@ -128,7 +128,7 @@ fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>, ReportError> {
 }
 
 /// Base64 (RFC 4648) with padding.
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {

@@ -377,7 +377,7 @@ impl Recipe {
 }
 
 /// Applies one `a.b=c`; `c` is a TOML value, or a text where it is none.
-fn set(table: &mut Table, argument: &str) -> Result<(), TrainError> {
+pub(crate) fn set(table: &mut Table, argument: &str) -> Result<(), TrainError> {
     let refuse = |reason: &str| TrainError::Recipe {
         origin: format!("--set {argument}"),
         reason: reason.to_string(),

@@ -1,5 +1,7 @@
 //! What the whole program promises, tried on the built binary.
 
+#[cfg(unix)]
+mod annotate;
 #[cfg(feature = "media")]
 mod bad_input;
 #[cfg(feature = "media")]
@@ -9,6 +11,7 @@ mod checkpoints;
 mod classify;
 mod data;
 mod documentation;
+mod encoders;
 mod eval;
 mod eval_image;
 mod forward;
@@ -25,6 +28,8 @@ mod lm;
 mod lm_eval;
 mod lm_pack;
 mod long_range;
+#[cfg(feature = "media")]
+mod metrics;
 mod models;
 mod pack;
 mod program;
@@ -36,5 +41,6 @@ mod scaling;
 mod signals;
 mod speed;
 mod support;
+mod tavgbench;
 mod tiny;
 mod training;

@@ -3,10 +3,9 @@
 Run: pip install torch transformers safetensors && python llama_logits.py, after llama_steps.py wrote the models
 Reference: transformers.LlamaForCausalLM, f32, eager attention, one thread on a CPU; versions in the metadata.
 
-Tensors: input_ids [2, 37] (i64), logits.untied, logits.tied and logits.theta_500000 [2, 37, 97] (f32). The last are
-those of the weights of llama_untied under the configuration llama_theta_500000.json, which this script writes in the
-form of the library's versions before 5: rope_theta and rope_scaling beside the other fields, not in rope_parameters,
-and no head_dim.
+Tensors: input_ids [2, 37] (i64); of logits.untied, logits.tied and logits.theta_500000 [2, 37, 97] (f32) every third value. The last
+are those of the weights of llama_untied under the configuration llama_theta_500000.json, which this script writes in the form of the
+library's versions before 5: rope_theta and rope_scaling beside the other fields, not in rope_parameters, and no head_dim.
 """
 
 import json
@@ -16,16 +15,18 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+import drawn
+
 FOLDER = pathlib.Path(__file__).parent
 THETA = 500000.0
 
 
 def logits(folder, input_ids, config=None):
-    model = transformers.LlamaForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager",
-    )
+    config = config or transformers.LlamaConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    model = drawn.load_model(transformers.LlamaForCausalLM(config), folder)
     with torch.no_grad():
-        return model.eval()(input_ids=input_ids, use_cache=False).logits.contiguous()
+        return model.eval()(input_ids=input_ids, use_cache=False).logits.flatten()[::3].contiguous()
 
 
 def config_of_old_form():

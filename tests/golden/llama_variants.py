@@ -4,8 +4,8 @@ Run: pip install torch transformers safetensors && python llama_variants.py (5 s
 Reference: transformers.LlamaForCausalLM, f32, eager attention, one thread on a CPU; versions in the metadata.
 
 Model: grouped queries, a head_dim that is not hidden_size / num_attention_heads, biases of attention and of the MLP, rotary
-positions as in Llama 3, whose three ranges of wavelengths all occur; weights in shards with an index.
-Tensors: input_ids [2, 41] (i64), and [2, 41, 61] (f32)
+positions as in Llama 3, whose three ranges of wavelengths all occur; weights in shards with an index, drawn (drawn.py).
+Tensors: input_ids [2, 41] (i64), and every third value of [2, 41, 61] (f32)
     logits.llama3  of llama_scaled/config.json
     logits.linear  of the same weights under llama_linear.json, in the form of the library's versions before 5: rope_scaling
                    of type linear, and rope_theta beside it
@@ -18,13 +18,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+import drawn
+
 FOLDER = pathlib.Path(__file__).parent
 VOCABULARY = 61
 
 
 def logits(model, input_ids):
     with torch.no_grad():
-        return model.eval()(input_ids=input_ids, use_cache=False).logits.contiguous()
+        return model.eval()(input_ids=input_ids, use_cache=False).logits.flatten()[::3].contiguous()
 
 
 def scaled_model():
@@ -38,14 +40,13 @@ def scaled_model():
         },
     )
     config._attn_implementation = "eager"
-    torch.manual_seed(11)
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Away from 1 and 0, so that one left out shows in the logits.
-            if "norm" in name or name.endswith("bias"):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
+    own = drawn.Drawn()
+    return drawn.fill(transformers.LlamaForCausalLM(config), own, how=places), own
+
+
+def places(name, shape):
+    """Norms and biases away from 1 and 0, so that one left out shows in the logits."""
+    return [drawn.exponent(0.2)] if len(shape) > 1 else drawn.usual(name, shape)
 
 
 def linear_model():
@@ -59,21 +60,16 @@ def linear_model():
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     config = transformers.LlamaConfig.from_json_file(path)
     assert config.rope_parameters["rope_type"] == "linear" and config.rope_parameters["rope_theta"] == 20000.0, config
-    return transformers.LlamaForCausalLM.from_pretrained(
-        FOLDER / "llama_scaled", config=config, dtype=torch.float32, attn_implementation="eager",
-    )
+    config._attn_implementation = "eager"
+    return drawn.load_model(transformers.LlamaForCausalLM(config), FOLDER / "llama_scaled")
 
 
 def main():
     torch.set_num_threads(1)
     torch.manual_seed(12)
     input_ids = torch.randint(0, VOCABULARY, (2, 41))
-    model = scaled_model()
-    folder = FOLDER / "llama_scaled"
-    model.save_pretrained(folder, max_shard_size="24KB")
-    (folder / "generation_config.json").unlink()
-    for shard in folder.glob("*.safetensors"):
-        shard.chmod(0o644)
+    model, own = scaled_model()
+    drawn.save_model(model, FOLDER / "llama_scaled", own, max_shard_size="24KB")
     tensors = {
         "input_ids": input_ids,
         "logits.llama3": logits(model, input_ids),

@@ -1,14 +1,19 @@
 //! Encoders of picture and sound into one space.
 
 mod builtin;
+pub mod cache;
+mod clip;
+pub mod imagebind;
 mod tower;
 
 pub use builtin::{BuiltinConfig, BuiltinEncoder, NAME};
+pub use clip::ClipEncoder;
+pub use imagebind::{ImageBindEncoder, ImageBindOptions};
 pub use tower::{Tower, TowerConfig};
 
 use fulgur_datasets::media::Sound;
 use fulgur_lightnet::config::ConfigError;
-use fulgur_lightnet::params::ParamsError;
+use fulgur_lightnet::params::{ParamsError, folder};
 
 /// Why an encoding failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,9 @@ pub enum LoadError {
     /// Its weights.
     #[error(transparent)]
     Weights(#[from] ParamsError),
+    /// Its folder.
+    #[error(transparent)]
+    Folder(#[from] folder::LoadError),
     /// Its network.
     #[error(transparent)]
     Network(#[from] candle_core::Error),
@@ -48,6 +56,19 @@ pub trait Encoder: Send + Sync {
 
     /// Seconds of sound that the encoder hears at a time; shorter soundtracks are padded with silence.
     fn sound_window_s(&self) -> f64;
+
+    /// Frames that it takes at a time, at best.
+    fn batch(&self) -> usize {
+        16
+    }
+
+    /// Everything that its vectors depend on besides the clip, in one line; `None` where they are not worth keeping.
+    ///
+    /// # Errors
+    /// The weights cannot be read.
+    fn identity(&self) -> std::io::Result<Option<String>> {
+        Ok(None)
+    }
 
     /// One vector a frame; frames are RGB bytes, `height` rows of `width` pixels.
     fn frames(&self, frames: &[&[u8]], width: usize, height: usize) -> Result<Vec<Vec<f32>>, EncodeError>;

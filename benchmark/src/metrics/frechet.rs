@@ -17,6 +17,8 @@ use super::points::{Points, PointsError, dot};
 
 /// Eigenvalues of less than this part of the largest one are rounding.
 const ROUNDING: f64 = 1e-10;
+/// Columns of the largest matrix that is decomposed: half a gigabyte.
+const MOST_COLUMNS: usize = 8192;
 
 /// Mean and covariance of features.
 #[derive(Clone, Debug)]
@@ -138,6 +140,101 @@ pub fn frechet(a: &Gaussian, b: &Gaussian) -> Result<f64, PointsError> {
         .sum();
     let apart: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b) * (a - b)).sum();
     Ok((apart + a.trace() + b.trace() - 2.0 * roots).max(0.0))
+}
+
+/// The Frechet distance of the Gaussians of two sets of features, of two rows each at least.
+///
+/// A set of no more rows than columns has a singular covariance, and the roots of eigenvalues that should be zero would add
+/// up rounding. There the trace comes from the factors: with `S_1 = A^T A` and `S_2 = B^T B` it is the sum of the singular
+/// values of `A B^T`, which are the positive eigenvalues of `[[0, A B^T], [B A^T, 0]]`.
+///
+/// # Errors
+/// Fewer rows, rows of two widths, numbers too large to be squared, or more than 8192 columns to decompose.
+pub fn between(a: &Points, b: &Points) -> Result<f64, PointsError> {
+    a.beside(b)?;
+    a.at_least(2)?;
+    b.at_least(2)?;
+    let d = a.width();
+    let columns = if a.len() > d && b.len() > d {
+        d
+    } else {
+        a.len().min(d) + b.len().min(d)
+    };
+    if columns > MOST_COLUMNS {
+        return Err(PointsError::Side {
+            found: columns,
+            expected: MOST_COLUMNS,
+        });
+    }
+    if a.len() > d && b.len() > d {
+        return frechet(&Gaussian::of(a)?, &Gaussian::of(b)?);
+    }
+    let (a, b) = (Factor::of(a)?, Factor::of(b)?);
+    let apart: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b) * (a - b)).sum();
+    Ok((apart + a.trace() + b.trace() - 2.0 * a.nuclear(&b)?).max(0.0))
+}
+
+/// Mean of features, and rows whose products with themselves are their covariance.
+struct Factor {
+    mean: Vec<f64>,
+    /// `[r, d]` with r the smaller one of rows and columns.
+    rows: Vec<f64>,
+}
+
+impl Factor {
+    fn of(points: &Points) -> Result<Self, PointsError> {
+        let (n, d) = (points.len(), points.width());
+        if n > d {
+            let whole = Gaussian::of(points)?;
+            let mut rows = whole.vectors;
+            for (row, value) in rows.chunks_exact_mut(d).zip(&whole.values) {
+                row.iter_mut().for_each(|entry| *entry *= value.sqrt());
+            }
+            return Ok(Self {
+                mean: whole.mean,
+                rows,
+            });
+        }
+        let mut mean = vec![0.0; d];
+        for row in points.rows() {
+            mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        mean.iter_mut().for_each(|sum| *sum /= n as f64);
+        let scale = 1.0 / ((n - 1) as f64).sqrt();
+        let centre = |row: &[f64]| -> Vec<f64> {
+            let both = row.iter().zip(&mean);
+            both.map(|(value, mean)| (value - mean) * scale).collect()
+        };
+        let rows: Vec<f64> = points.rows().flat_map(centre).collect();
+        Ok(Self { mean, rows })
+    }
+
+    fn trace(&self) -> f64 {
+        dot(&self.rows, &self.rows)
+    }
+
+    /// Sum of the singular values of `A B^T`.
+    fn nuclear(&self, other: &Self) -> Result<f64, PointsError> {
+        let d = self.mean.len();
+        let (p, q) = (self.rows.len() / d, other.rows.len() / d);
+        let side = p + q;
+        let mut matrix = vec![0.0; side * side];
+        matrix[..p * side]
+            .par_chunks_mut(side)
+            .zip(self.rows.par_chunks(d))
+            .for_each(|(out, row)| {
+                for (value, other) in out[p..].iter_mut().zip(other.rows.chunks_exact(d)) {
+                    *value = dot(row, other);
+                }
+            });
+        for i in 0..p {
+            for j in p..side {
+                matrix[j * side + i] = matrix[i * side + j];
+            }
+        }
+        let values = eigenvalues(&matrix, side)?;
+        Ok(values.into_iter().filter(|value| *value > 0.0).sum())
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +392,35 @@ mod tests {
             assert!((found - 8.0).abs() < 1e-7, "{found}");
         }
         assert!(frechet(&a, &a).unwrap() < 1e-5);
+    }
+
+    /// Singular covariances: the same through factors as through the whole matrices, and exact where it is known.
+    #[test]
+    fn factors_give_what_whole_covariances_give() {
+        for (n, m, d) in [(5, 300, 12), (300, 5, 12), (7, 9, 20), (12, 12, 12), (2, 2, 3)] {
+            let (a, b) = (features(n, d, "a", 0.0), features(m, d, "b", 0.5));
+            let (found, whole) = (between(&a, &b).unwrap(), distance(&a, &b));
+            assert!(
+                (found - whole).abs() < 1e-6 * whole,
+                "{n} {m} {d}: {found} {whole}"
+            );
+            assert!(between(&a, &a).unwrap() < 1e-9 * whole);
+        }
+        let line = Points::new(3, vec![1.0, 0.0, 0.0, -1.0, 0.0, 0.0]).unwrap();
+        let other = Points::new(3, vec![0.0, 2.0, 0.0, 0.0, -2.0, 0.0]).unwrap();
+        // Variances 2 and 8 along axes that share nothing.
+        assert!((between(&line, &other).unwrap() - 10.0).abs() < 1e-12);
+        let long = |moved: f64| {
+            let values = vec![moved; 5000 * 2].into_iter().enumerate();
+            Points::new(2, values.map(|(i, v)| v + (i % 7) as f64).collect()).unwrap()
+        };
+        assert!((between(&long(0.0), &long(1.0)).unwrap() - 2.0).abs() < 1e-9);
+        let wide = Points::new(5000, vec![0.0; 5000 * 5000]).unwrap();
+        let refused = between(&wide, &wide).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "features: found a covariance of 10000 columns, expected at most 8192"
+        );
     }
 
     #[test]

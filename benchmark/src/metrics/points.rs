@@ -43,6 +43,17 @@ pub enum PointsError {
     /// Eigenvalues that are not found, as happens where numbers are too large to be squared.
     #[error("features: found a covariance without eigenvalues, expected numbers that can be squared")]
     Eigen,
+    /// A kernel that overflows.
+    #[error("features: found a kernel that is not finite, expected numbers that can be cubed")]
+    Kernel,
+    /// A matrix that would take too much memory.
+    #[error("features: found a covariance of {found} columns, expected at most {expected}")]
+    Side {
+        /// Its columns.
+        found: usize,
+        /// The most that are decomposed.
+        expected: usize,
+    },
 }
 
 /// Finite vectors of one width, one behind the other.

@@ -79,6 +79,13 @@ impl Video {
                 expected,
             ));
         }
+        self.check_shape()
+    }
+
+    /// Checks everything but the frames themselves.
+    #[cfg(feature = "media")]
+    pub(crate) fn check_shape(&self) -> Result<(), MediaError> {
+        frame_bytes(self.width, self.height)?;
         if self.times_s.len() != self.frame_count {
             let expected = format!("{} (one a frame)", self.frame_count);
             return Err(MediaError::invalid("video.times_s", self.times_s.len(), expected));

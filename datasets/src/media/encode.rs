@@ -39,63 +39,95 @@ pub(super) const WRITING: &str = "MP4";
 /// What a step gives, or its name and FFmpeg's error.
 pub(super) type Step<T> = Result<T, (&'static str, ffmpeg::Error)>;
 
-/// Encodes the clip into an MP4 container; see [`super::write::write_mp4`].
-pub(super) fn encode<W: Write + Seek + Send + 'static>(
-    sink: W,
-    name: Option<&str>,
-    video: &Video,
-    sound: Option<&Sound>,
-    options: &WriteOptions,
-) -> Step<()> {
-    let writing = |error| (WRITING, error);
-    start_ffmpeg().map_err(writing)?;
-    let io = StreamIo::from_write_seek(sink).map_err(writing)?;
-    let mut output = ffmpeg::format::output_to_stream(io, name, Some("mp4")).map_err(writing)?;
-    let mut pictures = Pictures::open(video, options)?;
-    pictures.stream =
-        add_stream(&mut output, &pictures.encoder, pictures.clock.time_base).map_err(writing)?;
-    let mut samples = match sound {
-        Some(sound) => {
-            let mut samples = Samples::open(sound, options)?;
-            let time_base = Rational(1, sound.sample_rate as i32);
-            samples.stream = add_stream(&mut output, &samples.encoder, time_base).map_err(writing)?;
-            Some(samples)
+/// A clip on its way into an MP4 container; see [`super::write::write_mp4_frames`].
+pub(super) struct Encoding<'a> {
+    output: Output,
+    pictures: Pictures<'a>,
+    samples: Option<Samples<'a>>,
+    video: &'a Video,
+    pushed: usize,
+}
+
+impl<'a> Encoding<'a> {
+    /// Opens encoders and container for a clip of this shape; the frames of `video` are not looked at.
+    pub(super) fn open<W: Write + Seek + Send + 'static>(
+        sink: W,
+        name: Option<&str>,
+        video: &'a Video,
+        sound: Option<&'a Sound>,
+        options: &WriteOptions,
+    ) -> Step<Self> {
+        let writing = |error| (WRITING, error);
+        start_ffmpeg().map_err(writing)?;
+        let io = StreamIo::from_write_seek(sink).map_err(writing)?;
+        let mut output = ffmpeg::format::output_to_stream(io, name, Some("mp4")).map_err(writing)?;
+        let mut pictures = Pictures::open(video, options)?;
+        pictures.stream =
+            add_stream(&mut output, &pictures.encoder, pictures.clock.time_base).map_err(writing)?;
+        let samples = match sound {
+            Some(sound) => {
+                let mut samples = Samples::open(sound, options)?;
+                let time_base = Rational(1, sound.sample_rate as i32);
+                samples.stream = add_stream(&mut output, &samples.encoder, time_base).map_err(writing)?;
+                Some(samples)
+            }
+            None => None,
+        };
+        output.set_metadata(
+            options
+                .metadata
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+        );
+        let mut settings = Dictionary::new();
+        // Nothing of the clock or of library versions in the file: equal clips give equal containers.
+        settings.set("fflags", "+bitexact");
+        if name.is_some() {
+            settings.set("movflags", "+faststart");
         }
-        None => None,
-    };
-    output.set_metadata(
-        options
-            .metadata
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect(),
-    );
-    let mut settings = Dictionary::new();
-    // Nothing of the clock or of library versions in the file: equal clips give equal containers.
-    settings.set("fflags", "+bitexact");
-    if name.is_some() {
-        settings.set("movflags", "+faststart");
+        // The edit lists, which say where the streams end, count in the movie's ticks; milliseconds would cut
+        // samples.
+        settings.set(
+            "movie_timescale",
+            &movie_clock(&pictures.clock, sound).to_string(),
+        );
+        output.write_header_with(settings).map_err(writing)?;
+        Ok(Self {
+            output,
+            pictures,
+            samples,
+            video,
+            pushed: 0,
+        })
     }
-    // The edit lists, which say where the streams end, count in the movie's ticks; milliseconds would cut
-    // samples.
-    settings.set(
-        "movie_timescale",
-        &movie_clock(&pictures.clock, sound).to_string(),
-    );
-    output.write_header_with(settings).map_err(writing)?;
-    for index in 0..video.frame_count {
-        pictures.push(index, &mut output)?;
-        if let Some(samples) = &mut samples {
-            let end_s = video.times_s[index] - video.times_s[0] + 1.0 / video.fps;
-            samples.push_until(end_s, &mut output)?;
+
+    /// Frames that came so far.
+    pub(super) fn pushed(&self) -> usize {
+        self.pushed
+    }
+
+    /// The next frame, RGB24, and the sound up to its end.
+    pub(super) fn push(&mut self, rgb: &[u8]) -> Step<()> {
+        let index = self.pushed;
+        self.pictures.push(index, rgb, &mut self.output)?;
+        self.pushed += 1;
+        if let Some(samples) = &mut self.samples {
+            let end_s = self.video.times_s[index] - self.video.times_s[0] + 1.0 / self.video.fps;
+            samples.push_until(end_s, &mut self.output)?;
         }
+        Ok(())
     }
-    if let Some(samples) = &mut samples {
-        samples.push_until(f64::INFINITY, &mut output)?;
-        samples.finish(&mut output)?;
+
+    /// The end of the clip.
+    pub(super) fn finish(mut self) -> Step<()> {
+        if let Some(samples) = &mut self.samples {
+            samples.push_until(f64::INFINITY, &mut self.output)?;
+            samples.finish(&mut self.output)?;
+        }
+        self.pictures.finish(&mut self.output)?;
+        self.output.write_trailer().map_err(|error| (WRITING, error))
     }
-    pictures.finish(&mut output)?;
-    output.write_trailer().map_err(writing)
 }
 
 fn add_stream(
@@ -240,7 +272,7 @@ impl<'a> Pictures<'a> {
         })
     }
 
-    fn push(&mut self, index: usize, output: &mut Output) -> Step<()> {
+    fn push(&mut self, index: usize, picture: &[u8], output: &mut Output) -> Step<()> {
         let failed = |error| ("H.264", error);
         let (width, height) = (self.video.width, self.video.height);
         let mut rgb = frame::Video::new(Pixel::RGB24, width as u32, height as u32);
@@ -251,7 +283,7 @@ impl<'a> Pictures<'a> {
             }));
         }
         let stride = rgb.stride(0);
-        let rows = self.video.frame(index).chunks_exact(3 * width);
+        let rows = picture.chunks_exact(3 * width);
         for (to, from) in rgb.data_mut(0).chunks_mut(stride).zip(rows) {
             to[..3 * width].copy_from_slice(from);
         }

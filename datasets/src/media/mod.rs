@@ -18,6 +18,7 @@ mod picture;
 mod read;
 mod resample;
 mod resize;
+mod sinc;
 #[cfg(feature = "media")]
 mod source;
 mod wav;
@@ -34,6 +35,7 @@ pub use picture::{
 pub use read::{Frame, ReadOptions, Streamed, for_each_frame, probe, read_clip, read_sound};
 pub use resample::resample;
 pub use resize::Filter;
+pub use sinc::resample_windowed;
 pub use wav::{WavFormat, read_wav, write_wav};
 #[cfg(feature = "media")]
-pub use write::{METADATA_KEYS, WriteOptions, write_mp4};
+pub use write::{METADATA_KEYS, WriteOptions, write_mp4, write_mp4_frames};

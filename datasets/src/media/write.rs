@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ffmpeg_next as ffmpeg;
 
 use super::clip::{Sound, Video};
-use super::encode::{WRITING, encode};
+use super::encode::{Encoding, WRITING};
 use super::error::MediaError;
 use super::resample::resample;
 use crate::atomic::AtomicFile;
@@ -96,6 +96,24 @@ pub fn write_mp4(
     sound: Option<&Sound>,
     options: &WriteOptions,
 ) -> Result<(), MediaError> {
+    video.check()?;
+    write_mp4_frames(path, video, sound, options, |push| {
+        (0..video.frame_count).try_for_each(|index| push(video.frame(index)))
+    })
+}
+
+/// As [`write_mp4`], with frames that come one at a time, so that no more than one has to be in memory: `feed` gives
+/// them to its argument, RGB24 `[height, width, 3]`. Of `video` everything is used but the frames.
+///
+/// # Errors
+/// As [`write_mp4`], another number or size of frames than `video` says, and what `feed` returns.
+pub fn write_mp4_frames(
+    path: &Path,
+    video: &Video,
+    sound: Option<&Sound>,
+    options: &WriteOptions,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), MediaError>) -> Result<(), MediaError>,
+) -> Result<(), MediaError> {
     check(video, sound, options)?;
     let sound = sound
         .map(|sound| prepare_sound(sound, video, options))
@@ -105,12 +123,12 @@ pub fn write_mp4(
     let mut file = AtomicFile::create(path).map_err(cannot_write)?;
     let sink = file.file().try_clone().map_err(cannot_write)?;
     let name = file.temporary_path().to_str().map(|name| format!("file:{name}"));
-    mux(path, sink, name.as_deref(), video, sound.as_ref(), options)?;
+    mux(path, sink, name.as_deref(), video, sound.as_ref(), options, feed)?;
     file.commit().map_err(cannot_write)
 }
 
 fn check(video: &Video, sound: Option<&Sound>, options: &WriteOptions) -> Result<(), MediaError> {
-    video.check()?;
+    video.check_shape()?;
     if video.frame_count == 0 {
         return Err(MediaError::invalid("video.frame_count", 0, "at least 1"));
     }
@@ -262,17 +280,14 @@ fn mux<W: Write + Seek + Send + 'static>(
     video: &Video,
     sound: Option<&Sound>,
     options: &WriteOptions,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), MediaError>) -> Result<(), MediaError>,
 ) -> Result<(), MediaError> {
     let failed = Arc::new(Mutex::new(None));
     let sink = Sink {
         inner,
         failed: Arc::clone(&failed),
     };
-    let outcome = encode(sink, name, video, sound, options);
-    if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(MediaError::io(path, "write", error));
-    }
-    outcome.map_err(|(step, error)| match error {
+    let told = |(step, error): (&'static str, ffmpeg::Error)| match error {
         ffmpeg::Error::Other { errno } if step == WRITING => {
             MediaError::io(path, "write", io::Error::from_raw_os_error(errno))
         }
@@ -280,7 +295,29 @@ fn mux<W: Write + Seek + Send + 'static>(
             path: path.to_path_buf(),
             detail: format!("{step}: {error}"),
         },
-    })
+    };
+    let encode = || {
+        let mut encoding = Encoding::open(sink, name, video, sound, options).map_err(told)?;
+        let bytes = video.width * video.height * 3;
+        feed(&mut |rgb| {
+            if rgb.len() != bytes || encoding.pushed() == video.frame_count {
+                let found = format!("frame {} of {} bytes", encoding.pushed() + 1, rgb.len());
+                let expected = format!("{} frames of {bytes} bytes", video.frame_count);
+                return Err(MediaError::invalid("video.frames", found, expected));
+            }
+            encoding.push(rgb).map_err(told)
+        })?;
+        if encoding.pushed() < video.frame_count {
+            let expected = format!("{} frames", video.frame_count);
+            return Err(MediaError::invalid("video.frames", encoding.pushed(), expected));
+        }
+        encoding.finish().map_err(told)
+    };
+    let outcome = encode();
+    match failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(MediaError::io(path, "write", error)),
+        None => outcome,
+    }
 }
 
 #[cfg(test)]
@@ -324,6 +361,7 @@ mod tests {
                 &video,
                 Some(&sound),
                 &options,
+                |push| (0..12).try_for_each(|index| push(video.frame(index))),
             )
         };
         for room in [0, 40, 1000] {
@@ -331,5 +369,35 @@ mod tests {
             assert_eq!(error, "clip.mp4: cannot write: no storage space", "{room}");
         }
         write(1 << 20).unwrap();
+    }
+
+    #[test]
+    fn frames_that_come_one_by_one_make_the_same_file() {
+        let frames = (0..12 * 32 * 32 * 3).map(|i| (i / 97 % 251) as u8).collect();
+        let video = Video::new(frames, 32, 32, 12.0).unwrap();
+        let sound = Sound::new(vec![0.25; 16_000], 1, 16_000).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, parts) = (folder.path().join("a.mp4"), folder.path().join("b.mp4"));
+        let options = WriteOptions::default();
+        write_mp4(&whole, &video, Some(&sound), &options).unwrap();
+        let shape = Video {
+            frames: Vec::new(),
+            ..video.clone()
+        };
+        let write = |count: usize| {
+            write_mp4_frames(&parts, &shape, Some(&sound), &options, |push| {
+                (0..count).try_for_each(|index| push(video.frame(index % 12)))
+            })
+        };
+        write(12).unwrap();
+        assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&parts).unwrap());
+        std::fs::remove_file(&parts).unwrap();
+        for count in [11, 13] {
+            let error = write(count).unwrap_err().to_string();
+            assert!(error.starts_with("video.frames: found"), "{error}");
+        }
+        let short = write_mp4_frames(&parts, &shape, None, &options, |push| push(&[0; 7]));
+        assert!(short.unwrap_err().to_string().contains("frame 1 of 7 bytes"));
+        assert!(!parts.exists());
     }
 }

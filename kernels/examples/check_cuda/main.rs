@@ -252,6 +252,32 @@ fn cases() -> Vec<Case> {
             shapes: [1, 144, 333].map(|n| vec![vec![2, n, 480]]).to_vec(),
         },
         Case {
+            name: "projected 128 128",
+            entry: |t| projected(t, 3, 128, false),
+            dtypes: BOTH,
+            shapes: [63, 64, 257, 432]
+                .map(|n| vec![vec![2, n, 1152], vec![n, 128]])
+                .to_vec(),
+        },
+        Case {
+            name: "projected 40 24",
+            entry: |t| projected(t, 2, 40, false),
+            dtypes: BOTH,
+            shapes: [15, 500].map(|n| vec![vec![3, n, 208], vec![n, 40]]).to_vec(),
+        },
+        Case {
+            name: "projected 384 384, plain",
+            entry: |t| projected(t, 1, 384, false),
+            dtypes: BOTH,
+            shapes: [1, 144, 333].map(|n| vec![vec![2, n, 1152]]).to_vec(),
+        },
+        Case {
+            name: "projected 96 96, padded",
+            entry: |t| projected(t, 2, 96, true),
+            dtypes: BOTH,
+            shapes: [24, 130].map(|n| vec![vec![3, n, 576], vec![n, 96]]).to_vec(),
+        },
+        Case {
             name: "projected, padded",
             entry: |t| projected(t, 2, 64, true),
             dtypes: BOTH,

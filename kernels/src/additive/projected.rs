@@ -7,8 +7,9 @@ use candle_core::{Result, Tensor};
 /// The recurrence on fused projections `x` `[B, N, 2 H D + H E]`: queries (their SiLU is taken here), logits and values
 /// of all `heads` side by side, `key_width` D each. Gives `[B, N, H E]` in the type of `x`.
 ///
-/// Equal to [`noncausal`] on the parts of `x`. On CUDA, for bf16 with D and E of 32 or 64, phases `[N, D]` and no
-/// exchange, three fused kernels read `x` in place, forward and backward, and sum in f32; else the parts are taken out.
+/// Equal to [`noncausal`] on the parts of `x`. On CUDA, for bf16, phases `[N, D]` and no exchange: with D and E of 32 or 64 fused
+/// kernels read `x` in place, forward and backward, and sum in f32; with other multiples of 4, kernels and matrix products; else
+/// the parts are taken out.
 /// Differentiable in `x` and the phases.
 ///
 /// # Errors

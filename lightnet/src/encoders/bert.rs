@@ -324,6 +324,11 @@ impl Bert {
         self.positions.dims()[0]
     }
 
+    /// Width d of the states.
+    pub fn width(&self) -> usize {
+        self.positions.dims()[1]
+    }
+
     /// Last hidden state `[B, N, d]` of `input_ids` `[B, N]` (any integer dtype).
     ///
     /// `attention_mask` `[B, N]` is 1 on real tokens and 0 on padding; without it all tokens are real. States at
@@ -332,6 +337,38 @@ impl Bert {
     /// # Errors
     /// No tokens, more than [`Bert::longest`], an id outside the vocabulary, a mask of another shape.
     pub fn forward(&self, input_ids: &Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
+        self.run(input_ids, None, attention_mask)
+    }
+
+    /// As [`Bert::forward`] with a position `[B, N]` (u32) for each token, as RoBERTa counts them.
+    ///
+    /// # Errors
+    /// As [`Bert::forward`], and positions that there are not, or of another shape.
+    pub fn forward_at(
+        &self,
+        input_ids: &Tensor,
+        positions: &Tensor,
+        attention_mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let fits = positions.dims() == input_ids.dims()
+            && positions.elem_count() > 0
+            && (positions.flatten_all()?.max(0)?.to_scalar::<u32>()? as usize) < self.longest();
+        if !fits {
+            return Err(BertError::Input {
+                input: "positions",
+                found: format!("{:?}", positions.dims()),
+                expected: format!("{:?} below {}", input_ids.dims(), self.longest()),
+            });
+        }
+        self.run(input_ids, Some(positions), attention_mask)
+    }
+
+    fn run(
+        &self,
+        input_ids: &Tensor,
+        positions: Option<&Tensor>,
+        attention_mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (batch, tokens) = input_ids.dims2()?;
         if batch == 0 || tokens == 0 || tokens > self.longest() {
             return Err(BertError::Input {
@@ -369,10 +406,15 @@ impl Bert {
         };
 
         let kind = self.types.forward(&Tensor::zeros(1, DType::U32, ids.device())?)?;
-        let x_bnd = self
-            .words
-            .forward(&ids)?
-            .broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
+        let places = match positions {
+            None => self.positions.narrow(0, 0, tokens)?,
+            Some(places) => {
+                self.positions
+                    .index_select(&places.flatten_all()?, 0)?
+                    .reshape((batch, tokens, ()))?
+            }
+        };
+        let x_bnd = self.words.forward(&ids)?.broadcast_add(&places)?;
         let mut x_bnd = self.norm.forward(&x_bnd.broadcast_add(&kind)?)?;
         let bias_b11n = bias_b11n.to_dtype(x_bnd.dtype())?;
         for layer in &self.layers {

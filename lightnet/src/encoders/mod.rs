@@ -1,3 +1,10 @@
 //! Published encoders that more than one crate uses, with the tensor names of their checkpoints.
 
 pub mod bert;
+pub mod clip;
+pub mod clip_tokenizer;
+mod gelu;
+pub mod imagebind;
+pub mod transformer;
+
+pub use gelu::Gelu;

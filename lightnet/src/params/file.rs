@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
 use super::{ParamsError, Precision, eight_bit};
 
@@ -66,6 +66,56 @@ pub fn decode(path: &Path, bytes: &[u8], device: &Device) -> Result<Contents, Pa
 /// # Errors
 /// The file is unreadable, or its header is not well-formed.
 pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, ParamsError> {
+    let (_, header, _) = open(path)?;
+    let shape = |(name, info): (String, &TensorInfo)| (name, info.shape.clone());
+    Ok(header.tensors().into_iter().map(shape).collect())
+}
+
+/// Reads those tensors of a safetensors file, on the CPU, for whose names `keep` holds: the bytes of the others are passed over.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_part(path: &Path, keep: impl Fn(&str) -> bool) -> Result<Contents, ParamsError> {
+    let io = |source| ParamsError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    let (mut file, header, start) = open(path)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut contents = Contents {
+        metadata: header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        ..Contents::default()
+    };
+    for (name, info) in header.tensors() {
+        if !keep(&name) {
+            continue;
+        }
+        let wrong = |reason: String| malformed(path, format!("tensor `{name}`: {reason}"));
+        let (first, end) = info.data_offsets;
+        if first > end || start.checked_add(end as u64).is_none_or(|end| end > length) {
+            return Err(wrong(format!(
+                "bytes {first} to {end} of the values, the file has {length}"
+            )));
+        }
+        let mut bytes = vec![0; end - first];
+        file.seek(SeekFrom::Start(start + first as u64)).map_err(io)?;
+        file.read_exact(&mut bytes).map_err(io)?;
+        let tensor = TensorView::new(info.dtype, info.shape.clone(), &bytes)
+            .map_err(|e| wrong(one_line(&e.to_string())))?
+            .load(&Device::Cpu)
+            .map_err(|e| wrong(one_line(&e.to_string())))?;
+        contents.tensors.insert(name, tensor);
+    }
+    Ok(contents)
+}
+
+/// A file with its header, and the place where its values begin.
+fn open(path: &Path) -> Result<(File, Metadata, u64), ParamsError> {
     let io = |source| ParamsError::Io {
         path: path.to_path_buf(),
         source,
@@ -79,11 +129,10 @@ pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, ParamsError> 
         return Err(malformed(path, reason));
     }
     let mut header = Vec::new();
-    file.take(length).read_to_end(&mut header).map_err(io)?;
+    (&mut file).take(length).read_to_end(&mut header).map_err(io)?;
     let header: Metadata =
         serde_json::from_slice(&header).map_err(|e| malformed(path, one_line(&e.to_string())))?;
-    let shape = |(name, info): (String, &TensorInfo)| (name, info.shape.clone());
-    Ok(header.tensors().into_iter().map(shape).collect())
+    Ok((file, header, 8 + length))
 }
 
 fn malformed(path: &Path, reason: String) -> ParamsError {
@@ -393,6 +442,27 @@ mod tests {
             contents.tensors["a"].to_vec1::<f32>().unwrap(),
             [1f32, -2.5, 3e-3]
         );
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_that_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let metadata = BTreeMap::from([("kind".to_owned(), "toy".to_owned())]);
+        write(&path, &sample(), &metadata, Precision::F32).unwrap();
+        let part = read_part(&path, |name| name == "c").unwrap();
+        assert_eq!(part.metadata, metadata);
+        assert_eq!(part.tensors.keys().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(part.tensors["c"].to_vec1::<i64>().unwrap(), [7, -9]);
+        let whole = std::fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let message = read_part(&path, |_| true).unwrap_err().to_string();
+            assert!(
+                message.contains("w.safetensors") && !message.contains('\n'),
+                "{message}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The weights of a model folder: one file `model.safetensors`, or shards with `model.safetensors.index.json`.
+//! The weights of a model folder: `model.safetensors`, `diffusion_pytorch_model.safetensors` or `pytorch_model.bin`, or shards of one of
+//! them with an index; else the only file `model*.safetensors`, or the only `.pth`, `.pt` or `.ckpt`. A file may also be named itself.
 //!
-//! The index is that of Hugging Face: `{"weight_map": {"tensor": "file"}}`, with files beside it. [`load`] builds a model of them.
+//! The index is that of Hugging Face: `{"weight_map": {"tensor": "file"}}`, with files beside it. [`load`] builds a model of them,
+//! [`load_part`] a part of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,11 +11,20 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use super::{Frozen, Outline, ParamsError, eight_bit, file};
+use super::{Frozen, Outline, ParamsError, checkpoint, eight_bit, file};
 use crate::config::ConfigError;
 
-const WHOLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Files that hold all weights, the best first; their indices have the same name and an ending more.
+const WHOLE: [&str; 3] = [
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+];
+const INDEX: &str = ".index.json";
+/// Beginnings of other names of safetensors files of all weights, such as those of a variant in half precision.
+const STEMS: [&str; 2] = ["model", "diffusion_pytorch_model"];
+/// Part of the name of a shard, which is not all weights.
+const SHARD: &str = "-of-";
 /// Largest index that is read: some hundred thousand tensors.
 const MOST_BYTES: u64 = 64 << 20;
 
@@ -27,7 +38,10 @@ pub enum LoadError {
     #[error(transparent)]
     Weights(#[from] ParamsError),
     /// There are no weights.
-    #[error("{}: found no weights, expected model.safetensors or model.safetensors.index.json", path.display())]
+    #[error(
+        "{}: found no weights, expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, or one .pth or .ckpt",
+        path.display()
+    )]
     Absent {
         /// The folder.
         path: PathBuf,
@@ -52,10 +66,40 @@ pub fn load<M>(
     let Some(weights) = Weights::find(dir)? else {
         return Err(LoadError::Absent { path: dir.to_owned() });
     };
+    load_part(&weights, |_| true, compute, device, ignored, build)
+}
+
+/// As [`load`], of those weights for whose names `part` holds; the others are not read.
+///
+/// # Errors
+/// The weights are damaged, or they are other tensors than those of the model, all of which are listed.
+pub fn load_part<M>(
+    weights: &Weights,
+    part: impl Fn(&str) -> bool,
+    compute: DType,
+    device: &Device,
+    ignored: impl Fn(&str) -> bool,
+    build: impl Fn(DType, &VarBuilder) -> candle_core::Result<M>,
+) -> Result<M, LoadError> {
+    check_part(weights, &part, ignored, |vb| build(DType::F32, vb))?;
+    Ok(build(compute, &weights.load_part(device, part)?.builder())?)
+}
+
+/// What [`load_part`] checks before it reads any value.
+///
+/// # Errors
+/// As [`load_part`], but for those of the values.
+pub fn check_part<M>(
+    weights: &Weights,
+    part: impl Fn(&str) -> bool,
+    ignored: impl Fn(&str) -> bool,
+    build: impl Fn(&VarBuilder) -> candle_core::Result<M>,
+) -> Result<(), LoadError> {
     let outline = Outline::new();
-    build(DType::F32, &outline.builder())?;
-    compare(&weights.origin, &outline.shapes(), &weights.shapes()?, ignored)?;
-    Ok(build(compute, &weights.load(device)?.builder())?)
+    build(&outline.builder())?;
+    let mut found = weights.shapes()?;
+    found.retain(|name, _| part(name));
+    Ok(compare(&weights.origin, &outline.shapes(), &found, ignored)?)
 }
 
 /// Where the weights of a folder are.
@@ -66,6 +110,8 @@ pub struct Weights {
     files: Vec<PathBuf>,
     /// The shard of each tensor, as the index says.
     map: BTreeMap<String, PathBuf>,
+    /// What names begin with.
+    prefix: String,
 }
 
 #[derive(Deserialize)]
@@ -74,22 +120,38 @@ struct Index {
 }
 
 impl Weights {
-    /// Looks for weights in `dir`; `None` where there are none.
+    /// Looks for weights in the folder `dir`, or takes the file of that name; `None` where there are none.
     ///
     /// # Errors
-    /// The index is unreadable, no index, or names a file that is not beside it.
+    /// The folder is unreadable, the index is no index or names a file that is not beside it, or there are several files of which
+    /// none is known to be the one.
     pub fn find(dir: &Path) -> Result<Option<Self>, ParamsError> {
-        let (whole, index) = (dir.join(WHOLE), dir.join(INDEX));
-        if whole.is_file() {
-            return Ok(Some(Self {
-                origin: whole.clone(),
-                files: vec![whole],
-                map: BTreeMap::new(),
-            }));
+        if dir.is_file() {
+            return Ok(Some(Self::of(dir.to_owned())));
         }
-        if !index.is_file() {
-            return Ok(None);
+        for name in WHOLE {
+            let whole = dir.join(name);
+            if whole.is_file() {
+                return Ok(Some(Self::of(whole)));
+            }
+            let index = dir.join(format!("{name}{INDEX}"));
+            if index.is_file() {
+                return Self::of_index(dir, index).map(Some);
+            }
         }
+        Ok(only(dir)?.map(Self::of))
+    }
+
+    fn of(whole: PathBuf) -> Self {
+        Self {
+            origin: whole.clone(),
+            files: vec![whole],
+            map: BTreeMap::new(),
+            prefix: String::new(),
+        }
+    }
+
+    fn of_index(dir: &Path, index: PathBuf) -> Result<Self, ParamsError> {
         let bytes = file::read_bounded(&index, MOST_BYTES)?;
         let fail = |reason: String| ParamsError::Index {
             path: index.clone(),
@@ -109,11 +171,22 @@ impl Weights {
             map.insert(tensor, dir.join(name));
         }
         let files: BTreeSet<PathBuf> = map.values().cloned().collect();
-        Ok(Some(Self {
+        Ok(Self {
             origin: index,
             files: files.into_iter().collect(),
             map,
-        }))
+            prefix: String::new(),
+        })
+    }
+
+    /// Looks only at tensors whose names begin with `prefix`, and leaves it out of their names.
+    pub fn below(&mut self, prefix: &str) {
+        prefix.clone_into(&mut self.prefix);
+    }
+
+    /// All files, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// Names and shapes of all tensors, from headers alone; 8-bit tensors have their full shapes, without their scales.
@@ -123,12 +196,18 @@ impl Weights {
     pub fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>, ParamsError> {
         let mut all = BTreeMap::new();
         for path in &self.files {
-            for (name, shape) in file::shapes(path)? {
+            for (name, shape) in checkpoint::shapes(path)? {
                 self.check(&name, path)?;
                 all.insert(name, shape);
             }
         }
         self.complete(|name| all.contains_key(name))?;
+        if !self.prefix.is_empty() {
+            let below = all
+                .into_iter()
+                .filter_map(|(name, shape)| Some((name.strip_prefix(&self.prefix)?.to_owned(), shape)));
+            all = below.collect();
+        }
         let scales: Vec<String> = all.keys().map(|name| eight_bit::scale_name(name)).collect();
         for scale in scales {
             all.remove(&scale);
@@ -141,12 +220,29 @@ impl Weights {
     /// # Errors
     /// As [`Self::shapes`], and those of [`Frozen::open`].
     pub fn load(&self, device: &Device) -> Result<Frozen, ParamsError> {
-        Frozen::of_files(&self.origin, &self.files, device, |name, path| {
-            self.check(name, path)
-        })
-        .and_then(|frozen| {
-            self.complete(|name| frozen.tensors().contains_key(name))?;
-            Ok(frozen)
+        let frozen = self.open(device, None)?;
+        self.complete(|name| {
+            let below = name.strip_prefix(&self.prefix);
+            below.is_none_or(|name| frozen.tensors().contains_key(name))
+        })?;
+        Ok(frozen)
+    }
+
+    /// Loads those tensors onto `device` for whose names `part` holds, and reads no others.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_part(&self, device: &Device, part: impl Fn(&str) -> bool) -> Result<Frozen, ParamsError> {
+        self.open(
+            device,
+            Some(&|name| name.strip_prefix(&self.prefix).is_some_and(&part)),
+        )
+    }
+
+    fn open(&self, device: &Device, keep: Option<&dyn Fn(&str) -> bool>) -> Result<Frozen, ParamsError> {
+        Frozen::of_files(&self.origin, &self.files, device, keep, |name, path| {
+            self.check(&name, path)?;
+            Ok(name.strip_prefix(&self.prefix).map(str::to_owned))
         })
     }
 
@@ -174,6 +270,66 @@ impl Weights {
                 path: self.origin.clone(),
                 reason: format!("tensor `{name}` is not in {}", path.display()),
             }),
+        }
+    }
+}
+
+/// The only file of weights in `dir`: a safetensors file with a usual name, else a checkpoint of PyTorch.
+fn only(dir: &Path) -> Result<Option<PathBuf>, ParamsError> {
+    let io = |source| ParamsError::Io {
+        path: dir.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.map_err(io)?.path();
+                if path.is_file() {
+                    names.push(path);
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io(error)),
+    }
+    names.sort();
+    let ending = |path: &Path| {
+        path.extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let named = |path: &Path, stems: &[&str]| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        !name.contains(SHARD) && stems.iter().any(|stem| name.starts_with(stem))
+    };
+    let safe = |path: &&PathBuf| ending(path) == checkpoint::SAFE && named(path, &STEMS);
+    let torch = |path: &&PathBuf| {
+        let ending = ending(path);
+        // Many other things end in .bin.
+        checkpoint::TORCH.contains(&ending.as_str()) && (ending != "bin" || named(path, &["pytorch_model"]))
+    };
+    let found: Vec<&PathBuf> = match names.iter().filter(safe).collect::<Vec<_>>() {
+        found if found.is_empty() => names.iter().filter(torch).collect(),
+        found => found,
+    };
+    match found.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some((*only).clone())),
+        several => {
+            let list = several
+                .iter()
+                .take(8)
+                .map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+            Err(ParamsError::Index {
+                path: dir.to_owned(),
+                reason: format!(
+                    "{} files of weights ({}), expected one, or an index",
+                    several.len(),
+                    list.collect::<Vec<_>>().join(", ")
+                ),
+            })
         }
     }
 }
@@ -242,7 +398,7 @@ mod tests {
         assert!(Weights::find(dir).unwrap().is_none());
         save(&dir.join("one.safetensors"), "a");
         save(&dir.join("two.safetensors"), "b");
-        let index = |text: &str| std::fs::write(dir.join(INDEX), text).unwrap();
+        let index = |text: &str| std::fs::write(dir.join("model.safetensors.index.json"), text).unwrap();
         index(
             r#"{"metadata": {"total_size": 64}, "weight_map": {"a.weight": "one.safetensors", "a.bias": "one.safetensors",
                 "b.weight": "two.safetensors", "b.bias": "two.safetensors"}}"#,
@@ -281,6 +437,35 @@ mod tests {
             let line = refused(&text);
             assert!(line.contains(expected), "{expected}: {line}");
         }
+    }
+
+    #[test]
+    fn files_of_other_names_are_found_and_prefixes_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        std::fs::write(dir.join("training_args.bin"), "x").unwrap();
+        save(&dir.join("other.safetensors"), "c");
+        assert!(Weights::find(dir).unwrap().is_none());
+        save(&dir.join("model.fp16.safetensors"), "net.a");
+        let mut weights = Weights::find(dir).unwrap().unwrap();
+        assert!(weights.origin.ends_with("model.fp16.safetensors"));
+        weights.below("net.");
+        let names: Vec<String> = weights.shapes().unwrap().into_keys().collect();
+        assert_eq!(names, ["a.bias", "a.weight"]);
+        let part = weights.load_part(&Device::Cpu, |name| name == "a.bias").unwrap();
+        assert_eq!(part.tensors().keys().collect::<Vec<_>>(), ["a.bias"]);
+        assert_eq!(weights.load(&Device::Cpu).unwrap().tensors().len(), 2);
+        save(&dir.join("model_ema.safetensors"), "a");
+        let line = words(Weights::find(dir));
+        assert!(
+            line.contains("2 files of weights (model.fp16.safetensors, model_ema"),
+            "{line}"
+        );
+        save(&dir.join("model.safetensors"), "a");
+        let found = Weights::find(dir).unwrap().unwrap();
+        assert!(found.origin.ends_with("model.safetensors"));
+        let named = Weights::find(&dir.join("other.safetensors")).unwrap().unwrap();
+        assert_eq!(named.shapes().unwrap()["c.bias"], [2]);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-use super::{ParamsError, eight_bit, file};
+use super::{ParamsError, checkpoint};
 
-/// The tensors of one safetensors file, or of the shards of one set of weights. 8-bit tensors are widened when they are loaded. Clones share the tensors.
+/// The tensors of one file, or of the shards of one set of weights. 8-bit tensors are widened when they are loaded. Clones share the tensors.
 #[derive(Clone)]
 pub struct Frozen {
     shared: Arc<Shared>,
@@ -41,22 +41,25 @@ impl Frozen {
     /// # Errors
     /// The file is unreadable or damaged, or an 8-bit tensor lacks its scales.
     pub fn open(path: &Path, device: &Device) -> Result<Self, ParamsError> {
-        Self::of_files(path, &[path], device, |_, _| Ok(()))
+        Self::of_files(path, &[path], device, None, |name, _| Ok(Some(name)))
     }
 
-    /// Loads several files as one set of tensors, which `origin` names in errors; `check` sees each tensor with its file.
+    /// Loads several files as one set of tensors, which `origin` names in errors: those for whose names `keep` holds, or all. `known`
+    /// sees each tensor with its file and gives the name that it shall have, or none where it shall not be there.
     pub(super) fn of_files<P: AsRef<Path>>(
         origin: &Path,
         files: &[P],
         device: &Device,
-        check: impl Fn(&str, &Path) -> Result<(), ParamsError>,
+        keep: Option<&dyn Fn(&str) -> bool>,
+        known: impl Fn(String, &Path) -> Result<Option<String>, ParamsError>,
     ) -> Result<Self, ParamsError> {
         let (mut tensors, mut metadata) = (BTreeMap::new(), BTreeMap::new());
         for path in files.iter().map(AsRef::as_ref) {
-            let contents = file::read(path, &Device::Cpu)?;
-            for (name, tensor) in eight_bit::widen(path, contents.tensors)? {
-                check(&name, path)?;
-                tensors.insert(name, tensor.to_device(device)?);
+            let contents = checkpoint::read(path, keep)?;
+            for (name, tensor) in contents.tensors {
+                if let Some(name) = known(name, path)? {
+                    tensors.insert(name, tensor.to_device(device)?);
+                }
             }
             metadata.extend(contents.metadata);
         }

@@ -15,11 +15,12 @@ use anyhow::{Context as _, bail};
 use candle_core::{DType, Device};
 use clap::ValueEnum;
 use fulgur_lightnet::lm::tokenizer::LmTokenizer;
-use fulgur_lightnet::lm::{Config, expected_shapes};
+use fulgur_lightnet::lm::{Config, LanguageModel, expected_shapes};
 use serde::Serialize;
 
 use super::answer::Answer;
 use super::context::Context;
+use crate::decode::compute;
 use crate::doctor::available_memory;
 
 /// Write text with a language model, judge it, measure how fast it is, pack it, train tokenizers
@@ -88,6 +89,21 @@ fn causal(model: &Path) -> anyhow::Result<Config> {
         );
     }
     Ok(config)
+}
+
+/// A causal model with its tokenizer and the tokens that end a text, for other commands that let one write.
+pub(super) fn writer(
+    context: &Context,
+    dir: &Path,
+) -> anyhow::Result<(LanguageModel, LmTokenizer, Vec<u32>)> {
+    let config = causal(dir)?;
+    let Some(tokenizer) = tokenizer_of(dir, None, config.vocab_size)? else {
+        bail!("{}: found no tokenizer.json, expected one", dir.display());
+    };
+    let end = generate::end_tokens(dir, Some(&tokenizer), config.vocab_size)?;
+    let device = context.open_device()?;
+    let model = LanguageModel::load(dir, None, compute(DType::F32, &device), &device)?;
+    Ok((model, tokenizer, end))
 }
 
 /// Bytes that are free on `device`, where that is known.

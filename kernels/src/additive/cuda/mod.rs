@@ -4,17 +4,20 @@
 //! |---|---|---|
 //! | without phases | `plain.rs` | `cuda/additive_plain.cu` |
 //! | with phases | `phases.rs` | `cuda/additive.cu` |
+//! | heads of other widths, with phases and without | `wide.rs` | `cuda/additive_wide.cu`, and products of cuBLAS |
 
 mod phases;
 mod plain;
+mod wide;
 
 use super::NonCausal;
 use crate::gpu::Locked;
 use candle_core::{DType, Result, Tensor};
 
 const NAME: &str = "additive::projected";
-/// Widths of keys and values of a head that kernels exist for.
+/// Widths of keys and values of a head that kernels do all of; others are multiples of [`STEP`].
 const WIDTHS: [usize; 2] = [32, 64];
+const STEP: usize = 4;
 
 /// Shape of a call that the kernels can do.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +46,14 @@ impl Sizes {
         let mask = options.mask.is_none_or(|mask| mask.dims() == [batch, tokens]);
         let fits = x.device().is_cuda()
             && x.dtype() == DType::BF16
-            && WIDTHS.contains(&key_width)
-            && WIDTHS.contains(&e)
+            && key_width.is_multiple_of(STEP)
+            && e.is_multiple_of(STEP)
             && parts == 1
             && phase
             && mask
-            && batch * heads <= 65_535;
+            // A dimension of a grid, and an offset into a row that kernels count in 32 bits.
+            && batch * heads <= 65_535
+            && i32::try_from(tokens.max(width)).is_ok();
         Ok(fits.then_some(Self {
             batch,
             tokens,
@@ -74,7 +79,9 @@ pub(super) fn projected(x: &Tensor, sizes: Sizes, options: &NonCausal<'_>) -> Re
         .mask
         .map(|mask| mask.detach().ne(0f64)?.contiguous())
         .transpose()?;
+    let narrow = WIDTHS.contains(&sizes.d) && WIDTHS.contains(&sizes.e);
     match options.phase {
+        phase if !narrow => wide::projected(&x, phase, sizes, keep),
         None => plain::projected(&x, sizes, keep),
         Some(phase) => phases::projected(&x, phase, sizes, keep),
     }

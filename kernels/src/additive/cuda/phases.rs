@@ -115,7 +115,7 @@ pub(super) fn projected(x: &Tensor, phase: &Tensor, sizes: Sizes, keep: Option<T
 }
 
 /// Cosines and sines of the phases, `[N, D, 2]`.
-fn trig(phase: &Tensor) -> Result<Tensor> {
+pub(super) fn trig(phase: &Tensor) -> Result<Tensor> {
     let phase = phase.detach().to_dtype(DType::F32)?.contiguous()?;
     let (tokens, d) = phase.dims2()?;
     let device = phase.device().as_cuda_device()?;

@@ -3,9 +3,8 @@
 use super::*;
 use crate::train::{Options as RunOptions, Recipe, run};
 use fulgur_lightnet::lm::{Architecture, Config};
+use fulgur_lightnet::testing;
 use serde_json::Value;
-
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
 /// What is estimated beforehand is what is built.
 #[test]
@@ -253,18 +252,20 @@ fn variants_are_those_of_the_configuration() {
 #[test]
 fn losses_are_those_of_pytorch() {
     let golden: Value =
-        serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/llama_steps.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(testing::golden("llama_steps.json")).unwrap()).unwrap();
     for name in ["untied", "tied"] {
-        let model = format!("{GOLDEN}/llama_{name}");
-        let shape = shape_of(&model);
         let folder = tempfile::tempdir().unwrap();
+        let model = testing::model(&format!("llama_{name}"), folder.path());
+        let shape = shape_of(&model);
+        let start = model.join("model.safetensors");
         let tokens = folder.path().join("tokens.u16");
-        std::fs::copy(format!("{GOLDEN}/llama_tokens.bin"), &tokens).unwrap();
+        std::fs::copy(testing::golden("llama_tokens.bin"), &tokens).unwrap();
         let recipe = format!(
-            "task = 'lm'\n[train]\nstart = '{model}/model.safetensors'\nmax_steps = 200\nema = 0.0\nlog_every = 1\n\
+            "task = 'lm'\n[train]\nstart = '{}'\nmax_steps = 200\nema = 0.0\nlog_every = 1\n\
              checkpoint_seconds = 1e9\n[optimiser]\nlr = 3e-3\nbeta1 = 0.9\nbeta2 = 0.95\nweight_decay = 0.1\n\
              [schedule]\nwarmup = 20\nfloor = 0.1\n[lm]\ntokens = '{}'\nheld_out = 0.0\nbatch = 8\ncontext = 64\n\
              order = 'sequential'\n[lm.model]\narchitecture = 'llama'\nvocabulary = 97\n{shape}\n",
+            start.display(),
             tokens.display()
         );
         let run_dir = folder.path().join("run");
@@ -289,9 +290,8 @@ fn losses_are_those_of_pytorch() {
 }
 
 /// The shape of a model as its `config.json` says.
-fn shape_of(model: &str) -> String {
-    let config: Value =
-        serde_json::from_slice(&std::fs::read(format!("{model}/config.json")).unwrap()).unwrap();
+fn shape_of(model: &Path) -> String {
+    let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
     let keys = [
         ("width", "hidden_size"),
         ("hidden", "intermediate_size"),
