@@ -3,7 +3,7 @@
 Run: pip install torch diffusers safetensors && python solvers.py
 Reference: DDIMScheduler, DPMSolverMultistepScheduler and EulerDiscreteScheduler of diffusers; versions in the metadata.
 
-Tensors: noise [2, 5]; and for each METHOD.SPACING.BETAS.PREDICTION [steps, 11]: the step of training that was visited, and the latents
+Tensors: noise [2, 5]; and for each METHOD.SPACING.BETAS.PREDICTION [steps, 11], where the method `clipped` is DDIM that cuts data to [-0.8, 0.8]: the step of training that was visited, and the latents
 after it with unit power (Euler steps keep them divided by the root of the signal's power).
 """
 
@@ -41,10 +41,15 @@ def main():
     tensors = {"noise": noise}
     kinds = {
         "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+        "clipped": (diffusers.DDIMScheduler, {"clip_sample": True, "clip_sample_range": 0.8, "set_alpha_to_one": False}),
         "dpm": (diffusers.DPMSolverMultistepScheduler, {}),
         "euler": (diffusers.EulerDiscreteScheduler, {}),
     }
     for name, (kind, more) in kinds.items():
+        if name == "clipped":
+            settings = {"beta_schedule": "linear", "timestep_spacing": "leading", "prediction_type": "epsilon", **more}
+            tensors["clipped.leading.linear.epsilon"] = way(kind, settings, 11, noise)
+            continue
         for spacing in ["leading", "trailing", "linspace"]:
             for betas, prediction in [("linear", "epsilon"), ("scaled_linear", "v_prediction")]:
                 settings = {"beta_schedule": betas, "timestep_spacing": spacing, "prediction_type": prediction, **more}

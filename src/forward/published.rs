@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use fulgur_lightnet::encoders::clip::LATENT_DIFFUSION;
 use fulgur_tavdiffusion::published::{AutoencoderKl, Half, HifiGan, TavUnet, Unet, UnetSizes};
 
 use super::Dim::{Free, Size};
-use super::{Content, Folder, Inputs, Model, Network, NetworkError, Outputs, Part, Port, named};
+use super::{Content, Folder, Inputs, Model, Network, NetworkError, Outputs, Part, Port, clip, named};
 
 const UNETS: [&str; 2] = ["UNet2DConditionModel", "UNetMotionModel"];
 const AUTOENCODER: &str = "AutoencoderKL";
@@ -21,7 +22,14 @@ const FIRST_STAGE: &str = "first_stage_model.";
 /// How classes of pipelines end.
 const PIPELINE: &str = "Pipeline";
 /// Folders of a pipeline that hold networks.
-const PLACES: [&str; 4] = ["text_encoder", "unet", "vae", "vocoder"];
+const PLACES: [&str; 6] = [
+    "text_encoder",
+    "unet",
+    "audio_unet",
+    "vae",
+    "audio_vae",
+    "vocoder",
+];
 /// Steps of time are exact in f32 below this.
 const MOST_STEPS: usize = 1 << 24;
 
@@ -56,6 +64,12 @@ pub(super) fn recognise(folder: &Folder) -> Result<Option<Model>, NetworkError> 
 fn whole(folder: &Folder) -> Result<Vec<Part>, NetworkError> {
     let dir = folder.path();
     let mut parts = Vec::new();
+    if folder.has_below(LATENT_DIFFUSION) {
+        parts.push(Part {
+            name: PLACES[0].to_owned(),
+            ..clip::texts_in(folder)?
+        });
+    }
     if folder.has_below(DIFFUSED) {
         parts.push(unet(dir)?);
     }

@@ -34,6 +34,7 @@ mod models;
 mod pack;
 mod program;
 mod published;
+mod published_clips;
 mod report;
 mod repository;
 mod scaling;

@@ -1,11 +1,13 @@
-"""Writes published/*.safetensors: tiny published networks with random weights, inputs, and what the reference gives for them.
+"""Writes published/*.safetensors: what diffusers and transformers make of inputs with tiny published networks of random weights.
 
 Run: pip install torch diffusers transformers safetensors && python published.py
 Reference: UNet2DConditionModel, UNetMotionModel and AutoencoderKL of diffusers, SpeechT5HifiGan of transformers, f32, one thread on a CPU;
-versions in the metadata. Names of first releases are those of the library's own converters, which have to give the weights back.
+versions in the metadata. Names of first releases go through the library's own converters, which have to give the weights back.
 
-Tensors: `model.NAME` (f16, which the reference was rounded to), `in.NAME`, `out.NAME`; the metadata has the text of config.json, where
-there is one, and those of a UNet and a MotionAdapter that hold the same weights in two folders.
+Weights and inputs are drawn from their names (drawn.py): weights by `plain`, inputs from NAME.INPUT with a deviation of 1. A file holds
+the outputs; its metadata has the text of config.json, a digest of the names and shapes of all weights, the shapes of the inputs or their
+whole numbers, and the configurations of a UNet and a MotionAdapter that hold the same weights in two folders. NAME.drawn.json, where
+there is one, lists the weights by the names of a first release.
 """
 
 import contextlib
@@ -19,46 +21,54 @@ import transformers
 from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 
+import drawn
+
 FOLDER = pathlib.Path(__file__).parent / "published"
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 
-def randomise(model, seed):
-    """No parameter at a value that hides it; all of them exact in f16."""
-    generator = torch.Generator().manual_seed(seed)
+def own(model, tables=False, first=""):
+    """The tensors of a model that are drawn: its parameters, the statistics of a vocoder, and where asked its tables of places."""
+    tensors = dict(model.named_parameters())
+    kept = ("mean", "scale", *([".pe"] if tables else []))
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name.endswith(kept)}
+    return {first + name: tensor for name, tensor in tensors.items()}
+
+
+def randomise(tensors):
     with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            scale = 0.2 if parameter.dim() == 1 else 0.3 * parameter.std().nan_to_num(0.3).clamp(0.05, 0.5)
-            parameter.add_(noise * scale)
-            parameter.copy_(parameter.half().float())
-        for name, buffer in model.named_buffers():
-            if name in ("mean", "scale"):
-                buffer.add_(0.3 * torch.rand(buffer.shape, generator=generator))
-                buffer.copy_(buffer.half().float())
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(drawn.draw(name, tensor.shape, *drawn.plain(name, tensor.shape))))
+
+
+def ready(model, tables=False):
+    randomise(own(model, tables))
     return model.eval()
 
 
-def normal(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def unit(name, *shape):
+    return torch.from_numpy(drawn.draw(name, shape, drawn.exponent(1.0)))
 
 
-def write(name, weights, inputs, outputs, config=None, pair=None):
-    tensors = {f"model.{key}": value.half().contiguous() for key, value in weights.items()}
-    tensors |= {f"in.{key}": value.contiguous() for key, value in inputs.items()}
-    tensors |= {f"out.{key}": value.float().contiguous() for key, value in outputs.items()}
+def given(name, **inputs):
+    """Inputs of a golden file: tuples are shapes, lists whole numbers."""
+    tensor = lambda key, how: torch.tensor(how) if isinstance(how, list) else unit(f"{name}.{key}", *how)
+    return {key: tensor(key, how) for key, how in inputs.items()}, {key: list(how) for key, how in inputs.items()}
+
+
+def write(name, weights, inputs, outputs, config=None, pair=None, tables=False):
+    """`weights` by their names in the file, `inputs` as they were `given`."""
     versions = f"diffusers {diffusers.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+    digest = drawn.digest({key: tuple(value.shape) for key, value in weights.items()})
     # One entry: the order of several would differ from run to run.
-    text = json.dumps({"versions": versions, "config": config, "pair": pair})
+    text = json.dumps({"versions": versions, "config": config, "pair": pair, "inputs": inputs, "digest": digest, "tables": tables})
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.safetensors"
-    save_file({key: value.clone() for key, value in tensors.items()}, path, metadata={"golden": text})
+    save_file({key: value.float().contiguous().clone() for key, value in outputs.items()}, path, metadata={"golden": text})
     path.chmod(0o644)
-    size = path.stat().st_size
     rms = {key: round(float(value.square().mean().sqrt()), 3) for key, value in outputs.items()}
-    print(f"{name}: {size} bytes, {rms}")
-    assert size < 400_000, name
+    print(f"{name}: {path.stat().st_size} bytes, {rms}")
     assert all(0.01 < value < 1e3 for value in rms.values()), rms
 
 
@@ -66,29 +76,18 @@ def config_of(model):
     return dict(model.config) | {"_class_name": type(model).__name__, "_diffusers_version": diffusers.__version__}
 
 
-def state(model):
-    return {key: value for key, value in model.state_dict().items()}
-
-
-def unet(name, sample, text, timesteps, **settings):
-    torch.manual_seed(1)
-    model = randomise(diffusers.UNet2DConditionModel(**settings), 2)
-    inputs = {
-        "sample": normal(3, *sample),
-        "timestep": torch.tensor(timesteps),
-        "encoder_hidden_states": normal(4, *text),
-    }
-    out = model(**inputs).sample
-    write(name, state(model), inputs, {"sample": out}, config_of(model))
-    return model, inputs, out
+def unet(name, sample, text, timesteps, write_it=True, **settings):
+    model = ready(diffusers.UNet2DConditionModel(**settings))
+    tensors, inputs = given(name, sample=sample, timestep=timesteps, encoder_hidden_states=text)
+    out = model(**tensors).sample
+    if write_it:
+        write(name, own(model), inputs, {"sample": out}, config_of(model))
+    return model, tensors, inputs
 
 
 def pictures():
     small = {"block_out_channels": (4, 8, 8, 12), "norm_num_groups": 2}
-    model, inputs, out = unet(
-        "unet_sd", (2, 4, 8, 16), (2, 7, 12), [981, 3], cross_attention_dim=12, attention_head_dim=2, **small,
-    )
-    write("unet_ldm", ldm_unet(model), inputs, {"sample": out}, config_of(model))
+    unet("unet_sd", (2, 4, 8, 16), (2, 7, 12), [981, 3], cross_attention_dim=12, attention_head_dim=2, **small)
     unet(
         "unet_tango", (2, 8, 13, 7), (2, 5, 10), [500, 1], in_channels=8, out_channels=8, cross_attention_dim=10,
         attention_head_dim=(2, 4, 4, 3), use_linear_projection=True, upcast_attention=True, **small,
@@ -104,10 +103,38 @@ def pictures():
         "unet_plain", (2, 4, 7, 5), (2, 3, 4), [0, 999], down_block_types=(PLAIN, PLAIN), up_block_types=(PLAIN_UP, PLAIN_UP),
         block_out_channels=(9, 15), layers_per_block=1, norm_num_groups=3, cross_attention_dim=4, mid_block_type="UNetMidBlock2D",
     )
+    unet(
+        "unet_readers", (2, 4, 6, 9), (2, 5, 6), [321, 12], down_block_types=(CROSS, PLAIN), up_block_types=(PLAIN_UP, CROSS_UP),
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=6, attention_head_dim=2,
+        only_cross_attention=(True, False),
+    )
+    # By the names of latent diffusion.
+    name = "unet_ldm"
+    model, tensors, inputs = unet(
+        name, (1, 4, 8, 6), (1, 7, 12), [250], write_it=False, down_block_types=(CROSS, CROSS, PLAIN),
+        up_block_types=(PLAIN_UP, CROSS_UP, CROSS_UP), block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=2,
+        cross_attention_dim=12, attention_head_dim=2,
+    )
+    first = ldm_unet(model)
+    redraw(name, first)
+    out = model(**tensors).sample
+    back = single_file_utils.convert_ldm_unet_checkpoint(dict(first), dict(model.config))
+    same(back, model.state_dict())
+    write(name, first, inputs, {"sample": out}, config_of(model))
+
+
+def redraw(name, tensors):
+    """Draws tensors by the names that they have here, and lists them beside the golden file."""
+    remembered = drawn.Drawn()
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(remembered(key, tensor.shape, *drawn.plain(key, tensor.shape))))
+    FOLDER.mkdir(exist_ok=True)
+    remembered.save(FOLDER / f"{name}.drawn.json")
 
 
 def ldm_unet(model):
-    """The weights by the names of latent diffusion, checked with the library's converter from them."""
+    """The parameters by the names of latent diffusion."""
     layers = len(model.down_blocks[0].resnets)
     resnet = {
         "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -139,12 +166,7 @@ def ldm_unet(model):
             return f"output_blocks.{i * (layers + 1) + layers}.{place}.{rest}"
         return f"output_blocks.{i * (layers + 1) + j}.{0 if kind == 'resnets' else 1}.{rest}"
 
-    weights = {f"model.diffusion_model.{rename(key)}": value for key, value in state(model).items()}
-    config = dict(model.config)
-    back = single_file_utils.convert_ldm_unet_checkpoint(dict(weights), config)
-    same(back, state(model))
-    # Files of whole pipelines hold other networks too.
-    return weights | {"first_stage_model.quant_conv.bias": torch.zeros(3)}
+    return {f"model.diffusion_model.{rename(key)}": value for key, value in own(model).items()}
 
 
 def same(found, expected):
@@ -158,29 +180,30 @@ def clips():
         "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 6,
         "down_block_types": (CROSS, PLAIN), "up_block_types": (PLAIN_UP, CROSS_UP), "attention_head_dim": 2,
     }
-    for name, heads, mid, frames, size in [("motion_mid", 4, True, 5, (7, 6)), ("motion_plain", (2, 8), False, 3, (8, 4))]:
-        torch.manual_seed(1)
-        still = diffusers.UNet2DConditionModel(**small)
+    for name, heads, mid, frames, size, linear in [
+        ("motion_mid", 4, True, 5, (7, 6), True), ("motion_plain", (2, 8), False, 3, (8, 4), False),
+    ]:
+        still = diffusers.UNet2DConditionModel(**small, use_linear_projection=linear)
         adapter = diffusers.MotionAdapter(
             block_out_channels=(8, 16), motion_layers_per_block=1, motion_num_attention_heads=heads, motion_norm_num_groups=4,
             motion_max_seq_length=6, use_motion_mid_block=mid,
         )
-        model = randomise(diffusers.UNetMotionModel.from_unet2d(still, adapter), 5)
-        for key, table in model.named_buffers():
-            if key.endswith(".pe") and not mid:
-                table.copy_(table.half().float())
-        inputs = {
-            "sample": normal(6, 2, 4, frames, *size),
-            "timestep": torch.tensor([901, 20]),
-            "encoder_hidden_states": normal(7, 2, 5, 6),
-        }
-        out = motion(model, inputs)
+        # Tables of places follow from their size: one file has them, and not as they would be, and one has none.
+        model = ready(diffusers.UNetMotionModel.from_unet2d(still, adapter), tables=not mid)
+        tensors, inputs = given(name, sample=(2, 4, frames, *size), timestep=[901, 20], encoder_hidden_states=(2, 5, 6))
         configs = {"unet": config_of(still), "motion_adapter": config_of(adapter)}
-        # Tables of places follow from their size: one file has them, in f16 as everything, and one does not.
-        weights = {key: value for key, value in state(model).items() if not (mid and key.endswith(".pe"))}
-        write(name, weights, inputs, {"sample": out}, config_of(model), configs)
-        if name == "motion_plain":
-            joint(still, adapter, model, inputs, configs)
+        out = motion(model, tensors)
+        write(name, own(model, tables=not mid), inputs, {"sample": out}, config_of(model), configs, tables=not mid)
+        if mid:
+            continue
+        # The library's own converter undoes the names of AnimateDiff.
+        modules = {key: value for key, value in model.state_dict().items() if ".motion_modules." in key}
+        first = {animate_diff(key): value for key, value in modules.items()}
+        back = single_file_utils.convert_animatediff_checkpoint_to_diffusers(first)
+        for key, value in back.items():
+            assert torch.equal(modules[key], value), key
+        still = diffusers.UNet2DConditionModel(**small)
+        joint(still, diffusers.UNetMotionModel.from_unet2d(still, adapter), configs)
 
 
 def motion(model, inputs):
@@ -227,47 +250,43 @@ def animate_diff(key):
     return key
 
 
-def joint(still, adapter, video, inputs, configs):
+def joint(still, video, configs):
     """The authors' networks: a clip that reads a sound at the narrowest place."""
     settings = dict(still.config) | {"in_channels": 3, "out_channels": 3, "use_linear_projection": True, "attention_head_dim": (2, 4)}
-    torch.manual_seed(8)
-    kept = {key: settings[key] for key in settings if not key.startswith("_")}
-    audio = randomise(diffusers.UNet2DConditionModel(**kept), 9)
+    audio = diffusers.UNet2DConditionModel(**{key: settings[key] for key in settings if not key.startswith("_")}).eval()
     width = 16
-    fusion = randomise(torch.nn.ModuleDict({
-        name: torch.nn.Linear(width, width) for name in ("query", "key", "value", "output")
-    }), 10)
-    sound = normal(11, 2, 3, 10, 4)
+    fusion = torch.nn.ModuleDict({name: torch.nn.Linear(width, width) for name in ("query", "key", "value", "output")})
+    weights = own(video.eval()) | own(audio, first="audio_unet.") | own(fusion, first="cross_attn.")
+    randomise(weights)
+    name = "tav_joint"
+    tensors, inputs = given(
+        name, video=(2, 4, 3, 8, 4), audio=(2, 3, 10, 4), timestep=[901, 20], encoder_hidden_states=(2, 5, 6),
+    )
+    of_clip = {key: value for key, value in tensors.items() if key not in ("video", "audio")} | {"sample": tensors["video"]}
     heard = []
     audio.mid_block.register_forward_pre_hook(lambda module, args: heard.append(args[0]))
-    audio_out = audio(sound, inputs["timestep"], inputs["encoder_hidden_states"]).sample
-    clips, _, frames = inputs["sample"].shape[:3]
+    audio_out = audio(tensors["audio"], tensors["timestep"], tensors["encoder_hidden_states"]).sample
+    clips, _, frames = tensors["video"].shape[:3]
 
     def read(module, args, out):
         flat = lambda x: x.flatten(2).transpose(1, 2).reshape(clips, -1, width)
         split = lambda x: x.reshape(clips, -1, 8, width // 8).transpose(1, 2)
-        x = flat(out)
+        x = flat(out.reshape(clips, frames, *out.shape[1:]).transpose(1, 2))
         q, k, v = split(fusion["query"](x)), split(fusion["key"](flat(heard[0]))), split(fusion["value"](flat(heard[0])))
         weights = (q @ k.transpose(2, 3) / (width / 8) ** 0.5).softmax(-1)
         x = x + fusion["output"]((weights @ v).transpose(1, 2).reshape(x.shape))
-        return x.reshape(clips * frames, -1, width).transpose(1, 2).reshape(out.shape)
+        return x.reshape(clips, frames, -1, width).transpose(2, 3).reshape(out.shape)
 
     with authors_norms(video, clips, frames):
-        alone = motion(video, inputs)
+        alone = motion(video, of_clip)
         hook = video.mid_block.register_forward_hook(read)
-        together = motion(video, inputs)
+        together = motion(video, of_clip)
         hook.remove()
-    weights = {f"module.{animate_diff(key)}": value for key, value in state(video).items()}
-    weights |= {f"module.audio_unet.{key}": value for key, value in state(audio).items()}
-    weights |= {f"module.cross_attn.{key}": value for key, value in fusion.state_dict().items()}
-    weights |= {f"module.linear_a.{key}": value for key, value in torch.nn.Linear(10, 3).state_dict().items()}
     config = {
         "_class_name": "TavDiffusionUnet", "video": configs["unet"], "audio": config_of(audio), "fuse": "v_from_a",
         "motion": configs["motion_adapter"] | {"resnet_norm_over_frames": True, "motion_norm_over_frames": False},
     }
-    given = {"video": inputs["sample"], "audio": sound, "timestep": inputs["timestep"],
-             "encoder_hidden_states": inputs["encoder_hidden_states"]}
-    write("tav_joint", weights, given, {"video": together, "audio": audio_out, "video_alone": alone}, config)
+    write(name, weights, inputs, {"video": together, "audio": audio_out, "video_alone": alone}, config)
 
 
 def autoencoders():
@@ -287,32 +306,29 @@ def autoencoders():
             "use_post_quant_conv": False, "mid_block_add_attention": False, "act_fn": "relu",
         }),
     ]:
-        torch.manual_seed(1)
-        model = randomise(diffusers.AutoencoderKL(**settings), 12)
-        inputs = {"sample": normal(13, *sample), "latent": normal(14, *latent)}
-        posterior = model.encode(inputs["sample"]).latent_dist
-        outputs = {
-            "mean": posterior.mean, "logvar": posterior.logvar, "sample": model.decode(inputs["latent"]).sample,
-        }
-        weights = state(model)
-        if name == "vae_pictures":
-            for new, old in [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]:
-                weights = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in weights.items()}
-        write(name, weights, inputs, outputs, config_of(model))
+        model = ready(diffusers.AutoencoderKL(**settings))
+        tensors, inputs = given(name, sample=sample, latent=latent)
+        posterior = model.encode(tensors["sample"]).latent_dist
+        outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "sample": model.decode(tensors["latent"]).sample}
+        write(name, own(model), inputs, outputs, config_of(model))
 
     # Alone, as it lies in the file of a pipeline: groups are 32 there, and no configuration says so.
-    torch.manual_seed(1)
-    model = randomise(diffusers.AutoencoderKL(
+    name = "vae_ldm"
+    model = diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, block_out_channels=(32, 32), layers_per_block=1, latent_channels=8, down_block_types=down * 2,
         up_block_types=up * 2,
-    ), 15)
-    latent = normal(16, 1, 8, 5, 4)
-    decoder = {key: value for key, value in state(model).items() if key.startswith(("decoder.", "post_quant_conv."))}
-    write("vae_ldm", ldm_vae(model, decoder), {"latent": latent}, {"sample": model.decode(latent).sample})
+    ).eval()
+    first = ldm_vae(model)
+    wanted = {key: value for key, value in first.items() if key.split(".")[1] in ("decoder", "post_quant_conv")}
+    redraw(name, wanted)
+    back = single_file_utils.convert_ldm_vae_checkpoint(dict(first), dict(model.config))
+    same(back, model.state_dict())
+    tensors, inputs = given(name, latent=(1, 8, 5, 4))
+    write(name, wanted, inputs, {"sample": model.decode(tensors["latent"]).sample})
 
 
-def ldm_vae(model, wanted):
-    """The weights by the names of latent diffusion, checked with the library's converter from them."""
+def ldm_vae(model):
+    """The parameters by the names of latent diffusion."""
     blocks = len(model.config.block_out_channels)
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
@@ -328,12 +344,8 @@ def ldm_vae(model, wanted):
         key = key.replace(".resnets.", ".block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
         return key, value
 
-    def all_of(weights):
-        return {f"first_stage_model.{key}": value for key, value in (rename(*item) for item in weights.items())}
-
-    back = single_file_utils.convert_ldm_vae_checkpoint(all_of(state(model)), dict(model.config))
-    same(back, state(model))
-    return all_of(wanted) | {"scale_factor": torch.tensor(0.9228), "first_stage_model.loss.logvar": torch.zeros(())}
+    renamed = (rename(key, value.detach()) for key, value in own(model).items())
+    return {f"first_stage_model.{key}": value for key, value in renamed}
 
 
 def vocoders():
@@ -347,36 +359,38 @@ def vocoders():
             "upsample_kernel_sizes": (16, 16, 8, 4, 4), "normalize_before": False,
         }),
     ]:
-        torch.manual_seed(1)
-        model = randomise(transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig(**settings)), 17)
-        mel = normal(18, 2, frames, settings["model_in_dim"])
+        model = ready(transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig(**settings)))
+        tensors, inputs = given(name, mel=(2, frames, settings["model_in_dim"]))
         hop = 1
         for rate in settings["upsample_rates"]:
             hop *= rate
-        wave = model(mel)[:, :hop * frames]
         config = json.loads(model.config.to_json_string(use_diff=False))
-        write(name, state(model), {"mel": mel}, {"waveform": wave}, config)
+        write(name, own(model), inputs, {"waveform": model(tensors["mel"])[:, :hop * frames]}, config)
         if name == "vocoder_normed":
-            # The same by lengths and directions, in names of the original.
-            weights = {}
-            for key, value in state(model).items():
-                key = "vocoder." + key.replace("upsampler.", "ups.")
-                if key.endswith(".weight"):
-                    norm = value.flatten(1).norm(dim=1).reshape(-1, *[1] * (value.dim() - 1))
-                    weights[key + "_g"], weights[key + "_v"] = norm.half().float(), value
-                else:
-                    weights[key] = value
-            with torch.no_grad():
-                for key, value in model.named_parameters():
-                    if key.endswith("weight"):
-                        name_g = "vocoder." + key.replace("upsampler.", "ups.") + "_g"
-                        norm = value.flatten(1).norm(dim=1).reshape(-1, *[1] * (value.dim() - 1))
-                        value.mul_(weights[name_g] / norm)
-            weights = {key: value.clone() for key, value in weights.items()}
-            for key in list(weights):
-                if key.endswith("weight_v"):
-                    weights[key] = weights[key].half().float()
-            write("vocoder_parts", weights, {"mel": mel}, {"waveform": model(mel)[:, :hop * frames]}, config)
+            parts(model, config, hop * frames, settings["model_in_dim"], frames)
+
+
+def parts(model, config, samples, bands, frames):
+    """A vocoder by lengths and directions, in names of the original."""
+    name, weights = "vocoder_parts", {}
+    with torch.no_grad():
+        for key, value in own(model).items():
+            key = "vocoder." + key.replace("upsampler.", "ups.")
+            if not key.endswith(".weight"):
+                weights[key] = value
+                continue
+            # A length for each slice of the first axis, of a transposed convolution too.
+            length, direction = torch.zeros(len(value), *[1] * (value.dim() - 1)), value.clone()
+            weights[key + "_g"], weights[key + "_v"] = length, direction
+        randomise(weights)
+        for key, value in own(model).items():
+            key = "vocoder." + key.replace("upsampler.", "ups.")
+            if key.endswith(".weight"):
+                length, direction = weights[key + "_g"], weights[key + "_v"]
+                norm = direction.flatten(1).norm(dim=1).reshape(length.shape)
+                value.copy_(direction * length / norm)
+    tensors, inputs = given(name, mel=(2, frames, bands))
+    write(name, weights, inputs, {"waveform": model(tensors["mel"])[:, :samples]}, config)
 
 
 @torch.no_grad()

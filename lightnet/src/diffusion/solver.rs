@@ -92,6 +92,22 @@ pub struct SolverConfig {
     pub steps_offset: usize,
     /// Whether DDIM ends at data without noise, or with that of the first step.
     pub set_alpha_to_one: bool,
+    /// Whether DDIM cuts the data that it expects to a range.
+    pub clip_sample: bool,
+    /// That range, on both sides of zero.
+    pub clip_sample_range: f64,
+    thresholding: bool,
+    rescale_betas_zero_snr: bool,
+    use_karras_sigmas: bool,
+    use_exponential_sigmas: bool,
+    use_beta_sigmas: bool,
+    use_lu_lambdas: bool,
+    use_flow_sigmas: bool,
+    trained_betas: Option<Vec<f64>>,
+    algorithm_type: String,
+    solver_order: usize,
+    solver_type: String,
+    final_sigmas_type: String,
 }
 
 impl Default for SolverConfig {
@@ -105,6 +121,20 @@ impl Default for SolverConfig {
             timestep_spacing: Spacing::Leading,
             steps_offset: 0,
             set_alpha_to_one: true,
+            clip_sample: false,
+            clip_sample_range: 1.0,
+            thresholding: false,
+            rescale_betas_zero_snr: false,
+            use_karras_sigmas: false,
+            use_exponential_sigmas: false,
+            use_beta_sigmas: false,
+            use_lu_lambdas: false,
+            use_flow_sigmas: false,
+            trained_betas: None,
+            algorithm_type: "dpmsolver++".to_owned(),
+            solver_order: 2,
+            solver_type: "midpoint".to_owned(),
+            final_sigmas_type: "zero".to_owned(),
         }
     }
 }
@@ -136,7 +166,46 @@ impl SolverConfig {
                 bail!("{field} is {beta}, expected a number between 0 and 1");
             }
         }
-        Ok(())
+        if !(self.clip_sample_range > 0.0 && self.clip_sample_range.is_finite()) {
+            bail!(
+                "clip_sample_range is {}, expected a number above zero",
+                self.clip_sample_range
+            );
+        }
+        self.understood()
+    }
+
+    /// Refuses ways that are not taken here.
+    fn understood(&self) -> Result<()> {
+        for (field, found) in [
+            ("thresholding", self.thresholding),
+            ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
+            ("use_karras_sigmas", self.use_karras_sigmas),
+            ("use_exponential_sigmas", self.use_exponential_sigmas),
+            ("use_beta_sigmas", self.use_beta_sigmas),
+            ("use_lu_lambdas", self.use_lu_lambdas),
+            ("use_flow_sigmas", self.use_flow_sigmas),
+        ] {
+            if found {
+                bail!("{field} is true, expected false");
+            }
+        }
+        if self.trained_betas.is_some() {
+            bail!("trained_betas is a list, expected null");
+        }
+        for (field, found, expected) in [
+            ("algorithm_type", &self.algorithm_type, "dpmsolver++"),
+            ("solver_type", &self.solver_type, "midpoint"),
+            ("final_sigmas_type", &self.final_sigmas_type, "zero"),
+        ] {
+            if found != expected {
+                bail!("{field} is {found:?}, expected {expected:?}");
+            }
+        }
+        match self.solver_order {
+            2 => Ok(()),
+            other => bail!("solver_order is {other}, expected 2"),
+        }
     }
 
     /// Remaining signal power after each step.
@@ -211,6 +280,8 @@ pub struct Solver {
     method: Method,
     prediction: Prediction,
     spacing: Spacing,
+    /// What DDIM cuts the data to.
+    range: Option<f64>,
     moves: Vec<Move>,
     /// What the last step took the data to be.
     before: Option<Tensor>,
@@ -262,6 +333,7 @@ impl Solver {
             method,
             prediction: config.prediction_type,
             spacing: config.timestep_spacing,
+            range: (method == Method::Ddim && config.clip_sample).then_some(config.clip_sample_range),
             moves: moves.collect(),
             before: None,
         })
@@ -310,6 +382,10 @@ impl Solver {
                 ((predicted * signal)? + (x * noise)?)?,
             ),
             Prediction::Data => (predicted.clone(), ((x - (predicted * signal)?)? / noise)?),
+        };
+        let data = match self.range {
+            Some(range) => data.clamp(-range, range)?,
+            None => data,
         };
         match self.method {
             Method::Ddim => (data * next.sqrt())? + (e * (1.0 - next).sqrt())?,
@@ -422,20 +498,22 @@ mod tests {
         let Some(noise) = golden.remove("noise") else {
             bail!("no noise");
         };
-        assert_eq!(golden.len(), 21);
+        assert_eq!(golden.len(), 22);
         for (name, expected) in golden {
             let parts: Vec<&str> = name.split('.').collect();
             let [method, spacing, betas, prediction] = parts[..] else {
                 bail!("{name}: four words expected");
             };
+            let clips = method == "clipped";
             let method = match method {
-                "ddim" => Method::Ddim,
+                "ddim" | "clipped" => Method::Ddim,
                 "dpm" => Method::DpmSolver,
                 _ => Method::Euler,
             };
             let json = format!(
                 r#"{{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "{betas}", "timestep_spacing": "{spacing}",
-                "prediction_type": "{prediction}", "steps_offset": 1, "clip_sample": false}}"#
+                "prediction_type": "{prediction}", "steps_offset": 1, "clip_sample": {clips}, "clip_sample_range": 0.8, "set_alpha_to_one": {}}}"#,
+                !clips
             );
             let config: SolverConfig = serde_json::from_str(&json).map_err(candle_core::Error::wrap)?;
             // One row a step of training that was visited, then the latents after it.

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use super::fusion::{Aligned, Alignment, Fusion};
 use super::names::{Stored, Translation, translated};
-use super::unet::{MotionAdapterConfig, Unet, UnetConfig, UnetNames, UnetSizes};
+use super::unet::{MotionAdapterConfig, Running, Unet, UnetConfig, UnetNames, UnetSizes};
 use crate::denoiser::{Denoiser, Latents, TextCondition};
 
 /// Where the UNet over spectrograms lies among the tensors.
@@ -35,6 +35,10 @@ const HEADS: [&str; 4] = [
     "audio_fine_weight.",
     "video_fine_weight.",
 ];
+/// First parts of the names of what joins the networks.
+const FUSIONS: [&str; 2] = ["cross_attn.", "cross_attn_audio."];
+/// `_class_name` of a folder with both networks.
+const CLASS_NAME: &str = "TavDiffusionUnet";
 /// Ends of the names of tables of places, which follow from their size.
 const TABLES: [&str; 2] = [".pos_embed.pe", ".pos_encoder.pe"];
 
@@ -111,11 +115,11 @@ impl TavConfig {
     }
 }
 
-/// Both networks with their weights.
+/// Both networks with their weights, or one of them.
 #[derive(Clone, Debug)]
 pub struct TavUnet {
-    video: Unet,
-    audio: Unet,
+    video: Option<Unet>,
+    audio: Option<Unet>,
     video_reads: Option<Fusion>,
     audio_reads: Option<Fusion>,
     alignment: Option<Alignment>,
@@ -152,21 +156,53 @@ impl TavUnet {
                 .alignment
                 .map(|sizes| Alignment::new(sizes, vb))
                 .transpose()?,
+            video: Some(video),
+            audio: Some(audio),
+        })
+    }
+
+    /// Networks that lie apart; `fusions` are attentions of the clip to the sound, and of the sound to the clip.
+    ///
+    /// # Errors
+    /// No network, a network over clips without motion modules, or states of a text of two widths.
+    pub fn of_parts(video: Option<Unet>, audio: Option<Unet>, fusions: [Option<Fusion>; 2]) -> Result<Self> {
+        if video.is_none() && audio.is_none() {
+            bail!("no network, expected one over clips, over spectrograms, or both");
+        }
+        if let (Some(video), Some(audio)) = (&video, &audio)
+            && let (Some(seen), Some(heard)) = (video.context(), audio.context())
+            && seen != heard
+        {
+            bail!(
+                "cross_attention_dim is {seen} over clips and {heard} over spectrograms, expected the same"
+            );
+        }
+        let [video_reads, audio_reads] = fusions;
+        Ok(Self {
             video,
             audio,
+            video_reads,
+            audio_reads,
+            alignment: None,
         })
     }
 
     /// The network over clips.
     #[must_use]
-    pub fn video(&self) -> &Unet {
-        &self.video
+    pub fn video(&self) -> Option<&Unet> {
+        self.video.as_ref()
     }
 
     /// The network over spectrograms.
     #[must_use]
-    pub fn audio(&self) -> &Unet {
-        &self.audio
+    pub fn audio(&self) -> Option<&Unet> {
+        self.audio.as_ref()
+    }
+
+    /// Whether a stream reads the other: without it the two need not be asked together.
+    #[must_use]
+    pub fn meet(&self) -> bool {
+        self.video_reads.is_some() || self.audio_reads.is_some()
     }
 
     /// What aligns the streams in training.
@@ -190,17 +226,14 @@ impl TavUnet {
         if video.is_none() && audio.is_none() {
             bail!("neither a clip nor a sound, expected one of them or both");
         }
-        let mut sound = audio
-            .map(|audio| self.audio.encode(audio, timestep, text))
-            .transpose()?;
-        let mut clip = video
-            .map(|video| self.video.encode(video, timestep, text))
-            .transpose()?;
-        if let Some(clip) = &mut clip {
-            self.video.middle(clip)?;
+        let sound = audio.map(|audio| encode(audio, self.audio(), timestep, text));
+        let clip = video.map(|video| encode(video, self.video(), timestep, text));
+        let (mut sound, mut clip) = (sound.transpose()?, clip.transpose()?);
+        if let Some((unet, clip)) = &mut clip {
+            unet.middle(clip)?;
         }
         let mut places = None;
-        if let (Some(sound), Some(clip)) = (&mut sound, &mut clip) {
+        if let (Some((_, sound)), Some((_, clip))) = (&mut sound, &mut clip) {
             let clips = clip.clips();
             // Both read what the other was before it read.
             let (heard, seen) = (sound.x.clone(), clip.x.clone());
@@ -214,14 +247,14 @@ impl TavUnet {
             places = Some((flat(&heard)?, flat(&seen)?));
         }
         let audio = match sound {
-            Some(mut sound) => {
-                self.audio.middle(&mut sound)?;
-                Some(self.audio.decode(sound)?)
+            Some((unet, mut sound)) => {
+                unet.middle(&mut sound)?;
+                Some(unet.decode(sound)?)
             }
             None => None,
         };
         Ok(Predicted {
-            video: clip.map(|clip| self.video.decode(clip)).transpose()?,
+            video: clip.map(|(unet, clip)| unet.decode(clip)).transpose()?,
             audio,
             places,
         })
@@ -249,14 +282,53 @@ impl TavUnet {
         Ok([video, UnetSizes::of(&config.audio.plan()?)])
     }
 
+    /// Whether the folder `dir` holds both networks in one file.
+    ///
+    /// # Errors
+    /// Its files are damaged.
+    pub fn is_in(dir: &Path) -> std::result::Result<bool, LoadError> {
+        #[derive(Deserialize)]
+        struct Marks {
+            #[serde(rename = "_class_name")]
+            class_name: Option<String>,
+        }
+        let path = dir.join("config.json");
+        if path.is_file() {
+            let marks: Marks = config::read(&path)?;
+            return Ok(marks.class_name.as_deref() == Some(CLASS_NAME));
+        }
+        let inside = |name: &String| {
+            name.strip_prefix(WRAPPER)
+                .unwrap_or(name)
+                .starts_with("audio_unet.")
+        };
+        Ok(shapes_in(dir)?.keys().any(inside))
+    }
+
     /// Loads the networks in the folder `dir` onto `device`, with weights in `compute`: f32, or bf16 on a GPU. Names are those of the
     /// authors' checkpoint, with or without the prefix of its wrapper, or those of diffusers for motion modules.
     ///
     /// # Errors
     /// No such folder, networks that are not understood, tensors that are missing, unexpected or of another shape: all are listed.
     pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
+        Self::load_streams(dir, [true, true], compute, device)
+    }
+
+    /// As [`Self::load`], of the network over clips, that over spectrograms, or both; the tensors of the other are not read.
+    ///
+    /// # Errors
+    /// As [`Self::load`], or neither is asked for.
+    pub fn load_streams(
+        dir: &Path,
+        [clips, sounds]: [bool; 2],
+        compute: DType,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
         let config = Self::config_in(dir)?;
-        let shapes = shapes_in(dir)?;
+        let Some(weights) = Weights::find(dir)? else {
+            return Err(LoadError::Absent { path: dir.to_owned() });
+        };
+        let shapes = weights.shapes()?;
         let wrapper = match shapes.keys().all(|name| name.starts_with(WRAPPER)) {
             true => WRAPPER,
             false => "",
@@ -267,9 +339,47 @@ impl TavUnet {
             let head = HEADS.iter().any(|head| own.starts_with(head));
             TABLES.iter().any(|table| own.ends_with(table)) || (head && config.alignment.is_none())
         };
-        folder::load(dir, compute, device, ignored, |compute, vb| {
-            Self::new(&config, &translated(&vb.to_dtype(compute), translation.clone()))
+        // What joins the networks, and what only training calls, is of both.
+        let part = |name: &str| {
+            let own = name.strip_prefix(wrapper).unwrap_or(name);
+            let joint = HEADS.iter().chain(&FUSIONS).any(|head| own.starts_with(head));
+            match (own.starts_with("audio_unet."), joint) {
+                (_, true) => clips && sounds,
+                (true, _) => sounds,
+                (false, _) => clips,
+            }
+        };
+        folder::load_part(&weights, part, compute, device, ignored, |compute, vb| {
+            let vb = translated(&vb.to_dtype(compute), translation.clone());
+            match (clips, sounds) {
+                (true, true) => Self::new(&config, &vb),
+                _ => {
+                    let video = clips.then(|| Unet::with_motion(&config.video, &config.motion, &vb));
+                    let audio = sounds.then(|| Unet::new(&config.audio, &vb.pp(AUDIO)));
+                    Self::of_parts(video.transpose()?, audio.transpose()?, [None, None])
+                }
+            }
         })
+    }
+}
+
+/// A stream on its way down through its network.
+fn encode<'a>(
+    stream: &Tensor,
+    unet: Option<&'a Unet>,
+    timestep: &Tensor,
+    text: Option<&Tensor>,
+) -> Result<(&'a Unet, Running)> {
+    match unet {
+        Some(unet) => Ok((unet, unet.encode(stream, timestep, text)?)),
+        None => bail!("no network for {:?}, which was not loaded", stream.dims()),
+    }
+}
+
+impl TavUnet {
+    /// Either network: both are of one type on one device.
+    fn network(&self) -> Option<&Unet> {
+        self.video.as_ref().or(self.audio.as_ref())
     }
 }
 
@@ -308,11 +418,11 @@ impl Denoiser for TavUnet {
     }
 
     fn device(&self) -> &Device {
-        self.video.device()
+        self.network().map_or(&Device::Cpu, Unet::device)
     }
 
     fn dtype(&self) -> DType {
-        self.video.dtype()
+        self.network().map_or(DType::F32, Unet::dtype)
     }
 }
 

@@ -13,11 +13,16 @@ mod joint;
 mod layers;
 mod limits;
 mod names;
+mod pipeline;
 mod unet;
 mod vae;
 
 pub use fusion::{Aligned, Alignment, Fusion};
 pub use hifigan::{HifiGan, HifiGanConfig};
 pub use joint::{Direction, Predicted, TavConfig, TavUnet};
+pub use pipeline::{
+    Made, PIPELINE, Piece, Places, PublishedGenerator, PublishedMode, PublishedRequest, RandomPart,
+    StartPicture, is_published, letters, random_parts, random_weights,
+};
 pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames, UnetSizes};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior, Tiles};

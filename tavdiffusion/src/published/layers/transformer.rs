@@ -55,6 +55,8 @@ pub(crate) struct TransformerShape {
     pub(crate) linear: bool,
     /// Whether scores are computed in f32.
     pub(crate) upcast: bool,
+    /// Whether the first attention reads the text too, and none the places of the picture.
+    pub(crate) only_text: bool,
 }
 
 /// A map of channels, which checkpoints hold as a matrix or as a convolution.
@@ -80,11 +82,12 @@ impl Projection {
     }
 }
 
-/// Self-attention, attention to the text, and a feed-forward layer, each after a norm of its own.
+/// Self-attention, or what stands in its place, attention to the text, and a feed-forward layer, each after a norm of its own.
 #[derive(Clone, Debug)]
 struct Block {
+    only_text: bool,
     norm1: LayerNorm,
-    itself: Attention,
+    first: Attention,
     norm2: LayerNorm,
     text: Attention,
     norm3: LayerNorm,
@@ -105,8 +108,9 @@ impl Block {
             Attention::new(shape, &vb.pp(name))
         };
         Ok(Self {
+            only_text: shape.only_text,
             norm1: LayerNorm::new(inner, &vb.pp("norm1"))?,
-            itself: attention(None, "attn1")?,
+            first: attention(shape.only_text.then_some(shape.context), "attn1")?,
             norm2: LayerNorm::new(inner, &vb.pp("norm2"))?,
             text: attention(Some(shape.context), "attn2")?,
             norm3: LayerNorm::new(inner, &vb.pp("norm3"))?,
@@ -116,10 +120,16 @@ impl Block {
 
     /// `x` `[P, N, inner]`, `text` `[B, L, c]`: the frames of a clip read the same text, as if they were one picture.
     fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
-        let x = (x + self.itself.forward(&self.norm1.forward(x)?, None)?)?;
-        let whole = x.reshape((text.dim(0)?, (), x.dim(2)?))?;
-        let read = self.text.forward(&self.norm2.forward(&whole)?, Some(text))?;
-        let x = (&x + read.reshape(x.shape())?)?;
+        let read = |attention: &Attention, x: Tensor| {
+            let whole = x.reshape((text.dim(0)?, (), x.dim(2)?))?;
+            attention.forward(&whole, Some(text))?.reshape(x.shape())
+        };
+        let normed = self.norm1.forward(x)?;
+        let x = match self.only_text {
+            true => x + read(&self.first, normed)?,
+            false => x + self.first.forward(&normed, None)?,
+        }?;
+        let x = (&x + read(&self.text, self.norm2.forward(&x)?)?)?;
         &x + self.feed_forward.forward(&self.norm3.forward(&x)?)?
     }
 }

@@ -181,17 +181,8 @@ impl UnetConfig {
                 bail!("{field} is {found:?}, expected {expected:?}");
             }
         }
-        let apart = match &self.only_cross_attention {
-            PerBlock::All(only) => *only,
-            PerBlock::Each(only) => only.contains(&true),
-        };
-        for (field, found) in [
-            ("dual_cross_attention", self.dual_cross_attention),
-            ("only_cross_attention", apart),
-        ] {
-            if found {
-                bail!("{field} is true, expected false");
-            }
+        if self.dual_cross_attention {
+            bail!("dual_cross_attention is true, expected false");
         }
         Ok(())
     }
@@ -211,10 +202,12 @@ impl UnetConfig {
         let depths = self
             .transformer_layers_per_block
             .each("transformer_layers_per_block", blocks)?;
+        let only = self.only_cross_attention.each("only_cross_attention", blocks)?;
         let attention = |i: usize| AttentionPlan {
             heads: heads[i],
             context: contexts[i],
             layers: depths[i],
+            only_text: only[i],
         };
         let block = |i: usize, extra: usize, cross: bool| BlockPlan {
             channels: self.block_out_channels[i],
@@ -235,7 +228,13 @@ impl UnetConfig {
         let mid = match self.mid_block_type.as_deref() {
             None => MidPlan::Absent,
             Some("UNetMidBlock2D") => MidPlan::Resnet,
-            Some("UNetMidBlock2DCrossAttn") if blocks > 0 => MidPlan::Attention(attention(blocks - 1), None),
+            Some("UNetMidBlock2DCrossAttn") if blocks > 0 => {
+                let own = AttentionPlan {
+                    only_text: false,
+                    ..attention(blocks - 1)
+                };
+                MidPlan::Attention(own, None)
+            }
             Some(other) => {
                 bail!("mid_block_type is {other:?}, expected UNetMidBlock2DCrossAttn or UNetMidBlock2D")
             }
@@ -264,6 +263,7 @@ impl UnetConfig {
             downsample_padding: self.downsample_padding,
             mid_divisor: self.mid_block_scale_factor,
             activation: self.act_fn,
+            last_activation: self.act_fn,
             groups,
             eps: self.norm_eps,
             scale_shift,
@@ -443,6 +443,8 @@ impl MotionUnetConfig {
             ..UnetConfig::default()
         };
         let mut plan = pictures.plan()?;
+        // Whatever is configured: so it is in the reference.
+        plan.last_activation = Activation::Silu;
         if let (MidPlan::Attention(attention, _), Some(layers)) =
             (&mut plan.mid, self.transformer_layers_per_mid_block)
         {
@@ -685,8 +687,8 @@ mod tests {
                 "cross_attention_dim is 1 and 2",
             ),
             (
-                r#"{"only_cross_attention": [true, false, false, false]}"#,
-                "only_cross_attention is true",
+                r#"{"only_cross_attention": [true, false]}"#,
+                "only_cross_attention has 2 entries, expected 4",
             ),
             (
                 r#"{"conv_in_kernel": 2}"#,

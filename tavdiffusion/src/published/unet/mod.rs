@@ -133,6 +133,7 @@ impl Builder<'_> {
             groups: self.plan.groups,
             linear: self.plan.linear_projection,
             upcast: self.plan.upcast,
+            only_text: attention.only_text,
         };
         Transformer::new(&shape, vb)
     }
@@ -455,7 +456,9 @@ impl Unet {
             }
         }
         let normed = self.norm.forward(&running.x, self.sets(&running))?;
-        let x = self.output.forward(&self.plan.activation.forward(&normed)?)?;
+        let x = self
+            .output
+            .forward(&self.plan.last_activation.forward(&normed)?)?;
         let (_, height, width, channels) = x.dims4()?;
         match running.is_clip {
             false => x.permute((0, 3, 1, 2))?.contiguous(),

@@ -48,7 +48,7 @@ impl UnetNames {
     }
 
     /// From the names of diffusers to these, for a network of this plan.
-    pub(crate) fn translation(self, plan: &Plan) -> Option<Translation> {
+    pub(in crate::published) fn translation(self, plan: &Plan) -> Option<Translation> {
         match self {
             Self::Diffusers => None,
             Self::AnimateDiff => Some(Arc::new(|name: &str| Stored::As(animate_diff(name)))),

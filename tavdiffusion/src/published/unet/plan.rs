@@ -16,6 +16,8 @@ pub(crate) struct AttentionPlan {
     pub(crate) context: usize,
     /// Transformer blocks a layer.
     pub(crate) layers: usize,
+    /// Whether what should attend to its own places reads the text instead.
+    pub(crate) only_text: bool,
 }
 
 /// Layers at one resolution.
@@ -78,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) downsample_padding: usize,
     pub(crate) mid_divisor: f64,
     pub(crate) activation: Activation,
+    /// Before the last convolution.
+    pub(crate) last_activation: Activation,
     pub(crate) groups: usize,
     pub(crate) eps: f64,
     pub(crate) scale_shift: bool,
