@@ -40,7 +40,7 @@ pub(super) fn recognise(folder: &Folder) -> Result<Option<Model>, NetworkError> 
     let dir = folder.path();
     let parts = if class == TAV || below(&["audio_unet.", "module.audio_unet."]) {
         vec![tav(dir)?]
-    } else if below(&[DIFFUSED, FIRST_STAGE]) {
+    } else if below(&[DIFFUSED, FIRST_STAGE, LATENT_DIFFUSION]) {
         whole(folder)?
     } else if UNETS.contains(&class) || below(&["time_embedding.linear_1."]) {
         vec![unet(dir)?]

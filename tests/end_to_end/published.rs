@@ -47,8 +47,8 @@ impl Golden {
         };
         let inputs = text["inputs"].as_object().unwrap().iter().map(input).collect();
         let mut shapes = shapes_of(&text["config"]);
-        if !text["tables"].as_bool().unwrap() {
-            shapes.retain(|name, _| !name.ends_with(".pe"));
+        if text["tables"].as_bool().unwrap() {
+            shapes.extend(tables_of(&text["config"], &shapes));
         }
         let mut found = Self {
             name,
@@ -130,11 +130,29 @@ fn shapes_of(config: &Value) -> Shapes {
             let halves = [Half::Encoder, Half::Decoder];
             drop(AutoencoderKl::new(&parsed(config), &halves, &vb).unwrap());
         }
-        Some("hifigan") => drop(HifiGan::new(&parsed(config), &vb).unwrap()),
+        Some("speecht5_hifigan") => {
+            drop(HifiGan::new(&parsed(config), &vb).unwrap());
+            // In all files, whether they are used or not.
+            let mut shapes = outline.shapes();
+            let bands = config["model_in_dim"].as_u64().unwrap() as usize;
+            shapes.extend(["mean", "scale"].map(|name| (name.to_owned(), vec![bands])));
+            return shapes;
+        }
         // Listed beside the file.
         _ => assert!(config.is_null(), "{class:?}"),
     }
     outline.shapes()
+}
+
+/// Tables of places, which files may hold.
+fn tables_of(config: &Value, shapes: &Shapes) -> Shapes {
+    let length = config["motion_max_seq_length"].as_u64().unwrap() as usize;
+    let table = |(name, shape): (&String, &Vec<usize>)| {
+        let block = name.strip_suffix("norm1.weight")?;
+        let inside = name.contains(".motion_modules.");
+        inside.then(|| (format!("{block}pos_embed.pe"), vec![1, length, shape[0]]))
+    };
+    shapes.iter().filter_map(table).collect()
 }
 
 fn parsed<C: serde::de::DeserializeOwned>(config: &Value) -> C {

@@ -311,15 +311,14 @@ impl HifiGan {
     /// No such folder, a network that is not understood, tensors that are missing, unexpected or of another shape: all are listed.
     pub fn load(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
         let config = Self::config_in(dir)?;
-        let names = match Weights::find(dir)? {
-            Some(weights) => Names::of(&weights.shapes()?),
-            None => return Err(LoadError::Absent { path: dir.to_owned() }),
+        let Some(weights) = Weights::find(dir)? else {
+            return Err(LoadError::Absent { path: dir.to_owned() });
         };
-        let ignored = |name: &str| {
-            let unused = matches!(name, "mean" | "scale") && !config.normalize_before;
-            unused || !name.starts_with(names.prefix)
-        };
-        folder::load(dir, compute, device, ignored, |compute, vb| {
+        let names = Names::of(&weights.shapes()?);
+        // What lies beside the vocoder in a file of a whole pipeline is not read.
+        let part = |name: &str| name.starts_with(names.prefix);
+        let ignored = |name: &str| matches!(name, "mean" | "scale") && !config.normalize_before;
+        folder::load_part(&weights, part, compute, device, ignored, |compute, vb| {
             Self::new(&config, &translated(&vb.to_dtype(compute), names.translation()))
         })
     }

@@ -1,5 +1,7 @@
 //! `config.json` of `UNet2DConditionModel`, `UNetMotionModel` and `MotionAdapter`, with the defaults of diffusers.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +12,7 @@ use super::plan::{AttentionPlan, BlockPlan, MidPlan, MotionPlan, OverFrames, Pla
 
 /// One value for all blocks, or one a block.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected one value, or a list with one of each block")]
 pub(crate) enum PerBlock<T> {
     /// The same for all.
     All(T),
@@ -75,6 +77,16 @@ pub struct UnetConfig {
     time_embedding_act_fn: Value,
     timestep_post_act: Value,
     time_cond_proj_dim: Value,
+}
+
+/// Layers at one resolution of a network whose shapes are all there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LatentBlock {
+    pub(crate) channels: usize,
+    /// Residual blocks on the way down.
+    pub(crate) layers: usize,
+    /// Transformer blocks a layer, none without attention.
+    pub(crate) depth: usize,
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -148,6 +160,45 @@ impl UnetConfig {
             attention_head_dim: PerBlock::Each(vec![5, 10, 20, 20]),
             use_linear_projection: true,
             upcast_attention: true,
+            ..Self::default()
+        }
+    }
+
+    /// A network of these channels in and out, and blocks from the largest sides to the smallest, each with `heads` of its channels.
+    pub(crate) fn of_blocks(
+        [in_channels, out_channels]: [usize; 2],
+        blocks: &[LatentBlock],
+        context: usize,
+        linear: bool,
+        heads: impl Fn(usize) -> usize,
+    ) -> Self {
+        let each = |of: &dyn Fn(&LatentBlock) -> usize| PerBlock::Each(blocks.iter().map(of).collect());
+        let kinds = |cross: &str, plain: &str| -> Vec<String> {
+            let kind = |block: &LatentBlock| if block.depth > 0 { cross } else { plain };
+            blocks.iter().map(|block| kind(block).to_owned()).collect()
+        };
+        let mut up = kinds("CrossAttnUpBlock2D", "UpBlock2D");
+        up.reverse();
+        // The middle is as deep as the last block with attention.
+        let deepest = blocks
+            .iter()
+            .rev()
+            .map(|block| block.depth)
+            .find(|&depth| depth > 0);
+        Self {
+            in_channels,
+            out_channels,
+            down_block_types: kinds("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types: up,
+            block_out_channels: blocks.iter().map(|block| block.channels).collect(),
+            layers_per_block: each(&|block| block.layers),
+            cross_attention_dim: PerBlock::All(context),
+            transformer_layers_per_block: each(&|block| match block.depth {
+                0 => deepest.unwrap_or(1),
+                depth => depth,
+            }),
+            attention_head_dim: each(&|block| heads(block.channels)),
+            use_linear_projection: linear,
             ..Self::default()
         }
     }
@@ -516,6 +567,24 @@ impl MotionAdapterConfig {
             resnet_norm_over_frames: true,
             motion_norm_over_frames: false,
             ..Self::default()
+        }
+    }
+
+    /// The modules of a file of AnimateDiff, which has no configuration, for the UNet over pictures `unet`: its shapes say how many frames
+    /// there are places for, and whether there is a module in the middle. Norms are those of diffusers.
+    pub(crate) fn of_shapes(unet: &UnetConfig, shapes: &BTreeMap<String, Vec<usize>>) -> Self {
+        let own = Self::default();
+        let table = shapes.iter().find(|(name, _)| name.ends_with(".pos_encoder.pe"));
+        let places = table.and_then(|(_, shape)| shape.get(1)).copied();
+        Self {
+            block_out_channels: unet.block_out_channels.clone(),
+            motion_layers_per_block: unet.layers_per_block.clone(),
+            motion_norm_num_groups: unet.norm_num_groups.unwrap_or(own.motion_norm_num_groups),
+            motion_max_seq_length: places.unwrap_or(own.motion_max_seq_length),
+            use_motion_mid_block: shapes
+                .keys()
+                .any(|name| name.starts_with("mid_block.motion_modules.")),
+            ..own
         }
     }
 

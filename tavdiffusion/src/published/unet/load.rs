@@ -75,7 +75,7 @@ impl Unet {
     ///
     /// # Errors
     /// As before, or the modules are those of another network.
-    pub fn sizes_with_motion(dir: &Path, motion: &Path) -> Result<UnetSizes, ConfigError> {
+    pub fn sizes_with_motion(dir: &Path, motion: &Path) -> Result<UnetSizes, LoadError> {
         let (_, plan) = Self::plans_in(dir, motion)?;
         Ok(UnetSizes::of(&plan))
     }
@@ -91,11 +91,13 @@ impl Unet {
         load(dir, compute, device, &plan, |vb| Self::of_plan(plan.clone(), vb))
     }
 
-    /// What the configuration in `dir` describes; a file of latent diffusion that has none beside it is that of Stable Diffusion 1.x.
+    /// What the configuration in `dir` describes, or the shapes of a file of latent diffusion that has none beside it.
     fn plan_in(dir: &Path) -> Result<Plan, LoadError> {
         let path = dir.join(CONFIG);
-        if !path.is_file() && matches!(names_in(dir)?, UnetNames::LatentDiffusion(_)) {
-            return Ok(UnetConfig::stable_diffusion().plan()?);
+        if !path.is_file()
+            && let UnetNames::LatentDiffusion(prefix) = names_in(dir)?
+        {
+            return Ok(of_latent_diffusion(dir, prefix)?.plan()?);
         }
         let marks: Marks = config::read(&path)?;
         match marks.class_name.as_deref() {
@@ -105,13 +107,22 @@ impl Unet {
     }
 
     /// The network over pictures in `dir`, and with the modules in `motion`.
-    fn plans_in(dir: &Path, motion: &Path) -> Result<(Plan, Plan), ConfigError> {
+    fn plans_in(dir: &Path, motion: &Path) -> Result<(Plan, Plan), LoadError> {
         let path = dir.join(CONFIG);
-        let unet: UnetConfig = config::read(&path)?;
-        let still = plan_of(&path, UnetConfig::plan)?;
-        let moved = plan_of(&motion.join(CONFIG), |adapter: &MotionAdapterConfig| {
-            adapter.plan(&unet)
-        })?;
+        let unet: UnetConfig = match path.is_file() {
+            true => config::read_checked(&path, |config: &UnetConfig| config.plan().map(drop))?,
+            false => match names_in(dir)? {
+                UnetNames::LatentDiffusion(prefix) => of_latent_diffusion(dir, prefix)?,
+                // The error names the file that is missing.
+                _ => config::read(&path)?,
+            },
+        };
+        let still = unet.plan()?;
+        let own = motion.join(CONFIG);
+        let moved = match own.is_file() || names_in(motion)? != UnetNames::AnimateDiff {
+            true => plan_of(&own, |adapter: &MotionAdapterConfig| adapter.plan(&unet))?,
+            false => MotionAdapterConfig::of_shapes(&unet, &weights_in(motion)?.shapes()?).plan(&unet)?,
+        };
         Ok((still, moved))
     }
 
@@ -138,11 +149,24 @@ impl Unet {
     }
 }
 
-fn names_in(dir: &Path) -> Result<UnetNames, LoadError> {
+/// What the shapes of a file of latent diffusion say, whose names begin with `prefix`.
+fn of_latent_diffusion(dir: &Path, prefix: &str) -> Result<UnetConfig, LoadError> {
+    let shapes = weights_in(dir)?.shapes()?;
+    let own = shapes
+        .into_iter()
+        .filter_map(|(name, shape)| Some((name.strip_prefix(prefix)?.to_owned(), shape)));
+    Ok(UnetConfig::of_shapes(&own.collect())?)
+}
+
+fn weights_in(dir: &Path) -> Result<Weights, LoadError> {
     match Weights::find(dir)? {
-        Some(weights) => Ok(UnetNames::of(&weights.shapes()?)),
+        Some(weights) => Ok(weights),
         None => Err(LoadError::Absent { path: dir.to_owned() }),
     }
+}
+
+fn names_in(dir: &Path) -> Result<UnetNames, LoadError> {
+    Ok(UnetNames::of(&weights_in(dir)?.shapes()?))
 }
 
 /// Builds a network, or its modules, of the weights in `dir`, whatever they are called.
@@ -153,11 +177,12 @@ fn load<M>(
     plan: &Plan,
     build: impl Fn(&VarBuilder) -> candle_core::Result<M>,
 ) -> Result<M, LoadError> {
-    let names = names_in(dir)?;
-    let ignored = |name: &str| {
-        name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE) || !name.starts_with(names.prefix())
-    };
-    folder::load(dir, compute, device, ignored, |compute, vb| {
+    let weights = weights_in(dir)?;
+    let names = UnetNames::of(&weights.shapes()?);
+    // What lies beside the network in a file of a whole pipeline is not read.
+    let part = |name: &str| name.starts_with(names.prefix());
+    let ignored = |name: &str| name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE);
+    folder::load_part(&weights, part, compute, device, ignored, |compute, vb| {
         let vb = vb.to_dtype(compute);
         match names.translation(plan) {
             Some(translation) => build(&translated(&vb, translation)),

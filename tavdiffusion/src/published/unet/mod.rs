@@ -14,6 +14,7 @@ mod load;
 mod motion;
 mod names;
 mod plan;
+mod shapes;
 
 pub use config::{MotionAdapterConfig, MotionUnetConfig, UnetConfig};
 pub use load::UnetSizes;

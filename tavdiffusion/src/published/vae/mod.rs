@@ -371,7 +371,10 @@ impl AutoencoderKl {
             && let Some(weights) = Weights::find(dir)?
         {
             // A number of the checkpoint, which no configuration repeats.
-            let value = weights.load(&Device::Cpu)?.builder().get_unchecked(SCALE)?;
+            let value = weights
+                .load_part(&Device::Cpu, |name| name == SCALE)?
+                .builder()
+                .get_unchecked(SCALE)?;
             scaling = f64::from(
                 value
                     .flatten_all()?
@@ -400,25 +403,35 @@ impl AutoencoderKl {
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
         let config = Self::config_in(dir)?;
-        let names = VaeNames::of(&shapes_in(dir)?);
-        let ignored = |name: &str| {
+        let Some(weights) = Weights::find(dir)? else {
+            return Err(LoadError::Absent { path: dir.to_owned() });
+        };
+        let names = VaeNames::of(&weights.shapes()?);
+        // The other half is not read, nor what lies beside it: files of latent diffusion hold what trained them, and other networks.
+        let part = |name: &str| {
             let Some(name) = name.strip_prefix(names.prefix()) else {
-                return true;
+                return false;
             };
             let other = Half::ALL
                 .iter()
                 .any(|half| !halves.contains(half) && half.holds(name));
-            // Files of latent diffusion hold what trained them, and a vocoder.
             let latent = matches!(names, VaeNames::LatentDiffusion(_));
-            other || (latent && !Half::ALL.iter().any(|half| half.holds(name)))
+            !other && (!latent || Half::ALL.iter().any(|half| half.holds(name)))
         };
-        folder::load(dir, compute, device, ignored, |compute, vb| {
-            let vb = vb.to_dtype(compute);
-            match names.translation(config.block_out_channels.len()) {
-                Some(translation) => Self::new(&config, halves, &translated(&vb, translation)),
-                None => Self::new(&config, halves, &vb),
-            }
-        })
+        folder::load_part(
+            &weights,
+            part,
+            compute,
+            device,
+            |_| false,
+            |compute, vb| {
+                let vb = vb.to_dtype(compute);
+                match names.translation(config.block_out_channels.len()) {
+                    Some(translation) => Self::new(&config, halves, &translated(&vb, translation)),
+                    None => Self::new(&config, halves, &vb),
+                }
+            },
+        )
     }
 }
 
