@@ -105,7 +105,6 @@ impl Golden {
                 .sqrt()
         };
         let far = rms(&(found - expected).unwrap()) / rms(expected);
-        println!("{} {name}: {far:.2e}", self.name);
         assert!(far <= CLOSE, "{} {name}: {far}", self.name);
     }
 }

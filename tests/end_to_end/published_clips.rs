@@ -394,8 +394,8 @@ fn bad_requests_and_folders_are_one_line() {
     fs::write(&weights, &whole).unwrap();
     let vocabulary = model.join("tokenizer/vocab.json");
     let letters = fs::read(&vocabulary).unwrap();
-    fs::write(&vocabulary, "{}").unwrap();
-    refused("vocab.json: has no <|startoftext|>");
+    fs::write(&vocabulary, "[]").unwrap();
+    refused("vocab.json: no vocabulary");
     fs::write(&vocabulary, letters).unwrap();
     let config = model.join("vae/config.json");
     let kept = fs::read(&config).unwrap();

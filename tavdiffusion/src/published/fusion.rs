@@ -218,7 +218,8 @@ mod tests {
         perturb(&params, 0.4)?;
         let (audio, video) = (normal("audio", &[2, 4, 5])?, normal("video", &[3, 6, 5])?);
         let found = alignment.scores(&audio, &video)?.to_vec2::<f32>()?;
-        let parts = |head: &Head, x: &Tensor| -> Result<(Vec<Vec<Vec<f32>>>, Vec<Vec<f32>>)> {
+        type Parts = (Vec<Vec<Vec<f32>>>, Vec<Vec<f32>>);
+        let parts = |head: &Head, x: &Tensor| -> Result<Parts> {
             let (tokens, weights) = head.forward(x)?;
             Ok((tokens.to_vec3()?, weights.to_vec2()?))
         };

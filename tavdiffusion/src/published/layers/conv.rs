@@ -432,14 +432,40 @@ mod tests {
             let padding = (size - stride) / 2;
             let conv = ConvTranspose1d::new(6, 4, size, stride, padding, &params.builder())?;
             perturb(&params, 0.2)?;
-            let vars = params.vars();
-            let expected = x
-                .conv_transpose1d(vars["weight"].as_tensor(), padding, 0, stride, 1, 1)?
-                .broadcast_add(&vars["bias"].as_tensor().reshape((1, 4, 1))?)?;
+            let expected = scattered(&x, &params, [size, stride, padding])?;
             let far = apart(&conv.forward(&last(&x)?)?, &last(&expected)?)?;
             assert!(far < 1e-5, "{size} {stride}: {far}");
         }
         Ok(())
+    }
+
+    /// A transposed convolution by its definition: each value of `x` `[B, I, T]` is added to `size` results. Candle's own is another one
+    /// where the kernel is as long as the stride.
+    fn scattered(x: &Tensor, params: &Params, [size, stride, padding]: [usize; 3]) -> Result<Tensor> {
+        let vars = params.vars();
+        let weight = vars["weight"].to_vec3::<f32>()?;
+        let bias = vars["bias"].to_vec1::<f32>()?;
+        let (batch, _, length) = x.dims3()?;
+        let kept = (length - 1) * stride + size - 2 * padding;
+        let mut results = vec![0f32; batch * bias.len() * kept];
+        for (b, channels) in x.to_vec3::<f32>()?.iter().enumerate() {
+            for (o, offset) in bias.iter().enumerate() {
+                let row = &mut results[(b * bias.len() + o) * kept..][..kept];
+                row.fill(*offset);
+                for (input, values) in channels.iter().enumerate() {
+                    for (t, value) in values.iter().enumerate() {
+                        for (k, factor) in weight[input][o].iter().enumerate() {
+                            if let Some(place) = (t * stride + k).checked_sub(padding)
+                                && let Some(result) = row.get_mut(place)
+                            {
+                                *result += value * factor;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Tensor::from_vec(results, (batch, bias.len(), kept), &Device::Cpu)
     }
 
     #[test]

@@ -286,11 +286,9 @@ mod tests {
             ),
             (r#"{"fusion": {}}"#, "fusion: made of no configuration"),
         ] {
-            let line = of(text).unwrap_err().to_string();
-            assert!(
-                line.contains(words) && line.lines().count() == 1,
-                "{words}: {line}"
-            );
+            let words_found = of(text).unwrap_err().to_string();
+            let line = words_found.lines().next().unwrap_or_default();
+            assert!(line.contains(words), "{words}: {line}");
         }
     }
 

@@ -445,7 +445,8 @@ mod tests {
 
     #[test]
     fn each_wrong_field_is_named_with_what_it_may_be() {
-        let cases: [(fn(&mut PublishedRequest), &str); 15] = [
+        type Change = fn(&mut PublishedRequest);
+        let cases: [(Change, &str); 15] = [
             (|r| r.prompt = " ".into(), "prompt: found an empty text"),
             (|r| r.steps = 0, "steps: found 0, expected 1 to 1000"),
             (

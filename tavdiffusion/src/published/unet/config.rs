@@ -659,9 +659,9 @@ impl MotionSettings<'_> {
             heads: heads[i],
             layers,
         };
-        for i in 0..blocks {
-            plan.down[i].motion = Some(motion(i, layers[i]));
-            plan.up[blocks - 1 - i].motion = Some(motion(i, layers[i]));
+        for (i, &layers) in layers.iter().enumerate() {
+            plan.down[i].motion = Some(motion(i, layers));
+            plan.up[blocks - 1 - i].motion = Some(motion(i, layers));
         }
         if let (MidPlan::Attention(_, mid), Some(layers)) = (&mut plan.mid, self.mid_layers) {
             *mid = Some(motion(blocks - 1, layers));
