@@ -35,7 +35,7 @@ pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     let mut tensors = file::read(&stored, &Device::Cpu).unwrap().tensors;
     let how = golden(&format!("{name}.{DRAWN}"));
     if how.exists() {
-        tensors.extend(drawn(&how));
+        tensors.extend(drawn_file(&how));
     }
     tensors
 }
@@ -60,13 +60,56 @@ pub fn model(name: &str, within: &Path) -> PathBuf {
         }
     }
     if from.join(DRAWN).exists() {
-        let mut weights = drawn(&from.join(DRAWN));
+        let mut weights = drawn_file(&from.join(DRAWN));
         if from.join(REST).exists() {
             weights.extend(file::read(&from.join(REST), &Device::Cpu).unwrap().tensors);
         }
         write(&to, weights);
     }
     to
+}
+
+/// Tensors of these names and shapes by the rule `plain` of `drawn.py`, for models whose names a test knows.
+///
+/// # Panics
+/// A shape has more places than memory.
+#[must_use]
+pub fn plainly(shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, Tensor> {
+    let one = |(name, shape): (&String, &Vec<usize>)| {
+        let inputs: usize = shape.iter().skip(1).product();
+        let (deviation, centre) = match shape.len() {
+            0 | 1 if name.ends_with("weight") || name.ends_with("scale") => (0.15, 1),
+            0 | 1 => (0.15, 0),
+            _ => (1.2 / (inputs as f64).sqrt(), 0),
+        };
+        let how = serde_json::json!([shape, exponent(deviation), centre]);
+        (name.clone(), draw(name, &how))
+    };
+    shapes.iter().map(one).collect()
+}
+
+/// Standard normal in its first two moments, and drawn.
+///
+/// # Panics
+/// A shape has more places than memory.
+#[must_use]
+pub fn unit(name: &str, shape: &[usize]) -> Tensor {
+    draw(name, &serde_json::json!([shape, exponent(1.0)]))
+}
+
+/// The exponent of the deviation that is nearest.
+fn exponent(deviation: f64) -> i64 {
+    (deviation / 147.8).log2().round_ties_even() as i64
+}
+
+/// Of names and shapes, as `drawn.py` has it: whether two sides mean the same tensors.
+#[must_use]
+pub fn digest(shapes: &BTreeMap<String, Vec<usize>>) -> String {
+    let lines: Vec<String> = shapes
+        .iter()
+        .map(|(name, shape)| format!("{name} {shape:?}\n"))
+        .collect();
+    format!("{:016x}", hashed(&lines.concat()))
 }
 
 /// Writes the weights of a model as the libraries do.
@@ -105,7 +148,11 @@ fn json(path: &Path) -> Value {
 }
 
 /// The tensors that a file describes, each by `[shape, exponent, centre, sweeps]`.
-fn drawn(path: &Path) -> BTreeMap<String, Tensor> {
+///
+/// # Panics
+/// The file is missing or malformed.
+#[must_use]
+pub fn drawn_file(path: &Path) -> BTreeMap<String, Tensor> {
     let Value::Object(all) = json(path) else {
         panic!("{}: expected an object", path.display());
     };
@@ -143,10 +190,14 @@ fn power(exponent: &Value) -> f64 {
     2f64.powi(exponent.as_i64().expect("an exponent") as i32)
 }
 
+fn hashed(text: &str) -> u64 {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, fnv)
+}
+
 /// Bytes that depend on the name and their place alone.
 fn bytes(name: &str, count: usize) -> Vec<u8> {
-    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325, fnv);
+    let seed = hashed(name);
     let at = |i: u64| {
         let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -101,8 +101,13 @@ impl fmt::Display for Estimated {
             let (name, words) = (stage.name, stage.words);
             writeln!(f, "  {name:<width$}  {:>10}  {words}", size(stage.bytes))?;
         }
+        let together: u64 = estimate.stages.iter().map(|stage| stage.bytes).sum();
         if estimate.stages.len() > 1 {
-            writeln!(f, "  {:<width$}  {:>10}", "together", size(estimate.memory_bytes))?;
+            let name = match estimate.memory_bytes < together {
+                true => "at a time",
+                false => "together",
+            };
+            writeln!(f, "  {name:<width$}  {:>10}", size(estimate.memory_bytes))?;
         }
         writeln!(f, "disk")?;
         if let Some(bytes) = estimate.checkpoint_bytes {

@@ -22,10 +22,13 @@ use crate::{models, tensors};
 /// Inputs are f32, f16 or bf16 (ids i64 or u32), outputs f32. --list prints the parts of a model with the names and
 /// shapes of their inputs and outputs; without --model those of the builtin models and of the operators.
 ///
-/// Models are the builtin generator and the folders of its parts, the AVHScore encoder, ImageBind (vision, audio, text), CLIP (pixel_values,
-/// input_ids), BERT encoders such as MiniLM, classifiers of pictures (pixel_values to logits), and language models (input_ids to logits): LLaMA of Hugging Face, HGRN2 and LightNet of flash-linear-attention,
-/// TransNormerLLM, and those that fulgur train makes, in one file or in shards with an index. Operators take q, k, v and log-decays g, or rates with the decay exp(-rate), or, for LightNet, logits g instead
-/// of k; with do, and optionally dstate, among the inputs they also give the gradients of sum(o do) + sum(state dstate).
+/// Models are the builtin generator and the folders of its parts, the AVHScore encoder, ImageBind (vision, audio, text), CLIP
+/// (pixel_values, input_ids), BERT encoders such as MiniLM, classifiers of pictures (pixel_values to logits), UNets and KL autoencoders
+/// of diffusers, HiFi-GAN of transformers, TAVDiffusion, files of their first releases and folders of whole pipelines, and language
+/// models (input_ids to logits): LLaMA of Hugging Face, HGRN2 and LightNet of flash-linear-attention, TransNormerLLM, and those that
+/// fulgur train makes, in one file or in shards with an index. Operators take q, k, v and log-decays g, or rates with the decay
+/// exp(-rate), or, for LightNet, logits g instead of k; with do, and optionally dstate, among the inputs they also give the gradients of
+/// sum(o do) + sum(state dstate).
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur forward --model models/builtin --part vocoder --inputs in.safetensors --out \

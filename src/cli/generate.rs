@@ -1,5 +1,7 @@
 //! `fulgur generate`: a prompt becomes an mp4 that shows and sounds it.
 
+mod published;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
@@ -13,6 +15,7 @@ use fulgur_benchmark::avhscore;
 use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::media::{Sound, Video, WavFormat, WriteOptions, write_mp4, write_wav};
 use fulgur_tavdiffusion::pipeline::{Clip, Generator, Mode, Progress, Request, Stage};
+use fulgur_tavdiffusion::published::is_published;
 use serde::Serialize;
 
 use super::answer::{Answer, Report};
@@ -27,10 +30,14 @@ use crate::{models, sheet};
 ///
 /// Writes an mp4 (H.264 and AAC) and beside it a JSON file with everything that made the clip. The same seed gives the
 /// same clip.
+///
+/// A folder of a published generator (TAVDiffusion, or a pipeline of diffusers such as AnimateDiff's) is named with --model; its parts are
+/// loaded one after the other. --mode reference and the options from --solver on are for such folders.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur generate \"a dog barks as it drops in from the left\" -o dog.mp4\n  \
-                  fulgur generate \"a bell rings\" --seed 7 --report bell.png -o bell.mp4"
+                  fulgur generate \"a bell rings\" --seed 7 --report bell.png -o bell.mp4\n  \
+                  fulgur generate \"a dog barks\" --model tavdiffusion/ --size 320x256 --duration 5 --fps 4 -o dog.mp4"
 )]
 pub(super) struct Arguments {
     /// What to show and to play
@@ -75,6 +82,8 @@ pub(super) struct Arguments {
     /// Also draw frames, waveform and spectrogram on one time axis
     #[arg(long, value_name = "SHEET.png")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    published: published::Options,
 }
 
 /// Which streams to make.
@@ -82,6 +91,8 @@ pub(super) struct Arguments {
 enum Streams {
     /// Picture and sound
     Joint,
+    /// The sampling loop that was published with TAVDiffusion
+    Reference,
     /// A silent mp4
     VideoOnly,
     /// A WAV file
@@ -112,15 +123,25 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     {
         check_output(path)?;
     }
-    let began = Instant::now();
     let folder = match &arguments.model {
         Some(dir) => dir.clone(),
         None => models::generator()?,
     };
+    if is_published(&folder)? {
+        return published::run(context, &arguments, &folder);
+    }
+    arguments.published.refuse(&folder)?;
+    let Some(mode) = arguments.mode.of_both() else {
+        bail!(
+            "--mode: found reference, expected joint, video-only or audio-only: {} is no published generator",
+            folder.display()
+        )
+    };
+    let began = Instant::now();
     let device = context.open_device()?;
     let generator = Generator::load(&folder, &device)?;
     let load_s = began.elapsed().as_secs_f64();
-    let request = arguments.request(&generator);
+    let request = arguments.request(&generator, mode);
 
     let began = Instant::now();
     let mut progress = context.progress("generate", Unit::Items("steps"));
@@ -136,7 +157,24 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         bail!("stopped before the clip was finished; nothing was written")
     };
     let generate_s = began.elapsed().as_secs_f64();
+    let mut answer = Generated::new(&arguments, &request, &clip, &generator);
+    answer.timings = Timings {
+        load_s,
+        generate_s,
+        write_s: 0.0,
+    };
+    finish(context, &arguments, &clip, answer)
+}
 
+/// Writes the clip, what made it, and where it is asked for its sheet.
+fn finish(
+    context: &Context,
+    arguments: &Arguments,
+    clip: &Clip,
+    mut answer: Generated,
+) -> anyhow::Result<Answer> {
+    let output = &arguments.output;
+    let sidecar = output.with_extension("json");
     let began = Instant::now();
     let video = match clip.frame_count {
         0 => None,
@@ -151,24 +189,17 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         0 => None,
         _ => Some(Sound::new(clip.samples.clone(), 1, clip.sample_rate)?),
     };
-    write_media(output, video.as_ref(), sound.as_ref(), &request)?;
-    let write_s = began.elapsed().as_secs_f64();
-
-    let mut answer = Generated::new(&arguments, &request, &clip, &generator);
+    write_media(output, video.as_ref(), sound.as_ref(), arguments)?;
+    answer.timings.write_s = began.elapsed().as_secs_f64();
     answer.avhscore = match (&video, &sound) {
         (Some(video), Some(sound)) => score(context, video, sound),
         _ => None,
-    };
-    answer.timings = Timings {
-        load_s,
-        generate_s,
-        write_s,
     };
     let json = serde_json::to_string_pretty(&answer)?;
     write_atomic(&sidecar, |file| file.write_all(json.as_bytes()))
         .with_context(|| format!("{}: cannot write", sidecar.display()))?;
     if let Some(path) = &arguments.report {
-        let picture = sheet::draw(&request.prompt, video.as_ref(), sound.as_ref());
+        let picture = sheet::draw(&arguments.prompt, video.as_ref(), sound.as_ref());
         fulgur_datasets::media::write_png(path, &picture)?;
     }
     Answer::new(&answer)
@@ -198,15 +229,15 @@ fn write_media(
     path: &Path,
     video: Option<&Video>,
     sound: Option<&Sound>,
-    request: &Request,
+    arguments: &Arguments,
 ) -> anyhow::Result<()> {
     match (video, sound) {
         (Some(video), sound) => {
             let metadata = BTreeMap::from([
-                ("title".to_owned(), request.prompt.chars().take(200).collect()),
+                ("title".to_owned(), arguments.prompt.chars().take(200).collect()),
                 (
                     "comment".to_owned(),
-                    format!("made by fulgur, seed {}", request.seed),
+                    format!("made by fulgur, seed {}", arguments.seed),
                 ),
             ]);
             write_mp4(
@@ -226,7 +257,7 @@ fn write_media(
 }
 
 impl Arguments {
-    fn request(&self, generator: &Generator) -> Request {
+    fn request(&self, generator: &Generator, mode: Mode) -> Request {
         let mut request = Request::new(self.prompt.clone(), generator.index());
         request.negative_prompt.clone_from(&self.negative_prompt);
         request
@@ -241,12 +272,20 @@ impl Arguments {
         }
         request.guidance.video = self.guidance_video.unwrap_or(request.guidance.video);
         request.guidance.audio = self.guidance_audio.unwrap_or(request.guidance.audio);
-        request.mode = match self.mode {
-            Streams::Joint => Mode::Joint,
-            Streams::VideoOnly => Mode::VideoOnly,
-            Streams::AudioOnly => Mode::AudioOnly,
-        };
+        request.mode = mode;
         request
+    }
+}
+
+impl Streams {
+    /// The mode of a generator whose streams are denoised together.
+    fn of_both(self) -> Option<Mode> {
+        match self {
+            Self::Joint => Some(Mode::Joint),
+            Self::VideoOnly => Some(Mode::VideoOnly),
+            Self::AudioOnly => Some(Mode::AudioOnly),
+            Self::Reference => None,
+        }
     }
 }
 
@@ -261,7 +300,8 @@ struct Generated {
     frames: usize,
     width: usize,
     height: usize,
-    sample_rate: u32,
+    /// None without sound.
+    sample_rate: Option<u32>,
     model: String,
     avhscore: Option<f64>,
     timings: Timings,
@@ -272,6 +312,9 @@ struct Generated {
     guidance_audio: f64,
     report: Option<PathBuf>,
     version: &'static str,
+    /// What only published generators are asked.
+    #[serde(flatten)]
+    published: Option<published::Settings>,
 }
 
 #[derive(Serialize, Default)]
@@ -292,7 +335,7 @@ impl Generated {
             frames: clip.frame_count,
             width: clip.width,
             height: clip.height,
-            sample_rate: clip.sample_rate,
+            sample_rate: Some(clip.sample_rate),
             model: generator.index().name.clone(),
             avhscore: None,
             timings: Timings::default(),
@@ -303,6 +346,7 @@ impl Generated {
             guidance_audio: request.guidance.audio,
             report: arguments.report.clone(),
             version: env!("CARGO_PKG_VERSION"),
+            published: None,
         }
     }
 }
@@ -328,10 +372,13 @@ impl fmt::Display for Generated {
         if let Some(score) = self.avhscore {
             writeln!(f, "AVHScore {score:.3} (builtin encoder)")?;
         }
-        write!(
-            f,
-            "loaded in {:.1} s, made in {:.1} s",
-            timings.load_s, timings.generate_s
-        )
+        match &self.published {
+            Some(settings) => write!(f, "{}", settings.stages()),
+            None => write!(
+                f,
+                "loaded in {:.1} s, made in {:.1} s",
+                timings.load_s, timings.generate_s
+            ),
+        }
     }
 }

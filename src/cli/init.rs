@@ -1,5 +1,7 @@
 //! `fulgur init`: a folder with a model of random weights.
 
+mod published;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -21,10 +23,15 @@ const CONFIG: &str = "config.json";
 /// Make a model folder with random weights, for measures and tests
 ///
 /// The configuration is that of ImageBind: vision_embed_dim, vision_num_blocks, vision_num_heads, the same of audio and text, and
-/// out_embed_dim; a tower without a width is left out, what is not named is as in the published model. Weights depend on the seed and their
-/// names alone. What such a model says means nothing.
+/// out_embed_dim; a tower without a width is left out, what is not named is as in the published model. Or it is that of a generator, with
+/// `"_class_name": "TavDiffusionPipeline"`: text_encoder, unet, vae, audio_vae, vocoder and scheduler, each with what its own config.json
+/// would say, or null; what is not named is as published. Weights depend on the seed and their names alone. What such a model says, or
+/// makes, means nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  fulgur init huge.json --random 1 -o imagebind-random")]
+#[command(
+    after_help = "Example:\n  fulgur init huge.json --random 1 -o imagebind-random\n  fulgur init examples/tavdiffusion-tiny.json \
+                  --random 1 -o tiny"
+)]
 pub(super) struct Arguments {
     /// The configuration, as JSON
     #[arg(value_name = "CONFIG")]
@@ -55,6 +62,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Answer> {
         config: from, output, ..
     } = arguments;
     let text = file::read_bounded(from, 1 << 20)?;
+    if let Some(config) = published::config(&text) {
+        return published::run(arguments, &config);
+    }
     let config: Config = config::read(from)?;
     let (weights, copy) = (output.join(WEIGHTS), output.join(CONFIG));
     if weights.exists() || (copy.exists() && fs::canonicalize(&copy).ok() != fs::canonicalize(from).ok()) {
@@ -76,16 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Answer> {
         );
     }
     fs::create_dir_all(output).with_context(|| format!("{}: cannot write", output.display()))?;
-    let precision = match arguments.precision {
-        Stored::F32 => Precision::F32,
-        Stored::F16 => Precision::F16,
-        Stored::Bf16 => Precision::BF16,
-    };
-    let note = BTreeMap::from([(
-        "untrained".to_owned(),
-        format!("random weights of seed {}", arguments.random),
-    )]);
-    params.save(&weights, &note, precision)?;
+    params.save(&weights, &note(arguments), arguments.precision.of_files())?;
     file::write_atomically(&copy, |out| std::io::Write::write_all(out, &text))?;
     let bytes = fs::metadata(&weights)
         .map_err(|e| anyhow!("{}: {e}", weights.display()))?
@@ -96,6 +97,22 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Answer> {
         parameters: params.count(),
         bytes,
     })
+}
+
+/// What the files say of themselves.
+fn note(arguments: &Arguments) -> BTreeMap<String, String> {
+    let words = format!("random weights of seed {}", arguments.random);
+    BTreeMap::from([("untrained".to_owned(), words)])
+}
+
+impl Stored {
+    fn of_files(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::BF16,
+        }
+    }
 }
 
 #[derive(Serialize)]

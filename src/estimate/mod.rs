@@ -21,6 +21,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use fulgur_lightnet::params::outline::values_of;
+use fulgur_tavdiffusion::published::{Piece, is_published};
 use serde::Serialize;
 
 use crate::train::peak::Gpu;
@@ -214,17 +215,23 @@ impl Estimate {
             stored.extend(weights::read(&path, folder.as_deref())?);
             disk += std::fs::metadata(&path).map_or(0, |info| info.len());
         }
-        let stages = vec![Stage {
-            name: "weights",
-            bytes: loaded(&stored),
-            words: "f32, as this program computes with them",
-        }];
+        let in_turn = generator_stages(dir, &stored);
+        let peak = in_turn.iter().map(|stage| stage.bytes).max();
+        let stages = match in_turn.is_empty() {
+            false => in_turn,
+            true => vec![Stage {
+                name: "weights",
+                bytes: loaded(&stored),
+                words: "f32, as this program computes with them",
+            }],
+        };
         let parameters = |sum: u64, tensor: &Stored| sum.saturating_add(tensor.parameters);
         Ok(Self {
             kind: "model".to_owned(),
             parameters: stored.iter().fold(0, parameters),
             parts: parts(&stored),
-            memory_bytes: sum(&stages),
+            // Stages of a generator come one after the other, and each frees what it loaded.
+            memory_bytes: peak.unwrap_or_else(|| sum(&stages)),
             stages,
             checkpoint_bytes: None,
             disk_bytes: disk,
@@ -233,6 +240,49 @@ impl Estimate {
             unknown: vec!["what the model computes with on the way".to_owned()],
         })
     }
+}
+
+/// Weights by the stage that loads them, of the folder of a published generator; none of any other folder.
+fn generator_stages(dir: &Path, stored: &[Stored]) -> Vec<Stage> {
+    // A folder without this file, or with another generator, is a model like any.
+    if !is_published(dir).unwrap_or(false) {
+        return Vec::new();
+    }
+    let of = |pieces: &[Piece]| {
+        let held = stored.iter().filter(|tensor| {
+            let folder = tensor.folder.as_deref();
+            pieces.iter().any(|piece| Some(piece.folder()) == folder)
+        });
+        held.map(|tensor| tensor.loaded).fold(0, u64::saturating_add)
+    };
+    let networks = [Piece::Unet, Piece::MotionAdapter, Piece::AudioUnet, Piece::Fusion];
+    let sounds = [Piece::AudioVae, Piece::Vocoder];
+    [
+        (
+            "text",
+            of(&[Piece::TextEncoder]),
+            "weights of the text encoder, f32; half in bf16",
+        ),
+        (
+            "denoise",
+            of(&networks),
+            "weights of the networks that denoise, f32; half in bf16",
+        ),
+        (
+            "picture",
+            of(&[Piece::Vae]),
+            "weights of the autoencoder of pictures, f32; half in bf16",
+        ),
+        (
+            "sound",
+            of(&sounds),
+            "weights of the autoencoder of spectrograms, and of the vocoder, f32",
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, bytes, _)| *bytes > 0)
+    .map(|(name, bytes, words)| Stage { name, bytes, words })
+    .collect()
 }
 
 /// Memory of the networks in these folders; none where one is missing, which is noted.

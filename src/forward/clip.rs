@@ -38,6 +38,12 @@ pub(super) fn recognise(folder: &Folder) -> Result<Option<Model>, NetworkError> 
     }))
 }
 
+/// The texts in a file of latent diffusion.
+pub(super) fn texts_in(folder: &Folder) -> Result<Part, NetworkError> {
+    let model = Clip::open(folder.path(), DType::F32, &Device::Cpu)?;
+    Ok(tower(&model, folder, Side::Text))
+}
+
 /// Inputs of a tower; each side has a batch of its own.
 fn inputs(model: &Clip, side: Side) -> Vec<Port> {
     let Some(sizes) = model.sizes(side) else {

@@ -35,6 +35,7 @@ mod imagebind;
 mod lm;
 pub mod operator;
 mod port;
+mod published;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,7 +59,7 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 8] = [
+const FAMILIES: [(&str, Recognise); 9] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("ImageBind", imagebind::recognise),
@@ -66,6 +67,10 @@ const FAMILIES: [(&str, Recognise); 8] = [
     ("bert", bert::recognise),
     ("vision_classifier", classifier::recognise),
     ("i3d, vggish, panns, clap", features::recognise),
+    (
+        "UNet2DConditionModel, UNetMotionModel, AutoencoderKL, speecht5_hifigan, pipelines of diffusers, TavDiffusionUnet",
+        published::recognise,
+    ),
     (
         "llama, hgrn2, lightnet, transnormer, tnl, cosformer2, hgrn1",
         lm::recognise,
@@ -132,10 +137,8 @@ impl Model {
     /// No model folder, a model of no known family, a configuration that is damaged.
     pub fn open(dir: &Path) -> Result<Self, ForwardError> {
         let folder = Folder::open(dir)?;
-        for (_, recognise) in FAMILIES {
-            if let Some(model) = recognise(&folder)? {
-                return Ok(model);
-            }
+        if let Some(model) = known(&folder)? {
+            return Ok(model);
         }
         Err(ForwardError::Kind {
             path: dir.to_owned(),
@@ -230,6 +233,16 @@ impl Part {
         let network = (self.load)(device)?;
         Ok(network(&inputs)?)
     }
+}
+
+/// The model of the first family that knows the folder.
+fn known(folder: &Folder) -> Result<Option<Model>, NetworkError> {
+    for (_, recognise) in FAMILIES {
+        if let Some(model) = recognise(folder)? {
+            return Ok(Some(model));
+        }
+    }
+    Ok(None)
 }
 
 /// Names beside their tensors, as outputs.

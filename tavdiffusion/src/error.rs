@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use fulgur_lightnet::config::ConfigError;
+use fulgur_lightnet::encoders::clip_tokenizer::ClipTokenizerError;
 use fulgur_lightnet::params::ParamsError;
+use fulgur_lightnet::params::folder::LoadError;
 
 use crate::text::TextError;
 
@@ -37,6 +39,20 @@ pub enum Error {
     /// The text encoder.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// A network cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A vocabulary of CLIP.
+    #[error(transparent)]
+    Vocabulary(#[from] ClipTokenizerError),
+    /// The device has too little memory.
+    #[error("out of memory on the device: {advice} ({line})")]
+    Memory {
+        /// The smallest change that helps.
+        advice: String,
+        /// What the device said.
+        line: String,
+    },
     /// The arithmetic failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -11,6 +11,7 @@ pub mod diffusion;
 pub mod error;
 mod folder;
 pub mod pipeline;
+pub mod published;
 pub mod streams;
 #[cfg(test)]
 mod testing;

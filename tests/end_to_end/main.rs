@@ -33,6 +33,8 @@ mod metrics;
 mod models;
 mod pack;
 mod program;
+mod published;
+mod published_clips;
 mod report;
 mod repository;
 mod scaling;

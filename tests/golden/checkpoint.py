@@ -7,10 +7,16 @@ plain.pth: tensors of all types, views of one storage, transposed, expanded and 
 training.pth: a training checkpoint with the state of an optimiser, numbers of NumPy and a module's state_dict
 protocol.pth: as plain.pth, but with pickle protocol 4
 older.pth: the form before PyTorch 1.6
+lightning.ckpt: a training checkpoint whose callbacks and settings are objects of other libraries, as the first releases of latent
+diffusion are
 FILE.NAME: the tensors
 """
 
+import argparse
+import collections
 import pathlib
+import sys
+import types
 
 import numpy as np
 import torch
@@ -41,6 +47,27 @@ torch.save({
     "epoch": 7, "best": np.float64(0.25), "array": np.arange(5), "names": ["a", ("b", None)], "state_dict": module.state_dict(),
     "optimizer": optimiser.state_dict(), "size": torch.Size([1, 2]), "type": torch.float16, "big": 2**70, "flag": True,
 }, folder / "training.pth")
+
+
+class ModelCheckpoint:
+    """Stands for the class of a library that need not be there."""
+
+    def __init__(self, best):
+        self.best = best
+
+
+library = "pytorch_lightning.callbacks.model_checkpoint"
+for name in ("pytorch_lightning", "pytorch_lightning.callbacks", library):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules[library].ModelCheckpoint = ModelCheckpoint
+ModelCheckpoint.__module__ = library
+counts = collections.defaultdict(int)
+counts["seen"] = 3
+torch.save({
+    "epoch": 2, "callbacks": {ModelCheckpoint: {"best": np.float64(1.5)}}, "hyper_parameters": argparse.Namespace(lr=0.1),
+    "objects": [ModelCheckpoint(torch.zeros(2))], "counts": counts, "place": pathlib.PurePosixPath("a/b"),
+    "state_dict": module.state_dict(),
+}, folder / "lightning.ckpt")
 
 
 def kept(t):

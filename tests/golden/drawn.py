@@ -80,6 +80,19 @@ def usual(name, shape, gain=1.0):
     return [exponent(gain / math.sqrt(math.prod(shape[1:])))]
 
 
+def plain(name, shape):
+    """Exponent and centre for a weight of convolutions and transformers alike: `fulgur_lightnet::testing::plainly` has the same rule, so
+    that names and shapes, which a test knows of its own model, are all that both sides need."""
+    if len(shape) < 2:
+        return [exponent(0.15), 1 if name.endswith(("weight", "scale")) else 0]
+    return [exponent(1.2 / math.sqrt(math.prod(shape[1:])))]
+
+
+def digest(shapes):
+    """Of names and shapes: whether two sides mean the same tensors."""
+    return f"{hashed(''.join(f'{name} {list(shapes[name])}' + chr(10) for name in sorted(shapes))):016x}"
+
+
 class Drawn:
     """Tensors that are drawn, by name, and how."""
 

@@ -4,11 +4,13 @@ mod condition;
 mod objective;
 mod sampler;
 mod schedule;
+mod solver;
 
 pub use condition::{TimeEmbedding, mean_of_words};
 pub use objective::{Mixture, Objective};
 pub use sampler::{Sampler, Step};
 pub use schedule::LinearSchedule;
+pub use solver::{Betas, Method, Prediction, Solver, SolverConfig, Spacing};
 
 /// Step of the linear schedule that a time in [0, 1] stands for.
 pub use objective::ddpm_step;

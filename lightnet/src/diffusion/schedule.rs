@@ -2,8 +2,8 @@
 
 /// Steps of the schedule.
 pub(super) const STEPS: usize = 1000;
-const FIRST_BETA: f64 = 0.00085;
-const LAST_BETA: f64 = 0.012;
+pub(super) const FIRST_BETA: f64 = 0.00085;
+pub(super) const LAST_BETA: f64 = 0.012;
 
 /// Cumulative products of `1 - beta`.
 #[derive(Clone, Debug)]

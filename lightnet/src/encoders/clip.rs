@@ -24,6 +24,11 @@ use crate::params::folder::{LoadError, Weights, load_part};
 /// The `eos_token_id` of the first published files, which does not name the end of a text: the largest id does.
 const UNNAMED_END: u32 = 2;
 
+/// Where the texts of CLIP lie in a file of latent diffusion, which holds whole pipelines.
+pub const LATENT_DIFFUSION: &str = "cond_stage_model.transformer.";
+/// Width of a head in all published models.
+const HEAD: usize = 64;
+
 /// A tower of CLIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -98,6 +103,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Of texts, as their shapes and all published models have it.
+    fn of_shapes(shapes: &Shapes) -> Self {
+        let mut names = shapes.iter();
+        let words = names.find(|(name, _)| name.ends_with(Side::Text.mark()));
+        let width = words.and_then(|(_, shape)| shape.get(1)).copied().unwrap_or(0);
+        Self {
+            own: TowerConfig {
+                num_attention_heads: Some((width / HEAD).max(1)),
+                ..TowerConfig::default()
+            },
+            ..Self::default()
+        }
+    }
+
     fn of(&self, side: Side) -> &TowerConfig {
         let part = match side {
             Side::Vision => &self.vision_config,
@@ -415,18 +434,26 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Opens a folder with `config.json` and weights; no values are read. Products will be of type `compute`: f32, and on a GPU bf16 or
+    /// Opens a folder with `config.json` and weights, or one with a file of latent diffusion, or that file; no values are read. Products will be of type `compute`: f32, and on a GPU bf16 or
     /// f16.
     ///
     /// # Errors
     /// There are no weights, they are damaged or not those of CLIP, or the configuration does not agree with them.
     pub fn open(dir: &Path, compute: DType, device: &Device) -> std::result::Result<Self, LoadError> {
-        let Some(weights) = Weights::find(dir)? else {
+        let Some(mut weights) = Weights::find(dir)? else {
             return Err(LoadError::Absent { path: dir.to_owned() });
         };
         let origin = dir.join("config.json");
-        let config: Config = json::read(&origin)?;
-        let shapes = weights.shapes()?;
+        let mut shapes = weights.shapes()?;
+        let is_part = shapes.keys().any(|name| name.starts_with(LATENT_DIFFUSION));
+        if is_part {
+            weights.below(LATENT_DIFFUSION);
+            shapes = weights.shapes()?;
+        }
+        let config = match is_part && !origin.is_file() {
+            true => Config::of_shapes(&shapes),
+            false => json::read(&origin)?,
+        };
         let sizes = Side::BOTH.map(|side| Sizes::find(side, &config, &shapes, &origin));
         let [vision, text] = sizes;
         let sizes = [vision?, text?];

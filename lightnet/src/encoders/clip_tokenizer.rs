@@ -194,6 +194,36 @@ impl ClipTokenizer {
     /// # Errors
     /// As [`Self::pieces_of`]; a context of less than two.
     pub fn encode<S: AsRef<str>>(&self, texts: &[S], context: usize, device: &Device) -> Result<Batch> {
+        self.filled(texts, context, 0, device)
+    }
+
+    /// As [`Self::encode`], with the token `padding` in place of zeros: the generators that read texts with CLIP have the end again.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], or the vocabulary has no such token.
+    pub fn padded<S: AsRef<str>>(
+        &self,
+        texts: &[S],
+        context: usize,
+        padding: &str,
+        device: &Device,
+    ) -> Result<Batch> {
+        let Some(id) = self.inner.token_to_id(padding) else {
+            return Err(ClipTokenizerError::Vocabulary {
+                path: self.path.clone(),
+                reason: format!("has no {padding}, which pads texts"),
+            });
+        };
+        self.filled(texts, context, id.into(), device)
+    }
+
+    fn filled<S: AsRef<str>>(
+        &self,
+        texts: &[S],
+        context: usize,
+        padding: i64,
+        device: &Device,
+    ) -> Result<Batch> {
         let Some(room) = context.checked_sub(2) else {
             return Err(ClipTokenizerError::Vocabulary {
                 path: self.path.clone(),
@@ -208,7 +238,7 @@ impl ClipTokenizer {
             ids.push(self.start.into());
             ids.extend(pieces.iter().take(room).map(|&id| i64::from(id)));
             ids.push(self.end.into());
-            ids.resize(truncated.len() * context, 0);
+            ids.resize(truncated.len() * context, padding);
         }
         Ok(Batch {
             ids: Tensor::from_vec(ids, (texts.len(), context), device)?,

@@ -1,5 +1,5 @@
-//! The weights of a model folder: `model.safetensors`, `diffusion_pytorch_model.safetensors` or `pytorch_model.bin`, or shards of one of
-//! them with an index; else the only file `model*.safetensors`, or the only `.pth`, `.pt` or `.ckpt`. A file may also be named itself.
+//! The weights of a model folder: `model.safetensors`, `diffusion_pytorch_model.safetensors`, `pytorch_model.bin` or
+//! `diffusion_pytorch_model.bin`, or shards of one of them with an index; else the only file `model*.safetensors`, or the only `.pth`, `.pt` or `.ckpt`. A file may also be named itself.
 //!
 //! The index is that of Hugging Face: `{"weight_map": {"tensor": "file"}}`, with files beside it. [`load`] builds a model of them,
 //! [`load_part`] a part of one.
@@ -15,10 +15,11 @@ use super::{Frozen, Outline, ParamsError, checkpoint, eight_bit, file};
 use crate::config::ConfigError;
 
 /// Files that hold all weights, the best first; their indices have the same name and an ending more.
-const WHOLE: [&str; 3] = [
+const WHOLE: [&str; 4] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
 ];
 const INDEX: &str = ".index.json";
 /// Beginnings of other names of safetensors files of all weights, such as those of a variant in half precision.
@@ -308,7 +309,8 @@ fn only(dir: &Path) -> Result<Option<PathBuf>, ParamsError> {
     let torch = |path: &&PathBuf| {
         let ending = ending(path);
         // Many other things end in .bin.
-        checkpoint::TORCH.contains(&ending.as_str()) && (ending != "bin" || named(path, &["pytorch_model"]))
+        checkpoint::TORCH.contains(&ending.as_str())
+            && (ending != "bin" || named(path, &["pytorch_model", "diffusion_pytorch_model"]))
     };
     let found: Vec<&PathBuf> = match names.iter().filter(safe).collect::<Vec<_>>() {
         found if found.is_empty() => names.iter().filter(torch).collect(),

@@ -19,12 +19,28 @@ use crate::text::TextModel;
 pub enum Stage {
     /// Reading the prompt.
     Text,
+    /// A picture to a latent, for clips that start from one.
+    Start,
     /// Denoising.
     Denoise,
     /// Latents to frames.
     Picture,
     /// Latents to samples.
     Sound,
+}
+
+impl Stage {
+    /// In one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Start => "start",
+            Self::Denoise => "denoise",
+            Self::Picture => "picture",
+            Self::Sound => "sound",
+        }
+    }
 }
 
 /// How far a clip is.

@@ -290,7 +290,14 @@ fn tensors_of(archive: &mut Archive, length: u64) -> Result<BTreeMap<String, Sto
     let mut entries: HashMap<String, (u64, u64)> = HashMap::new();
     let mut total: u64 = 0;
     for (name, value) in table(&heap, root)? {
-        let Some(view) = heap.view(value) else { continue };
+        let Some(view) = heap.view(value) else {
+            if value == Value::Foreign {
+                return Err(format!(
+                    "`{name}` is an object of another class, expected a tensor"
+                ));
+            }
+            continue;
+        };
         let storage = heap.storage(view);
         let within = match entries.get(&storage.key) {
             Some(&within) => within,

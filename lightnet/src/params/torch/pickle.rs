@@ -1,8 +1,9 @@
 //! What a pickle of tensors says, without running anything.
 //!
 //! A pickle is a program for a stack machine. This reader knows the instructions that move data, and of the functions that a pickle may
-//! name only those by which PyTorch and NumPy put arrays together; any other name is refused before it could mean anything. Nested
-//! values lie in flat tables, so that neither reading nor dropping them recurses.
+//! name only those by which PyTorch and NumPy put arrays together. Objects of libraries that are known to write training checkpoints are
+//! passed over, whatever they hold; any other name is refused before it could mean anything. Nested values lie in flat tables, so that
+//! neither reading nor dropping them recurses.
 
 use std::collections::HashMap;
 
@@ -70,7 +71,39 @@ enum Global {
     Typed,
     /// Arrays and numbers of NumPy, types and devices: nothing of them is kept.
     Other,
+    /// A class of a library that writes training checkpoints: its objects say nothing about tensors.
+    Foreign,
 }
+
+/// Libraries whose settings and callbacks lie in training checkpoints, beside the weights.
+const FOREIGN: [&str; 9] = [
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "omegaconf",
+    "argparse",
+    "typing",
+    "pathlib",
+    "datetime",
+];
+/// Classes of plain data.
+const PLAIN: [&str; 14] = [
+    "dict",
+    "list",
+    "tuple",
+    "set",
+    "frozenset",
+    "int",
+    "long",
+    "float",
+    "complex",
+    "bool",
+    "str",
+    "unicode",
+    "bytearray",
+    "object",
+];
 
 impl Global {
     fn find(module: &str, name: &str) -> Option<Self> {
@@ -92,7 +125,12 @@ impl Global {
             ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct" | "scalar")
             | ("numpy", "ndarray" | "dtype")
             | ("_codecs", "encode") => Self::Other,
-            _ => return None,
+            ("builtins" | "__builtin__", name) if PLAIN.contains(&name) => Self::Foreign,
+            ("collections", "defaultdict" | "Counter" | "deque") => Self::Foreign,
+            (module, _) => {
+                let library = module.split('.').next().unwrap_or_default();
+                return FOREIGN.contains(&library).then_some(Self::Foreign);
+            }
         })
     }
 }
@@ -110,6 +148,8 @@ pub(super) enum Value {
     Storage(u32),
     Tensor(u32),
     Global(u16),
+    /// An object of a class that is passed over.
+    Foreign,
 }
 
 /// Elements that lie in an entry of the archive.
@@ -252,7 +292,7 @@ impl Heap {
                 list.depth = list.depth.max(depth);
                 Ok(())
             }
-            Value::Other => Ok(()),
+            Value::Other | Value::Foreign => Ok(()),
             _ => Err("items for what is no list".to_owned()),
         }
     }
@@ -271,7 +311,7 @@ impl Heap {
                 dict.depth = dict.depth.max(depth);
                 Ok(())
             }
-            Value::Other => Ok(()),
+            Value::Other | Value::Foreign => Ok(()),
             _ => Err("keys for what is no dictionary".to_owned()),
         }
     }
@@ -661,6 +701,7 @@ impl<'a> Machine<'a> {
                 _ => Err("a tensor of a type that is not known".to_owned()),
             },
             Some(Global::Other) => Ok(Value::Other),
+            Some(Global::Foreign) => Ok(Value::Foreign),
             Some(Global::Storage(_)) | None => Err("a call of what is no function".to_owned()),
         }
     }

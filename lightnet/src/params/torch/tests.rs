@@ -41,6 +41,7 @@ fn tensors_are_those_of_torch() {
         ("plain.pth", "plain.", 20),
         ("protocol.pth", "plain.", 20),
         ("training.pth", "training.", 7),
+        ("lightning.ckpt", "training.", 7),
     ] {
         let checkpoint = Checkpoint::open(&golden("checkpoint").join(name)).unwrap();
         let found = checkpoint.read(|_| true).unwrap();
@@ -135,6 +136,15 @@ fn nothing_is_run_and_names_are_said() {
     assert!(line.contains("names os.system"), "{line}");
     let line = pickled(dir, b"(S'touch x'\nios\nsystem\n.");
     assert!(line.contains("instruction 0x53"), "{line}");
+    // Classes that are passed over beside the weights are nothing to pass over among them.
+    let mut pickle = one_tensor(1, 0, &[1], &[1]);
+    let at = pickle.len() - 1;
+    pickle.splice(at..at, *b"X\x01\x00\x00\x00ycargparse\nNamespace\n)\x81s");
+    let line = pickled(dir, &pickle);
+    assert!(
+        line.contains("is an object of another class, expected a tensor"),
+        "{line}"
+    );
     let line = pickled(dir, b"\x80\x02ctorch\nFloatStorage\n)R.");
     assert!(line.contains("no function"), "{line}");
     assert!(!mark.exists());
