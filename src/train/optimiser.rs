@@ -285,6 +285,19 @@ impl Slot {
 }
 
 impl Gradients {
+    /// Those that there are, in the order of the names of their parameters.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.0.iter().flatten()
+    }
+
+    /// Puts what `make` makes of each in its place, in the same order.
+    pub(super) fn replace(&mut self, mut make: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<()> {
+        for gradient in self.0.iter_mut().flatten() {
+            *gradient = make(gradient)?;
+        }
+        Ok(())
+    }
+
     /// Adds the gradients of another part of the batch.
     ///
     /// # Errors
