@@ -161,7 +161,7 @@ pub trait Communicator: Debug + Send + Sync {
     fn traffic(&self) -> Traffic;
 }
 
-impl dyn Communicator {
+impl dyn Communicator + '_ {
     /// Number of members.
     pub fn size(&self) -> usize {
         self.members().len()

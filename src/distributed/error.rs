@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Why ranks do not come together.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, thiserror::Error)]
 pub enum CommError {
     /// Ranks did not come within the time that others wait for them.
     #[error("rank {rank}: {operation}: waited {waited:?} for {}", ranks(missing))]

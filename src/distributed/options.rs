@@ -5,6 +5,19 @@ use serde::{Deserialize, Serialize};
 use super::lasp::Method;
 use super::outer::OuterOptions;
 
+/// What each rank keeps of its parameters alone, instead of all ranks of all (ZeRO, arXiv 1910.02054).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shard {
+    /// Nothing: all ranks keep all.
+    #[default]
+    None,
+    /// The moments of the optimiser (stage 1).
+    Moments,
+    /// Moments, and gradients once they are summed (stage 2).
+    Gradients,
+}
+
 /// How ranks share the work.
 ///
 /// Ranks `g W .. (g + 1) W` share sequences, where W is `sequence`; the groups g share the rows of a batch. A step of the
@@ -18,6 +31,8 @@ pub struct Distributed {
     pub sequence: usize,
     /// How states pass between them.
     pub method: Method,
+    /// What ranks keep in shards.
+    pub shard: Shard,
     /// Seconds that a rank waits for others.
     pub timeout_s: f64,
     /// Local steps between outer updates instead of gradients that are summed at each step.
@@ -31,6 +46,7 @@ impl Default for Distributed {
             world: 0,
             sequence: 1,
             method: Method::default(),
+            shard: Shard::default(),
             timeout_s: 600.0,
             outer: None,
         }
@@ -51,6 +67,14 @@ impl Distributed {
         if !(self.timeout_s > 0.0 && self.timeout_s <= MOST_SECONDS) {
             let expected = format!("above 0, at most {MOST_SECONDS}");
             return wrong("distributed.timeout_s", self.timeout_s.to_string(), &expected);
+        }
+        if self.outer.is_some() && self.shard != Shard::None {
+            let expected = "none, as workers that take steps of their own keep all moments";
+            return wrong(
+                "distributed.shard",
+                format!("{:?}", self.shard).to_lowercase(),
+                expected,
+            );
         }
         self.outer.as_ref().and_then(OuterOptions::wrong)
     }

@@ -54,7 +54,9 @@ impl Share {
 fn split(what: &str, all: usize, parts: usize, of: &str) -> Result<usize, String> {
     match all.is_multiple_of(parts) {
         true => Ok(all / parts),
-        false => Err(format!("{what} is {all}, expected a multiple of {parts}, the {of}")),
+        false => Err(format!(
+            "{what} is {all}, expected a multiple of {parts}, the {of}"
+        )),
     }
 }
 
@@ -91,7 +93,11 @@ impl Ranks {
         }
         let parts = options.sequence;
         if !size.is_multiple_of(parts) {
-            return refuse("distributed.sequence", parts, format!("a number that divides {size}"));
+            return refuse(
+                "distributed.sequence",
+                parts,
+                format!("a number that divides {size}"),
+            );
         }
         let step = match &options.outer {
             None => size,
@@ -105,7 +111,10 @@ impl Ranks {
         let line = |first: usize, count: usize, stride: usize| -> Vec<usize> {
             (0..count).map(|i| first + i * stride).collect()
         };
-        let workers = options.outer.is_some().then(|| world.group(&line(own % step, size / step, step)));
+        let workers = options
+            .outer
+            .is_some()
+            .then(|| world.group(&line(own % step, size / step, step)));
         Ok(Self {
             sequence: world.group(&line(own / parts * parts, parts, 1))?,
             step: world.group(&line(own / step * step, step, 1))?,
@@ -208,16 +217,33 @@ mod tests {
             share.rows(7),
             Err("batch is 7, expected a multiple of 2, the groups of ranks".to_owned())
         );
-        assert!(share.tokens(9).unwrap_err().contains("context is 9, expected a multiple of 4"));
+        assert!(
+            share
+                .tokens(9)
+                .unwrap_err()
+                .contains("context is 9, expected a multiple of 4")
+        );
     }
 
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
         let cases: [(fn(&mut Distributed), &str); 6] = [
-            (|o| o.sequence = 3, "distributed.sequence: found 3, expected a number that divides 4"),
-            (|o| o.world = 8, "distributed.world: found 8, expected 4, the number of ranks"),
-            (|o| (o.world, o.sequence) = (4, 3), "a number that divides the world of 4"),
-            (|o| o.sequence = 0, "distributed.sequence: found 0, expected 1 or more"),
+            (
+                |o| o.sequence = 3,
+                "distributed.sequence: found 3, expected a number that divides 4",
+            ),
+            (
+                |o| o.world = 8,
+                "distributed.world: found 8, expected 4, the number of ranks",
+            ),
+            (
+                |o| (o.world, o.sequence) = (4, 3),
+                "a number that divides the world of 4",
+            ),
+            (
+                |o| o.sequence = 0,
+                "distributed.sequence: found 0, expected 1 or more",
+            ),
             (|o| o.timeout_s = f64::NAN, "distributed.timeout_s: found NaN"),
             (
                 |o| {

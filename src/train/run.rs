@@ -6,6 +6,7 @@
 
 mod finish;
 mod recorded;
+mod shards;
 mod team;
 mod window;
 
@@ -35,7 +36,7 @@ use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
 use crate::distributed::Ranks;
 use recorded::{Found, Steps};
-use team::{Team, Word};
+use team::{Summed, Team, Word};
 use window::{Means, Window};
 
 const LOSS: &str = "loss";
@@ -262,8 +263,8 @@ impl<'a> Session<'a> {
         }
         if let Some(ranks) = &options.ranks {
             let kept = found.map(|found| found.optimiser).unwrap_or_default();
-            let (vars, step) = (task.params().vars(), session.state.step);
-            session.team = Some(Team::new(ranks, &vars, &session.state.recipe, step, &kept)?);
+            let (vars, state) = (task.params().vars(), &session.state);
+            session.team = Some(Team::new(ranks, &vars, &mut session.optimiser, state, &kept)?);
             session.saved = Instant::now();
         }
         if options.import.is_some() {
@@ -410,10 +411,11 @@ impl<'a> Session<'a> {
             samples += batch.samples as u64;
             share += batch.share / accumulate as f64;
         }
-        let word = self.word();
+        let (word, mut norm) = (self.word(), None);
         if let (Some(team), Some(own)) = (&mut self.team, gradients.take()) {
-            let (sum, means) = team.sum(own, scalars, share, word)?;
-            (gradients, scalars) = (Some(sum), means);
+            let summed: Summed = team.sum(own, scalars, share, word)?;
+            (scalars, norm) = (summed.scalars, summed.norm);
+            gradients = Some(summed.gradients);
         }
         self.state.step += 1;
         self.state.samples += samples;
@@ -421,7 +423,10 @@ impl<'a> Session<'a> {
         let Some(gradients) = gradients else { return Ok(()) };
         let lr = self.recipe.optimiser.lr * self.recipe.schedule.factor(number, progress);
         self.intact = false;
-        let clip = self.optimiser.update(&gradients, lr)?;
+        let clip = self.optimiser.update_of_norm(&gradients, norm.as_ref(), lr)?;
+        if let Some(team) = &self.team {
+            team.share_weights()?;
+        }
         if let Some(ema) = &mut self.ema {
             ema.update(&clip)?;
         }
@@ -494,7 +499,7 @@ impl<'a> Session<'a> {
             self.sample()?;
         }
         let due = match &self.team {
-            Some(team) if team.has_rounds() => team.word.save && team.is_together(),
+            Some(team) if team.saves_together() => team.word.save && team.is_together(),
             _ => self.saved.elapsed().as_secs_f64() >= train.checkpoint_seconds,
         };
         if due {

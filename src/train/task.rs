@@ -216,9 +216,7 @@ impl Batch {
             candle_core::bail!("ids do not split into rows");
         }
         for (name, tensor) in self.tensors.iter_mut().chain(&mut self.host) {
-            *tensor = tensor
-                .narrow(axis(name), rows.start, rows.len())?
-                .contiguous()?;
+            *tensor = tensor.narrow(axis(name), rows.start, rows.len())?.contiguous()?;
         }
         self.share = rows.len() as f64 / self.samples as f64;
         self.samples = rows.len();

@@ -306,7 +306,7 @@ fn bytes_do_not_depend_on_the_number_of_tokens() {
             assert_eq!((moved.calls, moved.payload as usize), (3, expected));
         }
         // LightNet: the sums of weights beside the states, and the adjoints of both.
-        let operands = super::tests::operands(Kind::Causal, B, tokens, DType::F64);
+        let operands = self::operands(Kind::Causal, B, tokens, DType::F64);
         for (_, traffic) in over_ranks(Kind::Causal, Method::Gather, 4, &operands, &weights, None) {
             let channels = B * H * D * width;
             let gathered = traffic["all-gather"];

@@ -98,7 +98,7 @@ impl Session<'_> {
         let Some(before) = self.saver.at_work() else {
             return self.save();
         };
-        if self.team.as_ref().is_some_and(|team| team.has_rounds()) {
+        if self.team.as_ref().is_some_and(|team| team.saves_together()) {
             // The other ranks have stopped for it.
             return self.save();
         }
@@ -116,10 +116,12 @@ impl Session<'_> {
     /// Begins a checkpoint of the present step, on the rank that leads; where workers take steps of their own, all ranks come
     /// together for it.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
-        let outer = match &mut self.team {
-            Some(team) => team.settle()?,
-            None => BTreeMap::new(),
-        };
+        let mut moments = BTreeMap::new();
+        let mut outer = BTreeMap::new();
+        if let Some(team) = self.team.as_mut().filter(|team| team.saves_together()) {
+            moments = team.moments(self.optimiser.moments())?;
+            outer = team.settle()?;
+        }
         if !self.leads() {
             self.saved = Instant::now();
             return Ok(());
@@ -139,7 +141,10 @@ impl Session<'_> {
             .vars()
             .into_iter()
             .map(|(name, var)| (name, var.as_detached_tensor()));
-        let mut optimiser = self.optimiser.moments();
+        let mut optimiser = match moments.is_empty() {
+            true => self.optimiser.moments(),
+            false => moments,
+        };
         optimiser.extend(self.window.tensors());
         optimiser.extend(outer);
         let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
@@ -153,7 +158,7 @@ impl Session<'_> {
     /// Keeps the steps since the last checkpoint of a run that ends by `error`, where that leaves them usable.
     pub(super) fn rescue(&mut self, error: &TrainError, report: &mut impl FnMut(Report)) {
         // Without the other ranks there is no outer state to keep.
-        let alone = self.team.as_ref().is_none_or(|team| !team.has_rounds());
+        let alone = self.team.as_ref().is_none_or(|team| !team.saves_together());
         let worth = self.intact
             && self.state.step > 0
             && alone

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::super::checkpoint::State;
 use super::super::error::TrainError;
-use super::super::optimiser::Gradients;
+use super::super::optimiser::{Gradients, Optimiser};
 use super::Report;
+use super::shards::Shards;
 use crate::distributed::outer::{Outer, OuterState, least_steps};
-use crate::distributed::{Call, Pending, Ranks, Reduce};
+use crate::distributed::{Call, Communicator, Pending, Ranks, Reduce, Shard};
 
 /// Where outer tensors are kept among those of a checkpoint.
 const PREFIX: &str = "outer.";
@@ -51,6 +53,7 @@ pub(super) struct Team<'a> {
     /// The last word that was heard.
     pub(super) word: Word,
     rounds: Option<Rounds>,
+    shards: Option<Shards>,
 }
 
 /// Local steps and outer updates.
@@ -76,20 +79,25 @@ impl<'a> Team<'a> {
     pub(super) fn new(
         ranks: &'a Ranks,
         vars: &BTreeMap<String, Var>,
-        recipe: &str,
-        step: u64,
+        optimiser: &mut Optimiser,
+        state: &State,
         kept: &BTreeMap<String, Tensor>,
     ) -> Result<Self, TrainError> {
         let world = ranks.world();
         world.agree("version of the program", env!("CARGO_PKG_VERSION"))?;
-        world.agree("recipe", recipe)?;
-        world.agree("step of the checkpoint", &step.to_string())?;
+        world.agree("recipe", &state.recipe)?;
+        world.agree("step of the checkpoint", &state.step.to_string())?;
         world.agree("weights", &digest(vars)?)?;
         let mut team = Self {
             ranks,
             word: Word::default(),
             rounds: None,
+            shards: None,
         };
+        let kind = ranks.options().shard;
+        if kind != Shard::None {
+            team.shards = Some(Shards::new(ranks.step().clone(), kind, optimiser)?);
+        }
         if let (Some(options), Some(workers)) = (&ranks.options().outer, ranks.workers()) {
             let rule = options.rule(workers.size());
             let vars: Vec<Var> = vars.values().cloned().collect();
@@ -118,9 +126,9 @@ impl<'a> Team<'a> {
         self.ranks.leads()
     }
 
-    /// Whether workers take steps of their own.
-    pub(super) fn has_rounds(&self) -> bool {
-        self.rounds.is_some()
+    /// Whether ranks have to come together for a checkpoint.
+    pub(super) fn saves_together(&self) -> bool {
+        self.rounds.is_some() || self.shards.is_some()
     }
 
     /// Whether all workers hold the same weights.
@@ -129,7 +137,8 @@ impl<'a> Team<'a> {
     }
 
     /// Gradients and scalars of a step over all ranks that take it together, from this rank's own, which are of `share` of what
-    /// the means are taken over. Hears the word of the rank that leads, whose own is `word`.
+    /// the means are taken over; where gradients are kept in shards, those of the own parameters and the norm of all. Hears the
+    /// word of the rank that leads, whose own is `word`.
     ///
     /// # Errors
     /// A rank is missing.
@@ -139,45 +148,95 @@ impl<'a> Team<'a> {
         mut scalars: Vec<(String, Tensor)>,
         share: f64,
         word: Word,
-    ) -> Result<(Gradients, Vec<(String, Tensor)>), TrainError> {
-        let device = match gradients.tensors().next() {
-            Some(tensor) => tensor.device().clone(),
-            None => Device::Cpu,
-        };
+    ) -> Result<Summed, TrainError> {
+        let step = self.ranks.step().clone();
+        if step.size() == 1 {
+            // Alone, it only has to make means of its shares.
+            let scale = |tensor: &Tensor| tensor * (1.0 / share);
+            gradients.replace(scale)?;
+            for (_, value) in &mut scalars {
+                *value = scale(value)?;
+            }
+            if self.rounds.is_none() {
+                self.word = word;
+            }
+            return Ok(Summed {
+                gradients,
+                scalars,
+                norm: None,
+            });
+        }
         let own = if self.leads() { word } else { Word::default() };
         let mut said = vec![share];
         said.extend(own.numbers());
-        let said_count = said.len();
-        let mut pieces = Vec::new();
-        for tensor in gradients.tensors().chain(scalars.iter().map(|(_, value)| value)) {
-            pieces.push(tensor.to_dtype(DType::F32)?.flatten_all()?);
-        }
-        pieces.push(Tensor::new(said, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(&device)?);
-        let own = Tensor::cat(&pieces, 0)?;
-        let step = self.ranks.step();
-        let sum = match step.size() {
-            1 => own,
-            _ => step.all_reduce(&own, Reduce::Sum)?,
+        let apart = self
+            .shards
+            .as_ref()
+            .filter(|shards| shards.kind == Shard::Gradients);
+        let mut heard = None;
+        let norm = match apart {
+            None => {
+                let all: Vec<&Tensor> = gradients
+                    .tensors()
+                    .chain(scalars.iter().map(|(_, value)| value))
+                    .collect();
+                let (mean, numbers) = mean_of(&*step, &all, &said)?;
+                let mut means = mean.into_iter();
+                let mut next = |_: &Tensor| match means.next() {
+                    Some(mean) => Ok(mean),
+                    None => candle_core::bail!("a sum over ranks brought too little"),
+                };
+                gradients.replace(&mut next)?;
+                for (_, value) in &mut scalars {
+                    *value = next(value)?;
+                }
+                heard = Some(numbers);
+                None
+            }
+            Some(shards) => Some(shards.scatter(&mut gradients, || {
+                let all: Vec<&Tensor> = scalars.iter().map(|(_, value)| value).collect();
+                let (means, numbers) = mean_of(&*step, &all, &said)?;
+                for ((_, value), mean) in scalars.iter_mut().zip(means) {
+                    *value = mean;
+                }
+                let shares = Tensor::new(&[numbers[0] as f32], &Device::Cpu)?;
+                heard = Some(numbers);
+                Ok(shares)
+            })?),
         };
-        let count = sum.elem_count() - said_count;
-        let said = sum.narrow(0, count, said_count)?;
-        if self.rounds.is_none() {
-            let heard: Vec<f32> = said.to_vec1()?;
-            let heard: Vec<f64> = heard[1..].iter().map(|&number| f64::from(number)).collect();
-            self.word = Word::of(&heard);
+        if let (None, Some(numbers)) = (&self.rounds, heard) {
+            self.word = Word::of(&numbers[1..]);
         }
-        let mean = sum.narrow(0, 0, count)?.broadcast_div(&said.narrow(0, 0, 1)?)?;
-        let mut at = 0;
-        let mut take = |like: &Tensor| {
-            let piece = mean.narrow(0, at, like.elem_count())?.reshape(like.shape());
-            at += like.elem_count();
-            piece?.to_dtype(like.dtype())?.contiguous()
-        };
-        gradients.replace(&mut take)?;
-        for (_, value) in &mut scalars {
-            *value = take(value)?;
+        Ok(Summed {
+            gradients,
+            scalars,
+            norm,
+        })
+    }
+
+    /// Takes the parameters that other ranks have updated, where each has its own.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub(super) fn share_weights(&self) -> Result<(), TrainError> {
+        match &self.shards {
+            Some(shards) => shards.share_weights(),
+            None => Ok(()),
         }
-        Ok((gradients, scalars))
+    }
+
+    /// The moments of all parameters, for a checkpoint; all ranks call it together.
+    ///
+    /// # Errors
+    /// A rank is missing.
+    pub(super) fn moments(
+        &self,
+        own: BTreeMap<String, Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        match &self.shards {
+            Some(shards) => shards.all_moments(&own),
+            None => Ok(own),
+        }
     }
 
     /// Counts an inner step, and ends the round where it is the last one.
@@ -305,6 +364,49 @@ impl<'a> Team<'a> {
     pub(super) fn fail(ranks: &Ranks, error: &TrainError) {
         ranks.world().fail(&error.to_string());
     }
+}
+
+/// What comes out of [`Team::sum`].
+pub(super) struct Summed {
+    pub(super) gradients: Gradients,
+    pub(super) scalars: Vec<(String, Tensor)>,
+    /// The norm of all gradients, `[1]`, where not all of them are here.
+    pub(super) norm: Option<Tensor>,
+}
+
+/// Sums of `tensors` and of the numbers `said` over all ranks, in one message; the tensors divided by the first number.
+fn mean_of(
+    step: &dyn Communicator,
+    tensors: &[&Tensor],
+    said: &[f64],
+) -> Result<(Vec<Tensor>, Vec<f64>), TrainError> {
+    let device = tensors
+        .first()
+        .map_or(Device::Cpu, |tensor| tensor.device().clone());
+    let mut pieces = Vec::with_capacity(tensors.len() + 1);
+    for tensor in tensors {
+        pieces.push(tensor.to_dtype(DType::F32)?.flatten_all()?);
+    }
+    pieces.push(
+        Tensor::new(said, &Device::Cpu)?
+            .to_dtype(DType::F32)?
+            .to_device(&device)?,
+    );
+    let sum = step.all_reduce(&Tensor::cat(&pieces, 0)?, Reduce::Sum)?;
+    let count = sum.elem_count() - said.len();
+    let numbers = sum.narrow(0, count, said.len())?;
+    let mean = sum
+        .narrow(0, 0, count)?
+        .broadcast_div(&numbers.narrow(0, 0, 1)?)?;
+    let mut at = 0;
+    let mut means = Vec::with_capacity(tensors.len());
+    for like in tensors {
+        let piece = mean.narrow(0, at, like.elem_count())?.reshape(like.shape())?;
+        means.push(piece.to_dtype(like.dtype())?.contiguous()?);
+        at += like.elem_count();
+    }
+    let numbers = numbers.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
+    Ok((means, numbers))
 }
 
 /// The parameters one behind the other, f32.

@@ -321,9 +321,7 @@ impl Task for LmTask {
         if self.end.is_some() {
             let borders = batch.get("borders")?.to_vec1::<u32>()?;
             let borders: Vec<usize> = borders.into_iter().map(|border| border as usize).collect();
-            return Ok(model
-                .packed_loss(ids, targets, &borders, &self.head())?
-                .into());
+            return Ok(model.packed_loss(ids, targets, &borders, &self.head())?.into());
         }
         Ok(model.loss(ids, targets, &self.head())?.into())
     }

@@ -308,7 +308,9 @@ impl Task for ClassifyTask {
         let share = ranks.share();
         if share.parts > 1 {
             let found = share.parts;
-            return Err(format!("distributed.sequence is {found}, expected 1: pictures are not split").into());
+            return Err(
+                format!("distributed.sequence is {found}, expected 1: pictures are not split").into(),
+            );
         }
         share.rows(self.options.batch)?;
         self.share = share;
