@@ -157,6 +157,11 @@ pub trait Communicator: Debug + Send + Sync {
     /// Tells all others that this rank ends, and why, so that none waits for it in vain.
     fn fail(&self, reason: &str);
 
+    /// The rank that was the first to say that it ends, where this is known here.
+    fn first_to_fail(&self) -> Option<usize> {
+        None
+    }
+
     /// What this rank has moved so far, in all groups.
     fn traffic(&self) -> Traffic;
 }

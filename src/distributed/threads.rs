@@ -37,6 +37,7 @@ pub fn world(size: usize, settings: Settings) -> Vec<Arc<dyn Communicator>> {
         settings,
         state: Mutex::new(State {
             ended: vec![None; size],
+            failed: None,
             rounds: HashMap::new(),
             mail: HashMap::new(),
         }),
@@ -71,6 +72,8 @@ type GroupName = (Arc<[usize]>, u64);
 struct State {
     /// Why ranks have ended, by rank.
     ended: Vec<Option<String>>,
+    /// The first rank that said so itself.
+    failed: Option<usize>,
     /// Operations that not all members have taken the result of, by group and number.
     rounds: HashMap<(GroupName, u64), Arc<Round>>,
     /// Messages by group, sender and receiver, as numbers in the group.
@@ -337,7 +340,13 @@ impl Communicator for Group {
     }
 
     fn fail(&self, reason: &str) {
-        self.rank.world.end(self.rank.number, reason);
+        let (world, number) = (&self.rank.world, self.rank.number);
+        world.state().failed.get_or_insert(number);
+        world.end(number, reason);
+    }
+
+    fn first_to_fail(&self) -> Option<usize> {
+        self.rank.world.state().failed
     }
 
     fn traffic(&self) -> Traffic {

@@ -1,5 +1,6 @@
 //! A run of several ranks: as threads of this process, or as one of several processes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::TrainError;
@@ -24,14 +25,15 @@ pub fn run_threads(
     report: impl FnMut(Report),
 ) -> Result<Outcome, TrainError> {
     let mut ranks = world(size, settings).into_iter();
-    let first: Mutex<Option<TrainError>> = Mutex::new(None);
-    let keep = |error: TrainError| {
-        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(error);
+    let errors: Mutex<BTreeMap<usize, TrainError>> = Mutex::new(BTreeMap::new());
+    let keep = |number: usize, error: TrainError| {
+        let mut errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.insert(number, error);
     };
     let Some(leader) = ranks.next() else {
         return run(&*task, recipe, options, report);
     };
+    let meeting = leader.clone();
     let outcome = std::thread::scope(|scope| {
         for (number, comm) in ranks.enumerate() {
             let (build, keep) = (&build, &keep);
@@ -39,7 +41,7 @@ pub fn run_threads(
                 let built = build(number + 1).inspect_err(|error| comm.fail(&error.to_string()));
                 let trained = built.and_then(|mut task| run_rank(&mut task, comm, recipe, options, |_| ()));
                 if let Err(error) = trained {
-                    keep(error);
+                    keep(number + 1, error);
                 }
             };
             std::thread::Builder::new()
@@ -48,10 +50,15 @@ pub fn run_threads(
                 .map_err(TrainError::io(&recipe.run_dir))?;
         }
         let outcome = run_rank(&mut task, leader, recipe, options, report);
-        Ok::<_, TrainError>(outcome.map_err(keep))
+        Ok::<_, TrainError>(outcome.map_err(|error| keep(0, error)))
     });
-    let found = first.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match (outcome?, found) {
+    let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // The others only say that it has ended.
+    let first = meeting.first_to_fail().and_then(|number| errors.remove(&number));
+    match (
+        outcome?,
+        first.or_else(|| errors.pop_first().map(|(_, error)| error)),
+    ) {
         (Ok(outcome), None) => Ok(outcome),
         (_, Some(error)) => Err(error),
         (Err(()), None) => Err(TrainError::Run {

@@ -412,7 +412,9 @@ impl<'a> Session<'a> {
             share += batch.share / accumulate as f64;
         }
         let (word, mut norm) = (self.word(), None);
-        if let (Some(team), Some(own)) = (&mut self.team, gradients.take()) {
+        if let Some(team) = &mut self.team
+            && let Some(own) = gradients.take()
+        {
             let summed: Summed = team.sum(own, scalars, share, word)?;
             (scalars, norm) = (summed.scalars, summed.norm);
             gradients = Some(summed.gradients);
@@ -444,8 +446,13 @@ impl<'a> Session<'a> {
         let accumulate = self.recipe.train.accumulate as f64;
         let (losses, tape) = tape::record(|| self.task.loss(batch, step));
         let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
-        let accumulate = accumulate / batch.share;
-        let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let mut total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let mut accumulate = accumulate;
+        if self.team.is_some() {
+            // A tensor, because a share of zero must not cut the graph: every rank has to join in the backward pass.
+            total = (&total * Tensor::new(batch.share as f32, total.device())?)?;
+            accumulate /= batch.share.max(f64::MIN_POSITIVE);
+        }
         let gradients = self.optimiser.gradients(tape.backward(&total)?);
         let mut scalars = vec![(LOSS.to_string(), total.detach())];
         for (name, value) in losses.parts {

@@ -152,7 +152,8 @@ impl<'a> Team<'a> {
         let step = self.ranks.step().clone();
         if step.size() == 1 {
             // Alone, it only has to make means of its shares.
-            let scale = |tensor: &Tensor| tensor * (1.0 / share);
+            let factor = if share > 0.0 { 1.0 / share } else { 0.0 };
+            let scale = |tensor: &Tensor| tensor * factor;
             gradients.replace(scale)?;
             for (_, value) in &mut scalars {
                 *value = scale(value)?;

@@ -38,6 +38,15 @@ fn recipe(folder: &Path, run: &str, settings: &str, own: &str, model: &str) -> R
     Recipe::check(text.parse().unwrap(), "test".into(), &folder.join(run)).unwrap()
 }
 
+/// The recipe with another number of steps.
+fn of_steps(max_steps: u64, recipe: Recipe) -> Recipe {
+    let train = crate::train::recipe::Train {
+        max_steps,
+        ..recipe.train.clone()
+    };
+    Recipe { train, ..recipe }
+}
+
 fn task(recipe: &Recipe) -> Result<Box<dyn Task>, TrainError> {
     let built = LmTask::open(recipe.own().unwrap(), recipe.seed, &Device::Cpu);
     Ok(Box::new(built.map_err(TrainError::task("test"))?))
@@ -143,6 +152,63 @@ fn runs_over_ranks_are_the_run_of_one() {
     }
 }
 
+/// Moments, or moments and gradients, in shards: the run of ranks that keep all, for more than 100 steps; checkpoints are whole.
+#[test]
+fn shards_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = "architecture = 'hgrn2'";
+    let of = |shard: &str, sequence: usize| {
+        let settings = format!(
+            "[optimiser]\nlr = 1e-3\nmuon = ['mlp']\nclip = 0.5\n[distributed]\nshard = '{shard}'\nsequence = {sequence}"
+        );
+        of_steps(110, recipe(folder.path(), shard, &settings, "", model))
+    };
+    let whole = of("none", 1);
+    over_ranks(&whole, 4, &RunOptions::default()).unwrap();
+    let (expected, weights) = left(&whole);
+    let moments = |recipe: &Recipe| {
+        let found = checkpoint::load_newest(&recipe.run_dir.join("checkpoints"), |_| ());
+        found.unwrap().unwrap().optimiser
+    };
+    for (shard, sequence, most) in [
+        ("moments", 1, 0.0),
+        ("gradients", 1, 1e-5),
+        ("gradients", 2, 1e-4),
+    ] {
+        let sharded = of(shard, sequence);
+        over_ranks(&sharded, 4, &RunOptions::default()).unwrap();
+        let (losses, found) = left(&sharded);
+        assert_eq!(losses.len(), 110);
+        for (found, expected) in losses.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() <= f64::max(most, 1e-7),
+                "{shard}: {found} {expected}"
+            );
+        }
+        assert!(
+            apart(&found, &weights) <= most,
+            "{shard}: {}",
+            apart(&found, &weights)
+        );
+        let (found, expected) = (moments(&sharded), moments(&whole));
+        assert!(found.keys().eq(expected.keys()), "{shard}");
+        assert!(
+            apart(&found, &expected) <= 10.0 * most,
+            "{shard}: {}",
+            apart(&found, &expected)
+        );
+        // One rank goes on from the shards of four.
+        let options = RunOptions {
+            resume: true,
+            ..RunOptions::default()
+        };
+        let longer = of_steps(112, sharded);
+        let outcome = run(&*task(&longer).unwrap(), &longer, &options, |_| ()).unwrap();
+        assert!(outcome.finished && outcome.step == 112);
+        std::fs::remove_dir_all(&longer.run_dir).unwrap();
+    }
+}
+
 /// Gradients are accumulated over parts of a batch, and a run goes on with another number of ranks from where it was left.
 #[test]
 fn runs_go_on_with_other_ranks() {
@@ -200,16 +266,9 @@ fn workers_take_steps_of_their_own() {
     let outer = |name: &str, more: &str| {
         let settings =
             format!("[optimiser]\nlr = 3e-3\n[distributed]\nworld = 4\n[distributed.outer]\n{more}");
-        let recipe = recipe(folder.path(), name, &settings, "", model);
-        let recipe = Recipe {
-            train: crate::train::recipe::Train {
-                max_steps: 60,
-                ..recipe.train.clone()
-            },
-            ..recipe
-        };
+        let recipe = of_steps(120, recipe(folder.path(), name, &settings, "", model));
         let outcome = over_ranks(&recipe, 4, &RunOptions::default()).unwrap();
-        assert!(outcome.finished && outcome.step == 60);
+        assert!(outcome.finished && outcome.step == 120);
         (outcome, left(&recipe))
     };
     for (name, more) in [
@@ -222,9 +281,9 @@ fn workers_take_steps_of_their_own() {
     ] {
         let (outcome, (losses, _)) = outer(name, more);
         let (first, last) = (losses[0], losses[losses.len() - 1]);
-        assert!(last < 0.7 * first, "{name}: {first} to {last}");
+        assert!(last < 0.8 * first, "{name}: {first} to {last}");
         let best = outcome.best.unwrap();
-        assert!(best < 0.7 * first, "{name}: validation {best}");
+        assert!(best < 0.8 * first, "{name}: validation {best}");
     }
 }
 
@@ -233,8 +292,9 @@ fn workers_take_steps_of_their_own() {
 fn outer_runs_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let settings_of = "[optimiser]\nlr = 3e-3\n[distributed.outer]\ninner_steps = 3\nmomentum = 0.3";
-    let recipe = recipe(folder.path(), "run", settings_of, "", "architecture = 'tnl'");
-    for (world, stop) in [(4, 3), (4, 6), (2, 100)] {
+    let model = "architecture = 'tnl'";
+    let recipe = of_steps(60, recipe(folder.path(), "run", settings_of, "", model));
+    for (world, stop) in [(4, 3), (4, 20), (2, 100)] {
         let interrupt = Arc::new(AtomicBool::new(false));
         let options = RunOptions {
             resume: true,
@@ -261,7 +321,7 @@ fn outer_runs_go_on() {
         .unwrap();
         if stop < 100 {
             assert!(
-                !outcome.finished && outcome.step % 3 == 0 && outcome.step < 12,
+                !outcome.finished && outcome.step % 3 == 0 && outcome.step < 50,
                 "{outcome:?}"
             );
             let found = checkpoint::load_newest(&recipe.run_dir.join("checkpoints"), |_| ());
