@@ -123,6 +123,8 @@ fn a_killed_rank_ends_the_job_and_the_run_goes_on() {
         "train.max_steps=100000",
         "--set",
         "train.checkpoint_seconds=0.2",
+        "--set",
+        "lm.batch=6",
     ];
     let start = |number| rank(train(&recipe, &sets), number, 3, &port);
     let mut ranks: Vec<Child> = (0..3).map(start).collect();

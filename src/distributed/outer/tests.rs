@@ -354,3 +354,47 @@ fn options_that_make_no_sense_are_named() {
         assert_eq!(options.wrong().map(|(field, ..)| field), Some(field));
     }
 }
+
+/// Seconds of a round of 6 inner steps of 10 ms, where an average takes `average_ms`.
+fn seconds_of_a_round(method: OuterMethod, average_ms: f64) -> f64 {
+    const ROUNDS: u32 = 5;
+    let settings = Settings {
+        // Two ranks: two hops.
+        network: Some(crate::distributed::Network {
+            latency_s: average_ms / 2e3,
+            bandwidth: 1e12,
+        }),
+        ..Settings::default()
+    };
+    let options = OuterOptions {
+        method,
+        inner_steps: 6,
+        ..OuterOptions::default()
+    };
+    let found = each(2, settings, |comm| {
+        let state = OuterState::new(&flat(&START)).unwrap();
+        let mut outer = Outer::new(rule(&options, 2), comm, None, SIZES.to_vec(), state);
+        let mut x = flat(&START);
+        let began = std::time::Instant::now();
+        for _ in 0..ROUNDS {
+            std::thread::sleep(std::time::Duration::from_millis(60));
+            x = outer.round(&(&x * 0.9).unwrap()).unwrap();
+        }
+        began.elapsed().as_secs_f64() / f64::from(ROUNDS)
+    });
+    found.into_iter().fold(0.0, f64::max)
+}
+
+/// Section 8.6: an average that lasts less than the work of a round costs nothing; one that lasts longer costs the rest.
+/// Methods without staleness wait for all of it.
+#[test]
+fn averages_hide_behind_the_work() {
+    let free = seconds_of_a_round(OuterMethod::Co2, 0.0);
+    let hidden = seconds_of_a_round(OuterMethod::Co2, 45.0);
+    let late = seconds_of_a_round(OuterMethod::Co2, 160.0);
+    let waited = seconds_of_a_round(OuterMethod::Local, 45.0);
+    assert!(hidden < free + 0.02, "{hidden} {free}");
+    // The first of five rounds waits for nothing.
+    assert!(late > 0.06 + 0.07, "{late}");
+    assert!(waited > 0.06 + 0.04, "{waited}");
+}
