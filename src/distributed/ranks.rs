@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
-        let cases: [(fn(&mut Distributed), &str); 6] = [
+        type Change = fn(&mut Distributed);
+        let cases: [(Change, &str); 6] = [
             (
                 |o| o.sequence = 3,
                 "distributed.sequence: found 3, expected a number that divides 4",

@@ -127,12 +127,13 @@ fn literal(options: &OuterOptions, workers: usize, rounds: usize) -> Course {
         let now = x.clone();
         if let Some(arrived) = arrived {
             let mut d: Vec<f64> = origin.iter().zip(&arrived).map(|(x, mean)| x - mean).collect();
-            let pieces: Vec<std::ops::Range<usize>> = match rule.gap {
-                Gap::Tensor => vec![0..2, 2..3, 3..6],
-                _ => vec![0..6],
+            let ends: &[usize] = match rule.gap {
+                Gap::Tensor => &[0, 2, 3, 6],
+                _ => &[0, 6],
             };
             gaps = Vec::new();
-            for (k, piece) in pieces.into_iter().enumerate() {
+            for (k, pair) in ends.windows(2).enumerate() {
+                let piece = pair[0]..pair[1];
                 let gap = match rule.gap {
                     Gap::Off => continue,
                     Gap::Constant(gap) => gap,
@@ -330,7 +331,8 @@ fn runs_go_on_from_what_they_kept() {
 
 #[test]
 fn options_that_make_no_sense_are_named() {
-    let cases: [(fn(&mut OuterOptions), &str); 8] = [
+    type Change = fn(&mut OuterOptions);
+    let cases: [(Change, &str); 8] = [
         (|o| o.lr = Some(0.0), "distributed.outer.lr"),
         (|o| o.lr = Some(f64::NAN), "distributed.outer.lr"),
         (|o| o.momentum = Some(1.0), "distributed.outer.momentum"),

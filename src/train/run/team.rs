@@ -281,10 +281,10 @@ impl<'a> Team<'a> {
         let Some(rounds) = &mut self.rounds else {
             return Ok(());
         };
-        if let Some(arrived) = rounds.word.take() {
-            if let Some(heard) = arrived.wait()?.first() {
-                self.word = Word::of(&heard.to_vec1::<f64>()?);
-            }
+        if let Some(arrived) = rounds.word.take()
+            && let Some(heard) = arrived.wait()?.first()
+        {
+            self.word = Word::of(&heard.to_vec1::<f64>()?);
         }
         let own = if leads { word } else { Word::default() };
         let own = Tensor::new(&own.numbers(), &Device::Cpu)?;
