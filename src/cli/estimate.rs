@@ -195,15 +195,15 @@ impl fmt::Display for Estimated {
                 "LASP-1",
                 "LASP-2",
             ];
-            let line = head.map(|name| format!("{name:>10}")).concat();
+            let line = head.map(|name| format!("{name:>12}")).concat();
             writeln!(f, "{line}")?;
         }
         for row in &self.forecasts {
-            let ms = |seconds: f64| format!("{:>10.2}", 1e3 * seconds);
-            let percent = |share: f64| format!("{:>8.1} %", 100.0 * share);
+            let ms = |seconds: f64| format!("{:>12.2}", 1e3 * seconds);
+            let percent = |share: f64| format!("{:>10.1} %", 100.0 * share);
             writeln!(
                 f,
-                "{:>10}{}{}{}{:>10}{}{}{}{}",
+                "{:>12}{}{}{}{:>12}{}{}{}{}",
                 row.ranks,
                 ms(row.reduce_s),
                 ms(row.synchronous_s),

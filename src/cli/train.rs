@@ -70,6 +70,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         timeout: Duration::try_from_secs_f64(recipe.distributed.timeout_s)?,
         network: arguments.simulate_network,
     };
+    #[cfg(feature = "mpi")]
+    if crate::distributed::mpi::is_launched() {
+        return run_by_mpi(context, &arguments, &recipe, settings);
+    }
     let ranks = match &place {
         Some(place) if place.world > 1 => Ranks::Processes(place),
         _ if recipe.distributed == Distributed::default() => Ranks::One,
@@ -149,6 +153,47 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     };
     drop(progress);
     Answer::new(&Trained::from(outcome))
+}
+
+/// Trains as one process of an MPI job.
+#[cfg(feature = "mpi")]
+fn run_by_mpi(
+    context: &Context,
+    arguments: &Arguments,
+    recipe: &Recipe,
+    settings: Settings,
+) -> anyhow::Result<Answer> {
+    let (comm, job) = crate::distributed::mpi::join(settings)?;
+    let local = Place::of_process().ok().flatten().map_or(0, |place| place.local);
+    let built = context.open_local_device(local).and_then(|device| {
+        Ok(tasks::build(
+            tasks::TASKS,
+            recipe,
+            &device,
+            context.interrupt.flag(),
+        )?)
+    });
+    let mut task = built.inspect_err(|error| comm.fail(&error.to_string()))?;
+    let options = Options {
+        resume: arguments.resume,
+        import: arguments.import_state.clone(),
+        interrupt: Arc::clone(context.interrupt.flag()),
+        pause_after: arguments.pause_after.map(Duration::from_secs),
+        ranks: None,
+    };
+    let leads = comm.rank() == 0;
+    let outcome = train::run_rank(&mut task, comm, recipe, &options, |report| {
+        if let (Report::Note(line), true) = (report, leads) {
+            context.note(&line);
+        }
+    });
+    // The others may still wait for what was sent last.
+    drop(job);
+    let trained = Trained::from(outcome?);
+    match leads {
+        true => Answer::new(&trained),
+        false => Ok(Answer::silent(trained.status())),
+    }
 }
 
 /// What the ranks of a run are.

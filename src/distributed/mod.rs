@@ -5,6 +5,7 @@
 //! | operations between ranks, asynchronous too | `communicator.rs` |
 //! | ranks as threads of one process | `threads.rs` |
 //! | ranks as processes, started by a launcher | `tcp.rs`, `place.rs` |
+//! | ranks that send messages to each other; by MPI (feature `mpi`) | `mesh.rs`, `mpi.rs` |
 //! | a network that is imagined between them | `network.rs` |
 //! | states of split sequences, LASP-1 and LASP-2 | `lasp.rs` |
 //! | which ranks share what | `ranks.rs`, `options.rs` |
@@ -17,6 +18,10 @@ mod communicator;
 mod error;
 pub mod forecast;
 pub mod lasp;
+#[cfg(any(feature = "mpi", test))]
+mod mesh;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod network;
 mod options;
 pub mod outer;
@@ -24,6 +29,7 @@ mod place;
 mod ranks;
 pub mod tcp;
 pub mod threads;
+mod wire;
 
 pub use communicator::{Call, Communicator, Moved, Pending, Reduce, SEND, Traffic};
 pub use error::CommError;

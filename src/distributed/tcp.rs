@@ -8,7 +8,6 @@ mod hub;
 mod remote;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 use std::sync::Arc;
 

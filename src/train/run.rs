@@ -419,6 +419,8 @@ impl<'a> Session<'a> {
             (scalars, norm) = (summed.scalars, summed.norm);
             gradients = Some(summed.gradients);
         }
+        // Every rank has had as many.
+        samples *= self.team.as_ref().map_or(1, Team::size);
         self.state.step += 1;
         self.state.samples += samples;
         self.window.samples += samples;
@@ -526,7 +528,9 @@ impl<'a> Session<'a> {
         values.push(("lr".into(), self.window.lr));
         values.push(("grad_norm".into(), norm));
         values.push((format!("{}_per_s", self.task.unit()), rate));
-        let mfu = peak::used(self.flops, self.peak, rate);
+        // Ranks may share a device or have one each.
+        let flops = self.flops.filter(|_| self.team.is_none());
+        let mfu = peak::used(flops, self.peak, rate);
         values.extend(mfu.map(|mfu| ("mfu".into(), mfu)));
         if self.state.skipped > 0 {
             values.push(("skipped".into(), self.state.skipped as f64));

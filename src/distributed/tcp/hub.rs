@@ -11,7 +11,7 @@ use super::super::communicator::{Communicator, Pending};
 use super::super::error::CommError;
 use super::super::place::Place;
 use super::super::threads::{Settings, world};
-use super::wire::{Ask, Tell, read, write};
+use super::super::wire::{Ask, Tell, read, write};
 use super::{VERSION, launch};
 
 /// How long a newcomer may take to say who it is.

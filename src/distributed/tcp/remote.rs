@@ -14,7 +14,7 @@ use super::super::communicator::{Call, Communicator, Counter, Pending, Traffic};
 use super::super::error::CommError;
 use super::super::place::Place;
 use super::super::threads::Settings;
-use super::wire::{Ask, Shape, Tell, read, write};
+use super::super::wire::{Ask, Shape, Tell, read, write};
 use super::{VERSION, launch};
 
 /// Between two tries to reach rank 0.

@@ -126,6 +126,11 @@ impl<'a> Team<'a> {
         self.ranks.leads()
     }
 
+    /// Number of ranks.
+    pub(super) fn size(&self) -> u64 {
+        self.ranks.world().size() as u64
+    }
+
     /// Whether ranks have to come together for a checkpoint.
     pub(super) fn saves_together(&self) -> bool {
         self.rounds.is_some() || self.shards.is_some()

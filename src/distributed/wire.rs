@@ -7,8 +7,8 @@ use safetensors::View;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::super::communicator::Call;
-use super::super::error::CommError;
+use super::communicator::Call;
+use super::error::CommError;
 
 /// Largest header.
 const MOST_HEADER: usize = 1 << 16;
