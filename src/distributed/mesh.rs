@@ -136,15 +136,6 @@ impl Mesh {
         self.changed.notify_all();
     }
 
-    /// Notes that the rank `from` is gone.
-    pub(super) fn lose(&self, from: usize, reason: &str) {
-        self.state()
-            .ended
-            .entry(from)
-            .or_insert_with(|| reason.to_owned());
-        self.changed.notify_all();
-    }
-
     fn send(&self, to: usize, message: &Message, tensors: &[Tensor]) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         wire::write(&mut bytes, message, tensors)?;

@@ -529,6 +529,34 @@ mod tests {
         assert!((3..14).contains(&plain), "{plain}");
     }
 
+    /// The rows that groups of ranks take make up the batch, and drop the branches that are dropped in it.
+    #[test]
+    fn groups_take_rows_of_a_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let own =
+            "batch = 8\nstochastic_depth = 0.5\nmodel = { layers = 2, width = 16, heads = 2, patch = 2 }";
+        let mut task = stripes(&recipe(1, own, folder.path()));
+        let cursor = Cursor { seed: 1, index: 3 };
+        let whole = task.batch(&cursor).unwrap();
+        let parts: Vec<Batch> = (0..4)
+            .map(|group| {
+                task.share = Share {
+                    group,
+                    groups: 4,
+                    ..Share::WHOLE
+                };
+                task.batch(&cursor).unwrap()
+            })
+            .collect();
+        for (name, axis) in [("pixels", 0), ("targets", 0), ("kept", 1)] {
+            let rows: Vec<&Tensor> = parts.iter().map(|part| part.get(name).unwrap()).collect();
+            let joined = Tensor::cat(&rows, axis).unwrap();
+            let list = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(list(&joined), list(whole.get(name).unwrap()), "{name}");
+        }
+        assert!(parts.iter().all(|part| (part.samples, part.share) == (2, 0.25)));
+    }
+
     /// A run that is interrupted and goes on ends with the same bits.
     #[test]
     fn resumed_runs_equal_those_left_alone() {
