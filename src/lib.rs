@@ -25,6 +25,7 @@ pub mod classify;
 pub mod cli;
 pub mod decode;
 pub mod device;
+pub mod distributed;
 pub mod doctor;
 pub mod eos;
 pub mod estimate;

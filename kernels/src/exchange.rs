@@ -14,11 +14,18 @@
 //!
 //! Every method is collective: all parts call the same methods in the same order, forward and backward.
 
-use crate::autograd::{Gradient, Value, attach2};
+mod joined;
+mod kept;
+mod threads;
+
+pub use joined::{Direction, gathered, halo, incoming, part_borders};
+pub use kept::Kept;
+pub use threads::threads;
+
+pub(crate) use joined::arriving;
+
 use candle_core::{Result, Tensor, bail};
 use std::fmt::Debug;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
 /// Running softmax statistics and the unnormalised state of an additive recurrence.
 #[derive(Clone, Debug)]
@@ -125,6 +132,16 @@ pub trait StateExchange: Debug + Send + Sync {
     fn sum(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
     }
+
+    /// What every part has, in the order of parts; all have the same shape.
+    fn gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(vec![tensor.clone()])
+    }
+
+    /// Of `[parts, ..]` summed over all parts, this part's row: the adjoint of [`Self::gather`].
+    fn scatter_sum(&self, rows: &Tensor) -> Result<Tensor> {
+        rows.get(0)
+    }
 }
 
 /// A sequence in one part.
@@ -133,227 +150,12 @@ pub struct Identity;
 
 impl StateExchange for Identity {}
 
-/// Which way a scan runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From the first token to the last.
-    Forward,
-    /// From the last token to the first.
-    Backward,
-}
-
-/// The state that enters this part of a scan, differentiable in the part's own `state` (from a zero start) and in
-/// its total `log_decay`, which has the rank of `state` and broadcasts to it.
-///
-/// Compute everything that does not need the incoming state before this call: it may wait for other parts.
-pub fn incoming(
-    exchange: &Arc<dyn StateExchange>,
-    state: &Tensor,
-    log_decay: &Tensor,
-    direction: Direction,
-) -> Result<Tensor> {
-    if state.rank() != log_decay.rank() {
-        bail!(
-            "log_decay: expected {} dimensions, found {:?}",
-            state.rank(),
-            log_decay.dims()
-        );
-    }
-    let value = match direction {
-        Direction::Forward => exchange.prefix(&state.detach(), &log_decay.detach())?,
-        Direction::Backward => exchange.suffix(&state.detach(), &log_decay.detach())?,
-    };
-    if value.shape() != state.shape() {
-        bail!(
-            "incoming state: expected {:?}, found {:?}",
-            state.dims(),
-            value.dims()
-        );
-    }
-    let gradient = Chain {
-        exchange: exchange.clone(),
-        direction,
-    };
-    attach2(Value::Tensor(value), [state, log_decay], gradient)
-}
-
-struct Chain {
-    exchange: Arc<dyn StateExchange>,
-    direction: Direction,
-}
-
-impl Gradient<2> for Chain {
-    fn name(&self) -> &'static str {
-        "incoming-state"
-    }
-
-    fn backward(&self, args: [&Tensor; 2], res: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let log_decay = args[1].detach();
-        let outgoing = match self.direction {
-            Direction::Forward => self.exchange.suffix(grad, &log_decay)?,
-            Direction::Backward => self.exchange.prefix(grad, &log_decay)?,
-        };
-        // The state that leaves is exp(A) P + U, so that its adjoint reaches U as it is and A through P.
-        let mut d_log_decay = (res.broadcast_mul(&log_decay.exp()?)? * &outgoing)?;
-        for (dim, &size) in log_decay.dims().iter().enumerate() {
-            if size == 1 {
-                d_log_decay = d_log_decay.sum_keepdim(dim)?;
-            }
-        }
-        Ok([Some(outgoing), Some(d_log_decay)])
-    }
-}
-
-/// Parts as threads of one process: one exchange for each part, `tokens` long, in order.
-///
-/// Serves tests and small machines. A part that waits longer than a minute for the others gets an error that
-/// names the missing ones.
-pub fn threads(tokens: &[usize]) -> Vec<Arc<dyn StateExchange>> {
-    threads_that_wait(tokens, PATIENCE)
-}
-
-fn threads_that_wait(tokens: &[usize], patience: Duration) -> Vec<Arc<dyn StateExchange>> {
-    let meeting = Arc::new(Meeting {
-        round: Mutex::new(Round {
-            number: 0,
-            posted: vec![None; tokens.len()],
-            last: Arc::new(Vec::new()),
-        }),
-        complete: Condvar::new(),
-        patience,
-    });
-    (0..tokens.len())
-        .map(|part| {
-            Arc::new(Threads {
-                part,
-                offset: tokens[..part].iter().sum(),
-                parts: tokens.len(),
-                meeting: meeting.clone(),
-            }) as Arc<dyn StateExchange>
-        })
-        .collect()
-}
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Debug)]
-struct Threads {
-    part: usize,
-    parts: usize,
-    offset: usize,
-    meeting: Arc<Meeting>,
-}
-
-#[derive(Debug)]
-struct Meeting {
-    round: Mutex<Round>,
-    complete: Condvar,
-    patience: Duration,
-}
-
-#[derive(Debug)]
-struct Round {
-    number: u64,
-    posted: Vec<Option<Vec<Tensor>>>,
-    last: Arc<Vec<Vec<Tensor>>>,
-}
-
-impl Threads {
-    /// What every part posted, in the order of parts.
-    fn gather(&self, tensors: Vec<Tensor>) -> Result<Arc<Vec<Vec<Tensor>>>> {
-        let Ok(mut round) = self.meeting.round.lock() else {
-            bail!("part {}: another part panicked during an exchange", self.part);
-        };
-        round.posted[self.part] = Some(tensors);
-        if round.posted.iter().all(Option::is_some) {
-            round.last = Arc::new(round.posted.iter_mut().filter_map(Option::take).collect());
-            round.number += 1;
-            self.meeting.complete.notify_all();
-            return Ok(round.last.clone());
-        }
-        let number = round.number;
-        let waited = self
-            .meeting
-            .complete
-            .wait_timeout_while(round, self.meeting.patience, |r| r.number == number);
-        let Ok((round, timeout)) = waited else {
-            bail!("part {}: another part panicked during an exchange", self.part);
-        };
-        if timeout.timed_out() {
-            let missing: Vec<usize> = (0..self.parts).filter(|&p| round.posted[p].is_none()).collect();
-            bail!(
-                "part {}: waited {:?} for parts {missing:?}",
-                self.part,
-                self.meeting.patience
-            );
-        }
-        Ok(round.last.clone())
-    }
-
-    /// Decayed sum of the states of `parts`, the farthest first.
-    fn chain(
-        &self,
-        state: &Tensor,
-        log_decay: &Tensor,
-        order: impl Fn(usize) -> Vec<usize>,
-    ) -> Result<Tensor> {
-        let all = self.gather(vec![state.clone(), log_decay.clone()])?;
-        let mut sum = state.zeros_like()?;
-        for part in order(self.parts) {
-            sum = (sum.broadcast_mul(&all[part][1].exp()?)? + &all[part][0])?;
-        }
-        Ok(sum)
-    }
-}
-
-impl StateExchange for Threads {
-    fn parts(&self) -> usize {
-        self.parts
-    }
-
-    fn part(&self) -> usize {
-        self.part
-    }
-
-    fn position_offset(&self) -> usize {
-        self.offset
-    }
-
-    fn prefix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
-        self.chain(state, log_decay, |_| (0..self.part).collect())
-    }
-
-    fn suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
-        self.chain(state, log_decay, |parts| (self.part + 1..parts).rev().collect())
-    }
-
-    fn reduce(&self, part: AdditiveState) -> Result<AdditiveState> {
-        let all = self.gather(vec![part.max, part.den, part.num])?;
-        let parts: Vec<AdditiveState> = all
-            .iter()
-            .map(|tensors| AdditiveState {
-                max: tensors[0].clone(),
-                den: tensors[1].clone(),
-                num: tensors[2].clone(),
-            })
-            .collect();
-        AdditiveState::merge(&parts)
-    }
-
-    fn sum(&self, tensor: &Tensor) -> Result<Tensor> {
-        let all = self.gather(vec![tensor.clone()])?;
-        let mut sum = all[0][0].clone();
-        for part in &all[1..] {
-            sum = (sum + &part[0])?;
-        }
-        Ok(sum)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::threads::threads_that_wait;
     use super::*;
     use candle_core::{Device, Var};
+    use std::time::Duration;
 
     /// Three parts of a scalar chain: S_i = exp(A_i) S_{i-1} + U_i, loss = sum_i c_i P_i; gradients by hand.
     #[test]
@@ -428,5 +230,90 @@ mod tests {
         assert_eq!(nothing.normalise()?.flatten_all()?.to_vec1::<f32>()?, [0.0, 0.0]);
         assert!(AdditiveState::merge(&[]).is_err());
         Ok(())
+    }
+
+    /// The rows of a neighbour, the gradient that goes back to it, and zeros where there is none.
+    #[test]
+    fn halos_are_the_rows_of_neighbours() -> Result<()> {
+        let x: Vec<f64> = (1..=12).map(f64::from).collect();
+        for direction in [Direction::Forward, Direction::Backward] {
+            let exchanges = threads(&[4, 4, 4]);
+            let found: Vec<[Vec<f64>; 2]> = std::thread::scope(|scope| {
+                let handles: Vec<_> = exchanges
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, exchange)| {
+                        let own = x[4 * i..4 * i + 4].to_vec();
+                        scope.spawn(move || -> Result<[Vec<f64>; 2]> {
+                            let own = Var::from_vec(own, (1, 4, 1), &Device::Cpu)?;
+                            let rows = halo(&exchange, &own, 2, direction)?;
+                            let weights = Tensor::new(&[10.0 + i as f64, 20.0 + i as f64], &Device::Cpu)?;
+                            let loss = (rows.flatten_all()? * weights)?.sum_all()?;
+                            let grads = loss.backward()?;
+                            let Some(grad) = grads.get(&own) else {
+                                bail!("no gradient")
+                            };
+                            Ok([rows.flatten_all()?.to_vec1()?, grad.flatten_all()?.to_vec1()?])
+                        })
+                    })
+                    .collect();
+                handles
+                    .into_iter()
+                    .map(|h| h.join().unwrap())
+                    .collect::<Result<_>>()
+            })?;
+            let expected = match direction {
+                Direction::Forward => [
+                    [vec![0.0, 0.0], vec![0.0, 0.0, 11.0, 21.0]],
+                    [vec![3.0, 4.0], vec![0.0, 0.0, 12.0, 22.0]],
+                    [vec![7.0, 8.0], vec![0.0; 4]],
+                ],
+                Direction::Backward => [
+                    [vec![5.0, 6.0], vec![0.0; 4]],
+                    [vec![9.0, 10.0], vec![10.0, 20.0, 0.0, 0.0]],
+                    [vec![0.0, 0.0], vec![11.0, 21.0, 0.0, 0.0]],
+                ],
+            };
+            assert_eq!(found, expected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn borders_of_parts() {
+        let borders = [0, 3, 5, 5, 12];
+        assert_eq!(part_borders(&borders, &(0..5)), [0, 3, 5]);
+        assert_eq!(part_borders(&borders, &(5..6)), [0, 0, 0, 1]);
+        assert_eq!(part_borders(&borders, &(6..12)), [0, 6]);
+        assert_eq!(part_borders(&borders, &(0..12)), [0, 3, 5, 5, 12]);
+    }
+
+    /// Work that is done twice exchanges once.
+    #[test]
+    fn what_was_brought_is_kept() -> Result<()> {
+        let exchanges = threads(&[1, 1]);
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = exchanges
+                .into_iter()
+                .enumerate()
+                .map(|(i, exchange)| {
+                    scope.spawn(move || -> Result<[f64; 3]> {
+                        let kept = Kept::new(exchange);
+                        let ask = |x: f64| -> Result<f64> {
+                            let sum = kept.sum(&Tensor::new(&[x], &Device::Cpu)?)?;
+                            Ok(sum.to_vec1::<f64>()?[0])
+                        };
+                        kept.begin();
+                        let first = ask(1.0 + i as f64)?;
+                        kept.begin();
+                        Ok([first, ask(100.0)?, ask(10.0 + i as f64)?])
+                    })
+                })
+                .collect();
+            for handle in handles {
+                assert_eq!(handle.join().unwrap()?, [3.0, 3.0, 21.0]);
+            }
+            Ok(())
+        })
     }
 }

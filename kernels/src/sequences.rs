@@ -1,9 +1,7 @@
 //! Packed sequences: several in a batch of one, behind each other.
 
 use crate::error::OpError;
-use crate::exchange::StateExchange;
 use candle_core::Result;
-use std::sync::Arc;
 
 /// Number of sequences in `[batch, tokens]`: one a batch, or those between `borders`, which start with 0, end with the number
 /// of tokens and never fall.
@@ -11,7 +9,6 @@ pub(crate) fn count(
     op: &'static str,
     (batch, tokens): (usize, usize),
     borders: Option<&[usize]>,
-    exchange: Option<&Arc<dyn StateExchange>>,
 ) -> Result<usize> {
     let Some(borders) = borders else {
         return Ok(batch);
@@ -27,9 +24,6 @@ pub(crate) fn count(
         return refuse(format!(
             "0, .., {tokens} that never falls, in a batch of 1 (the batch is {batch})"
         ));
-    }
-    if exchange.is_some_and(|exchange| exchange.parts() > 1) {
-        return refuse("no packed sequences where a sequence is split into parts".to_owned());
     }
     Ok(borders.len() - 1)
 }

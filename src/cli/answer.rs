@@ -34,6 +34,24 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Nothing to print: another process has the word.
+    pub(super) fn silent(status: Status) -> Self {
+        Self {
+            json: String::new(),
+            text: String::new(),
+            status,
+        }
+    }
+
+    /// What another process has printed, in whichever form it was asked for.
+    pub(super) fn printed(text: String, status: Status) -> Self {
+        Self {
+            json: text.clone(),
+            text,
+            status,
+        }
+    }
+
     /// Renders a report.
     pub(super) fn new(report: &impl Report) -> anyhow::Result<Self> {
         let mut json = serde_json::to_string(report)?;

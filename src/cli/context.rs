@@ -44,6 +44,19 @@ impl Context {
         Ok(opened.device)
     }
 
+    /// As [`Self::open_device`], for rank number `local` of this host: the GPU of that number, unless one was chosen by its number.
+    pub(super) fn open_local_device(&self, local: usize) -> anyhow::Result<Device> {
+        match self.device {
+            DeviceChoice::Auto if local > 0 && cfg!(feature = "cuda") => {
+                match DeviceChoice::Cuda(local).open() {
+                    Ok(opened) => Ok(opened.device),
+                    Err(_) => self.open_device(),
+                }
+            }
+            _ => self.open_device(),
+        }
+    }
+
     /// Progress of a piece of work, on standard error.
     pub(super) fn progress(&self, label: &str, unit: Unit) -> Progress {
         Progress::new(self.style, label, unit)

@@ -8,12 +8,17 @@ use serde::Serialize;
 
 use super::answer::{Answer, Report};
 use super::context::Context;
+use crate::distributed::Network;
+use crate::distributed::forecast::{Forecast, Measured};
 use crate::estimate::Estimate;
 use crate::report::grouped;
+use crate::train::tasks::outline;
 use crate::train::{Recipe, peak};
 
 /// The recipe in the folder of a run.
 const RECIPE: &str = "recipe.toml";
+/// Most ranks that anything is foretold for.
+const MOST_RANKS: usize = 1 << 20;
 /// Units of bytes, each a thousand of the one before it.
 const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 
@@ -25,7 +30,8 @@ const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 /// What cannot be known from shapes and settings is named and not counted.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  fulgur estimate recipes/tav.toml --set tav.model.depth=24\n  fulgur estimate models/builtin"
+    after_help = "Example:\n  fulgur estimate recipes/tav.toml --set tav.model.depth=24\n  fulgur estimate models/builtin\n  \
+                  fulgur estimate recipes/english.toml --world 8,64,1024 --network 5us,100Gbit/s"
 )]
 pub(super) struct Arguments {
     /// A recipe, the folder of a run, or the folder of a model
@@ -37,6 +43,15 @@ pub(super) struct Arguments {
     /// GPU for which the time of a step is told, such as H100, A100-SXM4-80GB or "RTX 4090"
     #[arg(long, value_name = "NAME", default_value = "H100")]
     gpu: String,
+    /// Foretell steps on so many ranks, such as 8,64,1024
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "network")]
+    world: Vec<usize>,
+    /// Links between the ranks, such as 5us,400Gbit/s
+    #[arg(long, value_name = "LATENCY,BANDWIDTH", requires = "world")]
+    network: Option<Network>,
+    /// Milliseconds of a step as it was measured on one rank; what is estimated for the GPU by default
+    #[arg(long, value_name = "MILLISECONDS", requires = "world")]
+    step_ms: Option<f64>,
 }
 
 pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
@@ -44,7 +59,16 @@ pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
         what: path,
         sets,
         gpu: name,
+        world,
+        network,
+        step_ms,
     } = arguments;
+    if let Some(&ranks) = world.iter().find(|&&ranks| !(1..=MOST_RANKS).contains(&ranks)) {
+        bail!("--world: found {ranks}, expected 1 to {MOST_RANKS}");
+    }
+    if let Some(ms) = step_ms.filter(|ms| !(*ms > 0.0 && ms.is_finite())) {
+        bail!("--step-ms: found {ms}, expected more than 0");
+    }
     let Some(gpu) = peak::by_name(&name) else {
         bail!("--gpu: found {name}, expected one of {}", peak::names())
     };
@@ -54,8 +78,27 @@ pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
     } else {
         Some(&of_run).filter(|recipe| recipe.is_file())
     };
+    let mut forecasts = Vec::new();
     let estimate = match recipe {
-        Some(recipe) => Estimate::of_recipe(&Recipe::load(recipe, &sets)?, gpu)?,
+        Some(recipe) => {
+            let recipe = Recipe::load(recipe, &sets)?;
+            let estimate = Estimate::of_recipe(&recipe, gpu)?;
+            if let Some(network) = network {
+                let step_s = step_ms.map(|ms| 1e-3 * ms).or(estimate.step_s);
+                let Some(step_s) = step_s else {
+                    bail!(
+                        "--step-ms is missing, expected the time of a step, which nobody can tell for this task"
+                    )
+                };
+                let measured = foretold(&recipe, &estimate, step_s)?;
+                forecasts = world.iter().map(|&ranks| measured.on(ranks, &network)).collect();
+            }
+            estimate
+        }
+        None if !world.is_empty() => bail!(
+            "--world: {} is the folder of a model, expected a recipe",
+            path.display()
+        ),
         None if sets.is_empty() => Estimate::of_model(&path)?,
         None => bail!(
             "--set: {} is the folder of a model, expected a recipe",
@@ -66,6 +109,20 @@ pub(super) fn run(_: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
         path,
         gpu: name,
         estimate,
+        forecasts,
+    })
+}
+
+/// What a step of `recipe` exchanges, where one takes `step_s` seconds.
+fn foretold(recipe: &Recipe, estimate: &Estimate, step_s: f64) -> anyhow::Result<Measured> {
+    let (state_bytes, layers) = outline::states(recipe)?;
+    let outer = recipe.distributed.outer.as_ref();
+    Ok(Measured {
+        step_s,
+        bytes: usize::try_from(estimate.parameters.saturating_mul(4))?,
+        state_bytes,
+        layers,
+        inner_steps: outer.map_or(0, |outer| outer.inner_steps),
     })
 }
 
@@ -75,6 +132,8 @@ struct Estimated {
     gpu: String,
     #[serde(flatten)]
     estimate: Estimate,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    forecasts: Vec<Forecast>,
 }
 
 impl Report for Estimated {}
@@ -124,6 +183,42 @@ impl fmt::Display for Estimated {
                 self.gpu
             );
             writeln!(f, "  {:<width$}  {:>10.1}  {words}", "time", 1e3 * seconds)?;
+        }
+        if !self.forecasts.is_empty() {
+            writeln!(
+                f,
+                "on several ranks, milliseconds: assumptions are in docs/distributed.md"
+            )?;
+            let head = [
+                "ranks",
+                "all-reduce",
+                "step",
+                "share",
+                "tau",
+                "CO2 step",
+                "share",
+                "LASP-1",
+                "LASP-2",
+            ];
+            let line = head.map(|name| format!("{name:>12}")).concat();
+            writeln!(f, "{line}")?;
+        }
+        for row in &self.forecasts {
+            let ms = |seconds: f64| format!("{:>12.2}", 1e3 * seconds);
+            let percent = |share: f64| format!("{:>10.1} %", 100.0 * share);
+            writeln!(
+                f,
+                "{:>12}{}{}{}{:>12}{}{}{}{}",
+                row.ranks,
+                ms(row.reduce_s),
+                ms(row.synchronous_s),
+                percent(row.synchronous_share),
+                row.inner_steps,
+                ms(row.co2_s),
+                percent(row.co2_share),
+                ms(row.lasp1_s),
+                ms(row.lasp2_s),
+            )?;
         }
         writeln!(f, "not counted")?;
         estimate

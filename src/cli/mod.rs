@@ -39,6 +39,7 @@ mod init;
 #[cfg(feature = "media")]
 mod inspect;
 mod interrupt;
+mod launch;
 mod lm;
 mod log;
 mod lra;
@@ -110,6 +111,7 @@ enum Command {
     Lm(lm::Arguments),
     Estimate(estimate::Arguments),
     Train(train::Arguments),
+    Launch(launch::Arguments),
     Report(report::Arguments),
     Eos(eos::Arguments),
     Scaling(scaling::Arguments),
@@ -143,6 +145,7 @@ impl Command {
             Self::Lm(arguments) => lm::run(context, arguments),
             Self::Estimate(arguments) => estimate::run(context, arguments),
             Self::Train(arguments) => train::run(context, arguments),
+            Self::Launch(arguments) => launch::run(context, &arguments),
             Self::Report(arguments) => report::run(context, arguments),
             Self::Eos(arguments) => eos::run(context, arguments),
             Self::Scaling(arguments) => scaling::run(context, arguments),

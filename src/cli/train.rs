@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
 use serde::Serialize;
 
-use super::answer::{Answer, Status};
+use super::answer::{Answer, Report as _, Status};
 use super::context::Context;
 use super::progress::Unit;
+use crate::distributed::threads::Settings;
+use crate::distributed::{Distributed, Network, Place, tcp};
 use crate::train::checkpoint::portable;
 use crate::train::{self, Options, Outcome, Recipe, Report, TrainError, tasks};
 
@@ -19,13 +22,17 @@ use crate::train::{self, Options, Outcome, Recipe, Report, TrainError, tasks};
 /// Ctrl-C stops after the present step with a checkpoint; --resume goes on from the newest one. The exit code is 1 where
 /// the run has not reached its end yet.
 ///
+/// Where the recipe has several ranks, they are threads of this program; processes that a launcher has started (fulgur launch,
+/// mpirun, Slurm, or anything that sets RANK and WORLD_SIZE) are one rank each.
+///
 /// --export-state trains nothing: it writes the newest checkpoint of the run as files of a limited size, from which
 /// --import-state starts a run elsewhere. Moments and averages are rounded to 16 bits on the way.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur train recipes/codec.toml --set train.max_steps=2000 --set run_dir=runs/try\n  \
                   fulgur train recipes/codec.toml --resume\n  \
-                  fulgur train recipes/codec.toml --export-state codec-state"
+                  fulgur train recipes/codec.toml --export-state codec-state\n  \
+                  fulgur train recipes/english.toml --set distributed.world=4 --set distributed.sequence=2"
 )]
 pub(super) struct Arguments {
     /// The recipe, a TOML file
@@ -48,6 +55,9 @@ pub(super) struct Arguments {
     /// Start the run folder from what --export-state wrote
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     import_state: Option<PathBuf>,
+    /// Delay what ranks exchange as a network would, such as 50us,10Gbit/s
+    #[arg(long, value_name = "LATENCY,BANDWIDTH")]
+    simulate_network: Option<Network>,
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
@@ -55,16 +65,43 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     if let Some(folder) = arguments.export_state {
         return export(context, &recipe, folder, arguments.max_bytes);
     }
-    let device = context.open_device()?;
-    let task = tasks::build(tasks::TASKS, &recipe, &device, context.interrupt.flag())?;
+    let place = Place::of_process().map_err(anyhow::Error::msg)?;
+    let settings = Settings {
+        timeout: Duration::try_from_secs_f64(recipe.distributed.timeout_s)?,
+        network: arguments.simulate_network,
+    };
+    #[cfg(feature = "mpi")]
+    if crate::distributed::mpi::is_launched() {
+        return run_by_mpi(context, &arguments, &recipe, settings);
+    }
+    let ranks = match &place {
+        Some(place) if place.world > 1 => Ranks::Processes(place),
+        _ if recipe.distributed == Distributed::default() => Ranks::One,
+        _ => Ranks::Threads(recipe.distributed.world.max(1)),
+    };
+    // Before anything is loaded: ranks that cannot meet need not read data.
+    let joined = match ranks {
+        Ranks::Processes(place) => Some(tcp::join(place, settings)?),
+        _ => None,
+    };
+    let local = place.as_ref().map_or(0, |place| place.local);
+    let device = context.open_local_device(local)?;
+    let build = |device: &Device| tasks::build(tasks::TASKS, &recipe, device, context.interrupt.flag());
+    let mut task = build(&device).inspect_err(|error| {
+        if let Some((comm, _)) = &joined {
+            comm.fail(&error.to_string());
+        }
+    })?;
     let options = Options {
         resume: arguments.resume,
         import: arguments.import_state,
         interrupt: Arc::clone(context.interrupt.flag()),
         pause_after: arguments.pause_after.map(Duration::from_secs),
+        ranks: None,
     };
     let mut progress = context.progress(&recipe.task, Unit::Items("steps"));
-    let outcome = train::run(&*task, &recipe, &options, |report| match report {
+    let unit = task.unit();
+    let tell = |report: Report| match report {
         Report::Note(line) => context.note(&line),
         Report::Progress {
             step,
@@ -76,9 +113,8 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         } => {
             let mfu = mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
             progress.relabel(format!(
-                "{}, loss {loss:.4}, {samples_per_s:.0} {}/s{mfu}",
+                "{}, loss {loss:.4}, {samples_per_s:.0} {unit}/s{mfu}",
                 recipe.task,
-                task.unit()
             ));
             // A run that ends by time has as many steps as its speed so far foretells.
             let all = if part > 0.0 {
@@ -88,9 +124,86 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
             };
             progress.set(step, Some(all.max(step)));
         }
-    })?;
+    };
+    let outcome = match (ranks, joined) {
+        (Ranks::Processes(place), Some((comm, hub))) => {
+            if place.rank == 0 {
+                let outcome = train::run_rank(&mut task, comm, &recipe, &options, tell);
+                // The others may still ask for what the last operations brought.
+                drop(hub);
+                outcome?
+            } else {
+                let outcome = train::run_rank(&mut task, comm, &recipe, &options, |_| ())?;
+                return Ok(Answer::silent(Trained::from(outcome).status()));
+            }
+        }
+        (Ranks::Threads(size), _) => {
+            let of_rank = |_| {
+                let device = context
+                    .open_local_device(local)
+                    .map_err(|error| TrainError::Run {
+                        path: recipe.run_dir.clone(),
+                        reason: error.to_string(),
+                    })?;
+                build(&device)
+            };
+            train::run_threads(size, settings, task, of_rank, &recipe, &options, tell)?
+        }
+        _ => train::run(&*task, &recipe, &options, tell)?,
+    };
     drop(progress);
     Answer::new(&Trained::from(outcome))
+}
+
+/// Trains as one process of an MPI job.
+#[cfg(feature = "mpi")]
+fn run_by_mpi(
+    context: &Context,
+    arguments: &Arguments,
+    recipe: &Recipe,
+    settings: Settings,
+) -> anyhow::Result<Answer> {
+    let (comm, job) = crate::distributed::mpi::join(settings)?;
+    let local = Place::of_process().ok().flatten().map_or(0, |place| place.local);
+    let built = context.open_local_device(local).and_then(|device| {
+        Ok(tasks::build(
+            tasks::TASKS,
+            recipe,
+            &device,
+            context.interrupt.flag(),
+        )?)
+    });
+    let mut task = built.inspect_err(|error| comm.fail(&error.to_string()))?;
+    let options = Options {
+        resume: arguments.resume,
+        import: arguments.import_state.clone(),
+        interrupt: Arc::clone(context.interrupt.flag()),
+        pause_after: arguments.pause_after.map(Duration::from_secs),
+        ranks: None,
+    };
+    let leads = comm.rank() == 0;
+    let outcome = train::run_rank(&mut task, comm, recipe, &options, |report| {
+        if let (Report::Note(line), true) = (report, leads) {
+            context.note(&line);
+        }
+    });
+    // The others may still wait for what was sent last.
+    drop(job);
+    let trained = Trained::from(outcome?);
+    match leads {
+        true => Answer::new(&trained),
+        false => Ok(Answer::silent(trained.status())),
+    }
+}
+
+/// What the ranks of a run are.
+enum Ranks<'a> {
+    /// There is but one.
+    One,
+    /// Threads of this process.
+    Threads(usize),
+    /// Processes, of which this is one.
+    Processes(&'a Place),
 }
 
 fn export(context: &Context, recipe: &Recipe, state_dir: PathBuf, largest: u64) -> anyhow::Result<Answer> {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use fulgur_lightnet::params::ParamsError;
 
+use crate::distributed::CommError;
+
 /// What a task answers: any error will do, the engine adds where it happened.
 pub type TaskResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -65,6 +67,9 @@ pub enum TrainError {
     /// A file of weights or moments is not what it should be.
     #[error(transparent)]
     Params(#[from] ParamsError),
+    /// Ranks do not come together.
+    #[error(transparent)]
+    Ranks(#[from] CommError),
     /// A tensor operation of the engine failed.
     #[error("{}", one_line(&.0.to_string()))]
     Candle(#[from] candle_core::Error),

@@ -88,6 +88,8 @@ struct Slot {
     /// Both moments of AdamW, `[2, ..shape of the weight]`; the momentum of Muon, `[1, rows, columns]`.
     moments: Tensor,
     rule: Rule,
+    /// Whether it is updated here; of several ranks each may have its own.
+    owned: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +122,7 @@ impl Optimiser {
                         rule: Rule::Muon,
                         name,
                         weight,
+                        owned: true,
                     }
                 }
                 _ => Slot {
@@ -129,6 +132,7 @@ impl Optimiser {
                     },
                     name,
                     weight,
+                    owned: true,
                 },
             };
             slots.push(slot);
@@ -141,6 +145,34 @@ impl Optimiser {
             clipper: Clipper::new(limit, params.device())?,
             device: params.device().clone(),
         })
+    }
+
+    /// Leaves the parameters `others` to other ranks: their moments are given up, and they are not updated here. By their number
+    /// in the order of names.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn leave(&mut self, others: impl Fn(usize) -> bool) -> Result<()> {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if others(index) {
+                slot.owned = false;
+                slot.moments = Tensor::zeros(0, DType::F32, &self.device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Name, weight and shape of the moments of each parameter, in the order of names.
+    pub(super) fn layout(&self) -> Vec<(String, Var, Vec<usize>)> {
+        let of = |slot: &Slot| {
+            let first = match slot.rule {
+                Rule::AdamW { .. } => 2,
+                Rule::Muon => 1,
+            };
+            let shape = [&[first], slot.weight.dims()].concat();
+            (format!("{MOMENTS}{}", slot.name), slot.weight.clone(), shape)
+        };
+        self.slots.iter().map(of).collect()
     }
 
     /// How many updates were made and skipped; waits for the device.
@@ -168,8 +200,24 @@ impl Optimiser {
     /// # Errors
     /// A tensor operation failed.
     pub fn update(&mut self, gradients: &Gradients, lr: f64) -> Result<Clip> {
+        self.update_of_norm(gradients, None, lr)
+    }
+
+    /// As [`Self::update`], where other ranks have some of the gradients and the norm of all of them is `norm` `[1]`.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub(super) fn update_of_norm(
+        &mut self,
+        gradients: &Gradients,
+        norm: Option<&Tensor>,
+        lr: f64,
+    ) -> Result<Clip> {
         let nothing = Tensor::zeros(1, DType::F32, &self.device)?;
-        let mut all: Vec<&Tensor> = gradients.0.iter().flatten().collect();
+        let mut all: Vec<&Tensor> = match norm {
+            Some(norm) => vec![norm],
+            None => gradients.0.iter().flatten().collect(),
+        };
         if all.is_empty() {
             all.push(&nothing);
         }
@@ -187,7 +235,7 @@ impl Optimiser {
                 .iter()
                 .zip(&gradients.0)
                 .filter_map(|(slot, gradient)| match slot.rule {
-                    Rule::AdamW { decays: own } if own == decays => {
+                    Rule::AdamW { decays: own } if own == decays && slot.owned => {
                         Some(fused::Slot::new(&slot.weight, &slot.moments, gradient.as_ref()?))
                     }
                     _ => None,
@@ -223,6 +271,9 @@ impl Optimiser {
             let (slot, Some(gradient)) = (&self.slots[index], &gradients.0[index]) else {
                 continue;
             };
+            if !slot.owned {
+                continue;
+            }
             let gradient = gradient.broadcast_mul(clip.factor())?;
             let momentum = slot.moments.squeeze(0)?;
             follow(&[(&momentum, &gradient)], muon::MOMENTUM, 1.0, clip)?;
@@ -250,6 +301,7 @@ impl Optimiser {
     pub fn moments(&self) -> BTreeMap<String, Tensor> {
         self.slots
             .iter()
+            .filter(|slot| slot.owned)
             .map(|slot| (format!("{MOMENTS}{}", slot.name), slot.moments.clone()))
             .collect()
     }
@@ -259,7 +311,7 @@ impl Optimiser {
     /// # Errors
     /// A moment is missing or has another shape.
     pub fn restore(&mut self, moments: &BTreeMap<String, Tensor>, counts: Counts) -> Result<()> {
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut().filter(|slot| slot.owned) {
             let name = format!("{MOMENTS}{}", slot.name);
             let Some(tensor) = moments.get(&name) else {
                 candle_core::bail!("no tensor `{name}`")
@@ -285,6 +337,24 @@ impl Slot {
 }
 
 impl Gradients {
+    /// Those that there are, in the order of the names of their parameters.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.0.iter().flatten()
+    }
+
+    /// One for each parameter, in the order of their names.
+    pub(super) fn slots(&mut self) -> &mut [Option<Tensor>] {
+        &mut self.0
+    }
+
+    /// Puts what `make` makes of each in its place, in the same order.
+    pub(super) fn replace(&mut self, mut make: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<()> {
+        for gradient in self.0.iter_mut().flatten() {
+            *gradient = make(gradient)?;
+        }
+        Ok(())
+    }
+
     /// Adds the gradients of another part of the batch.
     ///
     /// # Errors

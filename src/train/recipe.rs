@@ -8,6 +8,7 @@
 //! [train]                         # how long and what to note down: see `Train`
 //! [optimiser]                     # see `OptimiserConfig`
 //! [schedule]                      # see `Schedule`
+//! [distributed]                   # several ranks: see `Distributed`
 //! [codec]                         # the task's own table, named after the task
 //! ```
 //!
@@ -22,6 +23,7 @@ use toml::{Table, Value};
 use super::error::{TrainError, one_line};
 use super::optimiser::OptimiserConfig;
 use super::schedule::Schedule;
+use crate::distributed::Distributed;
 
 /// Larger files are no recipes.
 const LARGEST: u64 = 1 << 20;
@@ -100,6 +102,8 @@ pub struct Recipe {
     pub optimiser: OptimiserConfig,
     /// The learning rate over time.
     pub schedule: Schedule,
+    /// How several ranks share the work.
+    pub distributed: Distributed,
     /// The task's own table.
     pub own: Table,
     /// Where the recipe came from, for errors.
@@ -122,9 +126,11 @@ struct Shared {
     optimiser: OptimiserConfig,
     #[serde(default)]
     schedule: Schedule,
+    #[serde(default)]
+    distributed: Distributed,
 }
 
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "task",
     "about",
     "seed",
@@ -132,6 +138,7 @@ const KEYS: [&str; 7] = [
     "train",
     "optimiser",
     "schedule",
+    "distributed",
 ];
 
 impl Recipe {
@@ -196,6 +203,7 @@ impl Recipe {
             train,
             optimiser,
             schedule,
+            distributed,
             ..
         } = shared;
         let run_dir = shared.run_dir.unwrap_or_else(|| run_dir.to_path_buf());
@@ -206,6 +214,7 @@ impl Recipe {
             train,
             optimiser,
             schedule,
+            distributed,
             own,
             origin,
         };
@@ -255,6 +264,9 @@ impl Recipe {
         section("train", Value::try_from(&self.train));
         section("optimiser", Value::try_from(&self.optimiser));
         section("schedule", Value::try_from(self.schedule));
+        if self.distributed != Distributed::default() {
+            section("distributed", Value::try_from(&self.distributed));
+        }
         section(&self.task, Ok(Value::Table(self.own.clone())));
         table.to_string()
     }
@@ -366,9 +378,16 @@ impl Recipe {
                 schedule.decay.to_string(),
             ),
         ];
-        match rules.into_iter().find(|(holds, ..)| !holds) {
+        let wrong = rules.into_iter().find(|(holds, ..)| !holds);
+        let wrong = wrong.map(|(_, field, expected, found)| (field, found, expected.to_owned()));
+        let compact = self.distributed.outer.is_some() && train.compact;
+        let unfit = compact.then(|| {
+            let expected = "false, as outer updates are not exact in 16 bits".to_owned();
+            ("train.compact", "true".to_owned(), expected)
+        });
+        match wrong.or_else(|| self.distributed.wrong()).or(unfit) {
             None => Ok(()),
-            Some((_, field, expected, found)) => Err(TrainError::Recipe {
+            Some((field, found, expected)) => Err(TrainError::Recipe {
                 origin: self.origin.clone(),
                 reason: format!("{field}: found {found}, expected {expected}"),
             }),

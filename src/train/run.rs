@@ -6,6 +6,8 @@
 
 mod finish;
 mod recorded;
+mod shards;
+mod team;
 mod window;
 
 use std::fs;
@@ -32,7 +34,9 @@ use super::peak;
 use super::prefetch::Prefetch;
 use super::recipe::Recipe;
 use super::task::{Batch, Cursor, Step, Task};
+use crate::distributed::Ranks;
 use recorded::{Found, Steps};
+use team::{Summed, Team, Word};
 use window::{Means, Window};
 
 const LOSS: &str = "loss";
@@ -50,6 +54,8 @@ pub struct Options {
     pub interrupt: Arc<AtomicBool>,
     /// Stop this long after the start, with a checkpoint: for machines that are lent by the minute.
     pub pause_after: Option<Duration>,
+    /// The rank that this is, where there are several. Only the one that leads writes to the run folder.
+    pub ranks: Option<Arc<Ranks>>,
 }
 
 /// What a run tells its caller while it works.
@@ -109,7 +115,8 @@ pub fn run(
     for line in task.notes() {
         report(Report::Note(line));
     }
-    let mut session = Session::open(task, recipe, options, &mut report)?;
+    let session = Session::open(task, recipe, options, &mut report);
+    let mut session = session.inspect_err(|error| tell(options, error))?;
     let (seed, accumulate) = (recipe.seed, recipe.train.accumulate);
     let trained = std::thread::scope(|scope| {
         let first = session.state.step * accumulate;
@@ -117,17 +124,26 @@ pub fn run(
             task.batch(&Cursor { seed, index })
         });
         while !session.is_over() && !session.should_pause() {
-            session.step(&mut batches)?;
+            session.step(&mut batches, &mut report)?;
             session.between_steps(&mut report)?;
         }
         Ok::<_, TrainError>(())
     });
     match trained {
-        Ok(()) => session.close(),
+        Ok(()) => session.close().inspect_err(|error| tell(options, error)),
         Err(error) => {
+            // The others wait for this rank: they come first.
+            tell(options, &error);
             session.rescue(&error, &mut report);
             Err(error)
         }
+    }
+}
+
+/// Tells the other ranks, where there are some, that this one ends by `error`.
+fn tell(options: &Options, error: &TrainError) {
+    if let Some(ranks) = &options.ranks {
+        Team::fail(ranks, error);
     }
 }
 
@@ -139,7 +155,9 @@ struct Session<'a> {
     optimiser: Optimiser,
     steps: Steps,
     ema: Option<Ema>,
-    log: Log,
+    /// Only of the rank that leads.
+    log: Option<Log>,
+    team: Option<Team<'a>>,
     state: State,
     window: Window,
     uploader: Uploader,
@@ -155,8 +173,8 @@ struct Session<'a> {
     said_late: bool,
     /// Weights, moments and averages are those of `state`: not while an update is made.
     intact: bool,
-    /// Held until the session is over.
-    _lock: Lock,
+    /// Held until the session is over, by the rank that leads.
+    _lock: Option<Lock>,
 }
 
 /// The counts with which a session began.
@@ -176,8 +194,14 @@ impl<'a> Session<'a> {
         report: &mut impl FnMut(Report),
     ) -> Result<Self, TrainError> {
         let folder = &recipe.run_dir;
-        fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-        let lock = Lock::take(folder)?;
+        let leads = options.ranks.as_ref().is_none_or(|ranks| ranks.leads());
+        let lock = match leads {
+            true => {
+                fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+                Some(Lock::take(folder)?)
+            }
+            false => None,
+        };
         let root = folder.join("checkpoints");
         let note = |error: &TrainError| report(Report::Note(format!("passed over: {error}")));
         if !options.resume && !checkpoint::list(&root)?.is_empty() {
@@ -205,10 +229,13 @@ impl<'a> Session<'a> {
             options,
             optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
             steps: Steps::default(),
-            ema: (recipe.train.ema > 0.0)
+            ema: (leads && recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,
-            log: Log::open(folder, found.as_ref().map_or(0, |found| found.state.step))?,
+            log: leads
+                .then(|| Log::open(folder, found.as_ref().map_or(0, |found| found.state.step)))
+                .transpose()?,
+            team: None,
             state: State {
                 seed: recipe.seed,
                 recipe: recipe.resolved(),
@@ -230,15 +257,23 @@ impl<'a> Session<'a> {
             intact: true,
             _lock: lock,
         };
-        if let Some(found) = found {
-            session.restore(&found, options.import.as_ref().unwrap_or(&root))?;
+        if let Some(found) = &found {
+            session.restore(found, options.import.as_ref().unwrap_or(&root))?;
             report(Report::Note(format!("goes on from step {}", found.state.step)));
+        }
+        if let Some(ranks) = &options.ranks {
+            let kept = found.map(|found| found.optimiser).unwrap_or_default();
+            let (vars, state) = (task.params().vars(), &session.state);
+            session.team = Some(Team::new(ranks, &vars, &mut session.optimiser, state, &kept)?);
+            session.saved = Instant::now();
         }
         if options.import.is_some() {
             session.save()?;
         }
-        let text = session.state.recipe.clone();
-        write_atomically(&folder.join("recipe.toml"), |out| out.write_all(text.as_bytes()))?;
+        if leads {
+            let text = session.state.recipe.clone();
+            write_atomically(&folder.join("recipe.toml"), |out| out.write_all(text.as_bytes()))?;
+        }
         Ok(session)
     }
 
@@ -299,7 +334,25 @@ impl<'a> Session<'a> {
     fn progress(&self) -> f64 {
         let train = &self.recipe.train;
         let part = |done: f64, all: f64| if all > 0.0 { done / all } else { 0.0 };
-        part(self.state.step as f64, train.max_steps as f64).max(part(self.elapsed(), train.max_seconds))
+        let elapsed = match &self.team {
+            Some(team) => team.word.elapsed,
+            None => self.elapsed(),
+        };
+        part(self.state.step as f64, train.max_steps as f64).max(part(elapsed, train.max_seconds))
+    }
+
+    /// Whether this rank writes files and speaks to people.
+    fn leads(&self) -> bool {
+        self.team.as_ref().is_none_or(Team::leads)
+    }
+
+    /// What this rank says to the others, if it leads.
+    fn word(&self) -> Word {
+        Word {
+            elapsed: self.elapsed(),
+            stop: self.wants_to_pause(),
+            save: self.saved.elapsed().as_secs_f64() >= self.recipe.train.checkpoint_seconds,
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -307,6 +360,13 @@ impl<'a> Session<'a> {
     }
 
     fn should_pause(&self) -> bool {
+        match &self.team {
+            Some(team) => team.word.stop && team.is_together(),
+            None => self.wants_to_pause(),
+        }
+    }
+
+    fn wants_to_pause(&self) -> bool {
         let late = self
             .options
             .pause_after
@@ -314,12 +374,16 @@ impl<'a> Session<'a> {
         late || self.options.interrupt.load(Ordering::SeqCst)
     }
 
-    fn step(&mut self, batches: &mut Prefetch<Batch>) -> Result<(), TrainError> {
+    fn step(
+        &mut self,
+        batches: &mut Prefetch<Batch>,
+        report: &mut impl FnMut(Report),
+    ) -> Result<(), TrainError> {
         let number = self.state.step;
         let progress = self.progress();
         let accumulate = self.recipe.train.accumulate;
         let mut gradients: Option<Gradients> = None;
-        let mut samples = 0;
+        let (mut samples, mut share) = (0, 0.0);
         let mut scalars: Vec<(String, Tensor)> = Vec::new();
         for part in 0..accumulate {
             let cursor = Cursor {
@@ -345,19 +409,36 @@ impl<'a> Session<'a> {
             }
             scalars.extend(found.scalars);
             samples += batch.samples as u64;
+            share += batch.share / accumulate as f64;
         }
+        let (word, mut norm) = (self.word(), None);
+        if let Some(team) = &mut self.team
+            && let Some(own) = gradients.take()
+        {
+            let summed: Summed = team.sum(own, scalars, share, word)?;
+            (scalars, norm) = (summed.scalars, summed.norm);
+            gradients = Some(summed.gradients);
+        }
+        // Every rank has had as many.
+        samples *= self.team.as_ref().map_or(1, Team::size);
         self.state.step += 1;
         self.state.samples += samples;
         self.window.samples += samples;
         let Some(gradients) = gradients else { return Ok(()) };
         let lr = self.recipe.optimiser.lr * self.recipe.schedule.factor(number, progress);
         self.intact = false;
-        let clip = self.optimiser.update(&gradients, lr)?;
+        let clip = self.optimiser.update_of_norm(&gradients, norm.as_ref(), lr)?;
+        if let Some(team) = &self.team {
+            team.share_weights()?;
+        }
         if let Some(ema) = &mut self.ema {
             ema.update(&clip)?;
         }
         self.window.add(scalars, &clip)?;
         self.window.lr = lr;
+        if let Some(team) = &mut self.team {
+            team.after_step(word, report)?;
+        }
         self.intact = true;
         Ok(())
     }
@@ -367,7 +448,13 @@ impl<'a> Session<'a> {
         let accumulate = self.recipe.train.accumulate as f64;
         let (losses, tape) = tape::record(|| self.task.loss(batch, step));
         let losses = losses.map_err(TrainError::task(format!("step {}: loss", step.number)))?;
-        let total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let mut total = (losses.total.to_dtype(DType::F32)?.reshape(())? / accumulate)?;
+        let mut accumulate = accumulate;
+        if self.team.is_some() {
+            // A tensor, because a share of zero must not cut the graph: every rank has to join in the backward pass.
+            total = (&total * Tensor::new(batch.share as f32, total.device())?)?;
+            accumulate /= batch.share.max(f64::MIN_POSITIVE);
+        }
         let gradients = self.optimiser.gradients(tape.backward(&total)?);
         let mut scalars = vec![(LOSS.to_string(), total.detach())];
         for (name, value) in losses.parts {
@@ -420,7 +507,11 @@ impl<'a> Session<'a> {
         if due(train.sample_every) && !self.is_over() {
             self.sample()?;
         }
-        if self.saved.elapsed().as_secs_f64() >= train.checkpoint_seconds {
+        let due = match &self.team {
+            Some(team) if team.saves_together() => team.word.save && team.is_together(),
+            _ => self.saved.elapsed().as_secs_f64() >= train.checkpoint_seconds,
+        };
+        if due {
             self.save_when_free(report)?;
         }
         Ok(())
@@ -437,13 +528,17 @@ impl<'a> Session<'a> {
         values.push(("lr".into(), self.window.lr));
         values.push(("grad_norm".into(), norm));
         values.push((format!("{}_per_s", self.task.unit()), rate));
-        let mfu = peak::used(self.flops, self.peak, rate);
+        // Ranks may share a device or have one each.
+        let flops = self.flops.filter(|_| self.team.is_none());
+        let mfu = peak::used(flops, self.peak, rate);
         values.extend(mfu.map(|mfu| ("mfu".into(), mfu)));
         if self.state.skipped > 0 {
             values.push(("skipped".into(), self.state.skipped as f64));
         }
         let elapsed = self.elapsed();
-        self.log.scalars(step, elapsed, &values)?;
+        if let Some(log) = &mut self.log {
+            log.scalars(step, elapsed, &values)?;
+        }
         self.state.loss = loss.or(self.state.loss);
         self.state.window_steps = 0;
         self.window.first_update = self.state.updates;

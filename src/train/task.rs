@@ -11,6 +11,7 @@ use fulgur_kernels::upload::Uploader;
 use fulgur_lightnet::params::Params;
 
 use super::error::TaskResult;
+use crate::distributed::{Ranks, Share};
 
 /// Something that can be trained. One file a task in `train/tasks`, one line in its table.
 ///
@@ -42,6 +43,22 @@ pub trait Task: Send + Sync {
     /// What is said about the data when a run begins, a line each: what was left out of it.
     fn notes(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Makes it the task of one rank of several, before the run starts: batches become its share of those of the whole, and the
+    /// loss is joined to those of the ranks that share its sequences.
+    ///
+    /// # Errors
+    /// Batches or sequences do not split among so many ranks, or the task is not for several.
+    fn distribute(&mut self, ranks: &Ranks) -> TaskResult<()> {
+        match ranks.share() {
+            Share::WHOLE => Ok(()),
+            Share { groups, parts, .. } => Err(format!(
+                "{} ranks, expected 1: this task does not split its batches",
+                groups * parts
+            )
+            .into()),
+        }
     }
 
     /// Prepares the batch at `cursor`, on the host, in any thread: a pure function of the cursor. Draw every random
@@ -170,6 +187,8 @@ pub struct Batch {
     pub host: BTreeMap<&'static str, Tensor>,
     /// How many samples they hold, for the throughput that is logged.
     pub samples: usize,
+    /// Of the rank's share of a batch, the share of what its loss is a mean over: 1 where it is whole.
+    pub share: f64,
 }
 
 impl Batch {
@@ -180,7 +199,28 @@ impl Batch {
             ids: BTreeMap::new(),
             host: BTreeMap::new(),
             samples,
+            share: 1.0,
         }
+    }
+
+    /// The rows `rows` of all tensors, whose axis `axis(name)` is that of the samples.
+    ///
+    /// # Errors
+    /// Ids, which only their task can split, or tensors with too few rows.
+    pub fn rows(
+        mut self,
+        rows: std::ops::Range<usize>,
+        axis: impl Fn(&str) -> usize,
+    ) -> candle_core::Result<Self> {
+        if !self.ids.is_empty() {
+            candle_core::bail!("ids do not split into rows");
+        }
+        for (name, tensor) in self.tensors.iter_mut().chain(&mut self.host) {
+            *tensor = tensor.narrow(axis(name), rows.start, rows.len())?.contiguous()?;
+        }
+        self.share = rows.len() as f64 / self.samples as f64;
+        self.samples = rows.len();
+        Ok(self)
     }
 
     /// Adds a tensor.
@@ -255,6 +295,7 @@ impl Batch {
                 .collect::<candle_core::Result<_>>()?,
             host: self.host.clone(),
             samples: self.samples,
+            share: self.share,
         })
     }
 
@@ -274,6 +315,7 @@ impl Batch {
                 .collect::<candle_core::Result<_>>()?,
             host: self.host.clone(),
             samples: self.samples,
+            share: self.share,
         })
     }
 

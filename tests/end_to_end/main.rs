@@ -10,6 +10,8 @@ mod builtin;
 mod checkpoints;
 mod classify;
 mod data;
+#[cfg(unix)]
+mod distributed;
 mod documentation;
 mod encoders;
 mod eval;

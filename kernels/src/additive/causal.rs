@@ -8,12 +8,11 @@
 //! of that operator make both from logits and gates on the way (`decay/cuda/additive.rs`) where they take the element type
 //! and the widths; else it is composed here.
 
-use crate::autograd::{Gradient, Value, attach1};
 use crate::decay::{self, LogDecay};
 use crate::error::OpError;
-use crate::exchange::StateExchange;
+use crate::exchange::{StateExchange, gathered};
 use crate::log_sum::{NOTHING, log_sum};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use std::sync::Arc;
 
 const NAME: &str = "additive::causal";
@@ -82,7 +81,10 @@ pub fn causal(
     }
     let before = match (&exchange, options.initial) {
         (None, initial) => initial.map(|initial| initial.log_sum.clone()),
-        (Some(exchange), initial) => Some(before_part(exchange, logits, initial)?),
+        (Some(exchange), initial) => {
+            let own = initial.map(|initial| &initial.log_sum);
+            Some(log_sum_before(exchange, logits, own, options.sequences)?)
+        }
     };
     let z = log_sum(logits, before.as_ref(), options.sequences)?;
     let shifted = shifted(&z, before.as_ref(), options.sequences)?;
@@ -137,50 +139,76 @@ fn shifted(z: &Tensor, before: Option<&Tensor>, borders: Option<&[usize]>) -> Re
     })
 }
 
-/// The gates before this part of a sequence: those of all parts before it, and of what came before the first.
-fn before_part(
+/// Logarithms of the sums of weights before the first tokens of a part of a sequence, `[B, H, D]`: of all parts before it, and of
+/// what came before the first, `own`. Of packed sequences `[S, H, D]`: the first goes on from the part before, as far back as
+/// there is no border, and the others begin with nothing. Differentiable in logits `[B, N, H, D]` and `own`.
+///
+/// # Errors
+/// As [`log_sum`], and an exchange that fails.
+pub fn log_sum_before(
     exchange: &Arc<dyn StateExchange>,
     logits: &Tensor,
-    initial: Option<&CausalState>,
+    own: Option<&Tensor>,
+    borders: Option<&[usize]>,
 ) -> Result<Tensor> {
-    let own = initial.map(|initial| &initial.log_sum);
-    let z = log_sum(logits, own, None)?;
-    let total = z.narrow(1, z.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-    let all = gather(exchange, &total)?;
-    // Parts from this one on have no weight, but stay in the graph: every part has to join in the backward pass.
+    let z = log_sum(logits, own, borders)?;
+    let sequences = borders.map_or(1, |borders| borders.len() - 1);
+    let total = match borders {
+        None => z.narrow(1, z.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?,
+        Some(borders) => shifted(&z, own, Some(borders))?
+            .last
+            .narrow(0, sequences - 1, 1)?
+            .contiguous()?,
+    };
+    let all = gathered(exchange, &total)?;
+    let visible = match borders {
+        None => vec![true; exchange.part()],
+        Some(_) => visible_parts(exchange, sequences > 1, &total)?,
+    };
+    // What has no weight stays in the graph: every part has to join in the backward pass.
     let hidden: Vec<f64> = (0..exchange.parts())
-        .map(|part| if part < exchange.part() { 0.0 } else { NOTHING })
+        .map(|part| match visible.get(part) {
+            Some(true) => 0.0,
+            _ => NOTHING,
+        })
         .collect();
     let hidden =
-        Tensor::from_vec(hidden, (exchange.parts(), 1, 1, 1), all.device())?.to_dtype(all.dtype())?;
-    let mut known = all.broadcast_add(&hidden)?;
+        Tensor::from_vec(hidden, (exchange.parts(), 1, 1, 1), &Device::Cpu)?.to_dtype(all.dtype())?;
+    let mut known = all.broadcast_add(&hidden.to_device(all.device())?)?;
+    let first = |own: &Tensor| match borders {
+        None => Ok(own.clone()),
+        Some(_) => own.narrow(0, 0, 1),
+    };
     if let Some(own) = own {
-        known = Tensor::cat(&[&known, &own.to_dtype(known.dtype())?.unsqueeze(0)?], 0)?;
+        let own = first(own)?.to_dtype(known.dtype())?.unsqueeze(0)?;
+        known = Tensor::cat(&[&known, &own], 0)?;
     }
     let max = known.detach().max_keepdim(0)?;
     let sum = known.broadcast_sub(&max)?.exp()?.sum_keepdim(0)?.log()?;
-    (sum + max)?.squeeze(0)
+    let before = (sum + max)?.squeeze(0)?;
+    if sequences == 1 {
+        return Ok(before);
+    }
+    let others = match own {
+        Some(own) => own.narrow(0, 1, sequences - 1)?.to_dtype(before.dtype())?,
+        None => before
+            .detach()
+            .affine(0.0, NOTHING)?
+            .repeat((sequences - 1, 1, 1))?,
+    };
+    Tensor::cat(&[&before, &others], 0)
 }
 
-/// `[parts, ..]` of what every part has; collective, and so is its backward pass.
-fn gather(exchange: &Arc<dyn StateExchange>, own: &Tensor) -> Result<Tensor> {
-    let mut slots = vec![own.detach().zeros_like()?; exchange.parts()];
-    slots[exchange.part()] = own.detach();
-    let all = exchange.sum(&Tensor::stack(&slots, 0)?)?;
-    attach1(Value::Tensor(all), own, Gather(exchange.clone()))
-}
-
-struct Gather(Arc<dyn StateExchange>);
-
-impl Gradient<1> for Gather {
-    fn name(&self) -> &'static str {
-        NAME
+/// Which of the parts before this one its first sequence goes on from: those up to the last border.
+fn visible_parts(exchange: &Arc<dyn StateExchange>, has_border: bool, like: &Tensor) -> Result<Vec<bool>> {
+    let own = Tensor::new(&[u32::from(has_border)], &Device::Cpu)?.to_dtype(DType::F32)?;
+    let mut borders = Vec::with_capacity(exchange.parts());
+    for flag in exchange.gather(&own.to_device(like.device())?)? {
+        borders.push(flag.to_vec1::<f32>()?[0] > 0.0);
     }
-
-    fn backward(&self, [own]: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
-        let sum = self.0.sum(&grad.detach().contiguous()?)?;
-        Ok([Some(sum.get(self.0.part())?.reshape(own.shape())?)])
-    }
+    let before = &borders[..exchange.part()];
+    let first = before.iter().rposition(|&border| border).unwrap_or(0);
+    Ok((0..before.len()).map(|part| part >= first).collect())
 }
 
 /// One token of the causal recurrence: `q`, `logits` `[B, H, D]`, `v` `[B, H, E]` and what came before, to the output
@@ -239,8 +267,11 @@ fn weights(q: &Tensor, logits: &Tensor, before: &CausalState) -> Result<[Tensor;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{check_gradients, check_parts, check_precision, normal, relative_rms, values};
-    use candle_core::{Device, IndexOp};
+    use crate::testing::{
+        PACKED, PARTS, check_gradients, check_parts, check_precision, normal, own_borders, relative_rms,
+        values,
+    };
+    use candle_core::IndexOp;
 
     /// Sums over all pairs of tokens, in f64: output, state and log-sum.
     fn literal(t: &[Tensor]) -> [Vec<f64>; 3] {
@@ -414,6 +445,27 @@ mod tests {
             };
             Ok(causal(&t[0], &t[1], &t[2], &options)?.0)
         })
+    }
+
+    /// Packed sequences in parts are those in one: the state and the sums of weights stop at borders.
+    #[test]
+    fn packed_sequences_may_be_in_parts() -> Result<()> {
+        let t: Vec<Tensor> = inputs(12)[..3]
+            .iter()
+            .map(|t| t.narrow(0, 0, 1))
+            .collect::<Result<_>>()?;
+        for borders in PACKED {
+            check_parts(&t, &PARTS, |t, exchange| {
+                let own = own_borders(borders, t[0].dim(1)?, exchange.as_ref());
+                let options = Causal {
+                    exchange,
+                    sequences: Some(&own),
+                    ..Default::default()
+                };
+                Ok(causal(&t[0], &t[1], &t[2], &options)?.0)
+            })?;
+        }
+        Ok(())
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use causal::{Causal, CausalState, causal, step, step_in_place};
+pub use causal::{Causal, CausalState, causal, log_sum_before, step, step_in_place};
 pub use forward::{causal_forward_op, forward_op};
 pub use projected::projected;
 

@@ -124,7 +124,7 @@ impl Problem {
                 let expected = format!("none, as there are {n} queries and {l} keys");
                 return Err(OpError::value(OP, "sequences", found, expected).into());
             }
-            sequences::count(OP, (b, n), Some(borders), None)?;
+            sequences::count(OP, (b, n), Some(borders))?;
         }
         Ok(Self {
             b,

@@ -55,7 +55,7 @@ pub use step::{Fused, step, step_fused, step_fused_in_place, step_in_place};
 
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
 use crate::error::OpError;
-use crate::exchange::{Direction, StateExchange};
+use crate::exchange::{Direction, StateExchange, arriving};
 use crate::sequences;
 use crate::slice_math::SliceMath;
 use crate::strided::{View, contiguous};
@@ -110,7 +110,8 @@ pub struct Causal<'a> {
     /// this part: only the first part has one. Backward exchanges too: every part must take its gradients.
     pub exchange: Option<Arc<dyn StateExchange>>,
     /// Borders of packed sequences in a batch of one: starts with 0, ends with N, never falls. The initial and final
-    /// states are then `[S, H, D, E]` for S sequences.
+    /// states are then `[S, H, D, E]` for S sequences. With an exchange the first sequence goes on from the part before and
+    /// the last one into the part behind; either may be empty, so that a border may lie between two parts.
     pub sequences: Option<&'a [usize]>,
 }
 
@@ -127,7 +128,7 @@ pub struct Causal<'a> {
 ///
 /// # Errors
 /// Shapes that do not fit, element types that are not floats, tensors on different devices, more than 2^31 elements on a
-/// GPU, packed sequences together with an exchange, and an exchange that fails.
+/// GPU, and an exchange that fails.
 pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Result<(Tensor, Tensor)> {
     let dims = check(q, k, v, options)?;
     #[cfg(feature = "cuda")]
@@ -157,6 +158,7 @@ pub fn causal(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) -> Resul
         plan: Plan::new(dims, options.sequences.map(|borders| &borders[1..])),
         kind: options.decay.kind(),
         exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+        packed: options.sequences.is_some(),
     };
     let (o, state) = match dtype {
         DType::F64 => pass.attach::<f64>(&operands)?,
@@ -224,7 +226,7 @@ pub(crate) fn check(q: &Tensor, k: &Tensor, v: &Tensor, options: &Causal<'_>) ->
     {
         return Err(OpError::shape(NAME, "decay", log, format!("{expected:?}")).into());
     }
-    let sequences = sequences::count(NAME, (b, n), options.sequences, options.exchange.as_ref())?;
+    let sequences = sequences::count(NAME, (b, n), options.sequences)?;
     if let Some(state) = options.initial
         && state.dims() != [sequences, h, d, e]
     {
@@ -285,6 +287,7 @@ struct CausalPass {
     plan: Plan,
     kind: Kind,
     exchange: Option<Arc<dyn StateExchange>>,
+    packed: bool,
 }
 
 impl CausalPass {
@@ -369,15 +372,7 @@ impl CausalPass {
         let log = chunk::sequence_totals(&self.plan, totals);
         let width = log.len() / (sequences * h);
         let log = Tensor::from_vec(log, (sequences, h, width, 1), &Device::Cpu)?;
-        let others = match direction {
-            Direction::Forward => exchange.prefix(&leaving, &log)?,
-            Direction::Backward => exchange.suffix(&leaving, &log)?,
-        };
-        if others.shape() != leaving.shape() {
-            return Err(
-                OpError::shape(NAME, "exchanged state", &others, format!("{:?}", leaving.dims())).into(),
-            );
-        }
+        let others = arriving(exchange, &leaving, &log, direction, self.packed)?;
         let mut entering = others.flatten_all()?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
         if let Some(own) = own {
             chunk::add(&mut entering, own);

@@ -4,7 +4,6 @@ mod joined;
 
 use super::reference::{self, Sizes};
 use super::{Causal, LogDecay, causal, step};
-use crate::exchange::threads;
 use crate::testing::{check_gradients, check_precision, check_threads, normal, relative_rms, values};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
 
@@ -506,12 +505,6 @@ fn shapes_that_do_not_fit_are_named() {
         };
         expect(message(causal(&one, &one, &one, &options)), "sequences is [");
     }
-    let options = Causal {
-        sequences: Some(&[0, 1, 4]),
-        exchange: threads(&[4, 4]).pop(),
-        ..Default::default()
-    };
-    expect(message(causal(&one, &one, &one, &options)), "split into parts");
     let whole = good.to_dtype(DType::I64).unwrap();
     expect(message(causal(&whole, &whole, &whole, &off)), "q is I64");
     let (token, state) = (normal(1, &[2, 3, 5]), normal(1, &[2, 3, 5, 5]));

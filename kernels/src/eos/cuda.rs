@@ -20,7 +20,7 @@ use crate::decay::cuda::cut::Cut;
 use crate::decay::cuda::sweep::{CutArg, Made, RowsArg, rows_of};
 use crate::decay::{Passed, StateGradient};
 use crate::error::OpError;
-use crate::exchange::{Direction, StateExchange};
+use crate::exchange::{Direction, StateExchange, arriving};
 use crate::gpu::Locked;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -221,6 +221,7 @@ struct Scan {
     lanes: Lanes,
     cut: Cut,
     exchange: Option<Arc<dyn StateExchange>>,
+    packed: bool,
 }
 
 impl Scan {
@@ -257,6 +258,7 @@ impl Scan {
             lanes,
             cut: Cut::new(device, (b, n), options.sequences, blocks)?,
             exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+            packed: options.sequences.is_some(),
         };
         tracing::debug!(
             b,
@@ -428,14 +430,7 @@ impl Scan {
         let log = totals
             .reshape((self.cut.sequences(), self.cut.parts(), h, k, d))?
             .sum(1)?;
-        let others = match direction {
-            Direction::Forward => exchange.prefix(&leaving, &log)?,
-            Direction::Backward => exchange.suffix(&leaving, &log)?,
-        };
-        if others.shape() != leaving.shape() {
-            let expected = format!("{:?}", leaving.dims());
-            return Err(OpError::shape(NAME, "exchanged memory", &others, expected).into());
-        }
+        let others = arriving(exchange, &leaving, &log, direction, self.packed)?;
         let others = others.to_device(leaving.device())?.to_dtype(DType::F32)?;
         let entering = match own {
             Some(own) => (others + own)?,

@@ -28,7 +28,7 @@ mod tests;
 use crate::autograd::{GradientOfMany, Value, attach_many, attach1};
 use crate::decay::{Passed, StateGradient};
 use crate::error::OpError;
-use crate::exchange::{Direction, StateExchange};
+use crate::exchange::{Direction, StateExchange, arriving};
 use crate::sequences;
 use crate::slice_math::SliceMath;
 use crate::strided::elements;
@@ -60,7 +60,7 @@ pub struct Options<'a> {
 ///
 /// # Errors
 /// Shapes that do not fit, element types that are not floats or not for the device, tensors on different devices, more than 256
-/// channels K on a GPU, packed sequences together with an exchange, and an exchange that fails.
+/// channels K on a GPU, and an exchange that fails.
 pub fn scan(
     expand: &Tensor,
     input: &Tensor,
@@ -96,6 +96,7 @@ pub fn scan(
     let pass = Scan {
         lines: Lines::new(dims, options.sequences),
         exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+        packed: options.sequences.is_some(),
     };
     let (y, state) = if wide {
         pass.attach::<f64>(&args)?
@@ -170,7 +171,7 @@ fn check(
         let expected = format!("{whole:?}, or 1 along some axes");
         return Err(OpError::shape(NAME, "log_oscillation", log_oscillation, expected).into());
     }
-    let sequences = sequences::count(NAME, (b, n), options.sequences, options.exchange.as_ref())?;
+    let sequences = sequences::count(NAME, (b, n), options.sequences)?;
     if let Some(initial) = options.initial
         && initial.dims() != [sequences, h, k, d]
     {
@@ -215,6 +216,7 @@ fn check(
 struct Scan {
     lines: Lines,
     exchange: Option<Arc<dyn StateExchange>>,
+    packed: bool,
 }
 
 impl Scan {
@@ -252,21 +254,15 @@ impl Scan {
         let Some(exchange) = &self.exchange else {
             return Ok(own);
         };
-        let Dims { b, h, k, d, .. } = self.lines.dims;
+        let Dims { h, k, d, .. } = self.lines.dims;
+        let sequences = self.lines.sequences();
         let leaving = match direction {
             Direction::Forward => self.lines.forward(inputs, own.as_deref(), false).1,
             Direction::Backward => self.lines.leaving_adjoints(inputs, d_y, own.as_deref()),
         };
-        let tensor = |values| Tensor::from_vec(values, (b, h, k, d), &Device::Cpu);
+        let tensor = |values| Tensor::from_vec(values, (sequences, h, k, d), &Device::Cpu);
         let (leaving, log) = (tensor(leaving)?, tensor(self.lines.log_totals(inputs))?);
-        let others = match direction {
-            Direction::Forward => exchange.prefix(&leaving, &log)?,
-            Direction::Backward => exchange.suffix(&leaving, &log)?,
-        };
-        if others.shape() != leaving.shape() {
-            let expected = format!("{:?}", leaving.dims());
-            return Err(OpError::shape(NAME, "exchanged memory", &others, expected).into());
-        }
+        let others = arriving(exchange, &leaving, &log, direction, self.packed)?;
         let mut entering = others.flatten_all()?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
         for (entering, own) in entering.iter_mut().zip(own.iter().flatten()) {
             *entering += *own;

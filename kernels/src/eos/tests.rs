@@ -3,7 +3,8 @@
 use super::{Options, scan, step};
 use crate::decay::{Causal, LogDecay, causal};
 use crate::testing::{
-    check_gradients, check_parts, check_precision, check_threads, normal, relative_rms, values,
+    PACKED, PARTS, check_gradients, check_parts, check_precision, check_threads, normal, own_borders,
+    relative_rms, values,
 };
 use candle_core::{IndexOp, Result, Tensor, Var};
 
@@ -199,6 +200,27 @@ fn parts_are_the_whole() -> Result<()> {
         };
         Ok(scan(&t[0], &t[1], &t[2], &t[3], &options)?.0)
     })
+}
+
+/// Packed sequences in parts are those in one.
+#[test]
+fn packed_sequences_may_be_in_parts() -> Result<()> {
+    let t: Vec<Tensor> = inputs(12, 3, [true; 5])[..4]
+        .iter()
+        .map(|t| t.narrow(0, 0, 1))
+        .collect::<Result<_>>()?;
+    for borders in PACKED {
+        check_parts(&t, &PARTS, |t, exchange| {
+            let own = own_borders(borders, t[0].dim(1)?, exchange.as_ref());
+            let options = Options {
+                exchange,
+                sequences: Some(&own),
+                ..Default::default()
+            };
+            Ok(scan(&t[0], &t[1], &t[2], &t[3], &options)?.0)
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! One layer of a language model: its mixer, its gated linear unit, and what checkpoints call them.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{VarBuilder, ops::softmax};
+use fulgur_kernels::exchange::{Direction, StateExchange, halo};
 use fulgur_kernels::shift::token_shift;
 
 use super::config::{Architecture, Config};
@@ -97,7 +100,8 @@ impl Layer {
         mask: Option<&Tensor>,
         memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let normed = &self.shifted(normed, mask)?;
+        let exchange = Memory::exchange(memory.as_deref());
+        let normed = &self.shifted(normed, mask, exchange.as_ref())?;
         match &self.mixer {
             Mixer::Tnl(mixer) => mixer.forward(normed, context, memory),
             Mixer::TransNormer(mixer) => mixer.forward(normed, context, memory),
@@ -107,25 +111,40 @@ impl Layer {
             Mixer::LightNet(mixer) => mixer.forward(normed, context, memory),
             Mixer::Eos(mixer) => mixer.forward(normed, context, memory),
             Mixer::Attention(mixer) => mixer.forward(normed, context, mask, memory),
-            Mixer::Bidirectional(mixer) => mixer.forward(normed, mask),
+            Mixer::Bidirectional(mixer) => mixer.forward(normed, context, mask, memory),
         }
     }
 
-    /// The branch of the gated linear unit; `mask` as in [`Self::mix`].
-    pub(super) fn expand(&self, normed: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.glu.forward(&self.shifted(normed, mask)?)
+    /// The branch of the gated linear unit; `mask` as in [`Self::mix`], `exchange` where sequences are split.
+    pub(super) fn expand(
+        &self,
+        normed: &Tensor,
+        mask: Option<&Tensor>,
+        exchange: Option<&Arc<dyn StateExchange>>,
+    ) -> Result<Tensor> {
+        self.glu.forward(&self.shifted(normed, mask, exchange)?)
     }
 
     /// What the branches read: with token shift half of the channels are those of neighbours, among which padding is none.
-    fn shifted(&self, normed: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        match (self.token_shift, mask) {
-            (false, _) => Ok(normed.clone()),
-            (true, None) => token_shift(normed),
-            (true, Some(mask)) => {
-                let mask = mask.to_dtype(normed.dtype())?.unsqueeze(D::Minus1)?;
-                token_shift(&normed.broadcast_mul(&mask)?)
-            }
+    fn shifted(
+        &self,
+        normed: &Tensor,
+        mask: Option<&Tensor>,
+        exchange: Option<&Arc<dyn StateExchange>>,
+    ) -> Result<Tensor> {
+        if !self.token_shift {
+            return Ok(normed.clone());
         }
+        let seen = match mask {
+            None => normed.clone(),
+            Some(mask) => normed.broadcast_mul(&mask.to_dtype(normed.dtype())?.unsqueeze(D::Minus1)?)?,
+        };
+        let Some(exchange) = exchange else {
+            return token_shift(&seen);
+        };
+        let before = halo(exchange, &seen, 1, Direction::Forward)?;
+        let behind = halo(exchange, &seen, 1, Direction::Backward)?;
+        token_shift(&Tensor::cat(&[&before, &seen, &behind], 1)?)?.narrow(1, 1, seen.dim(1)?)
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::cross_entropy::{self, Options};
 use fulgur_kernels::embedding::{Ids, lookup, lookup_at};
+use fulgur_kernels::exchange::{Kept, StateExchange};
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::lrpe::token_phases;
 use fulgur_kernels::norm::{add_norm, rms_norm_to};
@@ -37,6 +38,8 @@ pub struct LanguageModel {
     head: Tensor,
     compute: DType,
     recompute: bool,
+    /// The other parts, where it sees a part of each sequence.
+    exchange: Option<Arc<dyn StateExchange>>,
 }
 
 /// What a model that nobody trains makes once instead of at each token.
@@ -131,7 +134,18 @@ impl LanguageModel {
             head,
             compute,
             recompute: false,
+            exchange: None,
         })
+    }
+
+    /// The model of one part of sequences that are split: ids and targets are those of the part, all parts have the same number
+    /// of tokens, and `exchange` joins them. Parts call the same methods in the same order, and take gradients together.
+    #[must_use]
+    pub fn in_parts(self, exchange: Arc<dyn StateExchange>) -> Self {
+        Self {
+            exchange: Some(exchange).filter(|exchange| exchange.parts() > 1),
+            ..self
+        }
     }
 
     /// Whether the backward pass runs each layer again instead of keeping what it made: less memory, more time.
@@ -394,7 +408,12 @@ impl LanguageModel {
         packed: Option<Arc<[usize]>>,
     ) -> Result<Tensor> {
         let [batch, tokens] = ids.shape()?;
-        let position = state.as_ref().map_or(0, |state| state.tokens());
+        let position = match (&state, &self.exchange) {
+            (Some(_), Some(_)) => bail!("a model of parts of sequences keeps no state"),
+            (Some(state), None) => state.tokens(),
+            (None, Some(exchange)) => exchange.position_offset(),
+            (None, None) => 0,
+        };
         if let Some(state) = state.as_deref_mut() {
             state.advance(batch, tokens)?;
         }
@@ -431,6 +450,10 @@ impl LanguageModel {
                 clock: ids.clock().cloned(),
                 gains: [2 * index + 1, 2 * index + 2].map(|gain| self.gains[gain].clone()),
                 eps,
+                parts: self
+                    .exchange
+                    .as_ref()
+                    .map(|exchange| Arc::new(Kept::new(exchange.clone()))),
             };
             (x, normed) = if let Some(state) = state.as_deref_mut() {
                 block.run(&x, &normed, state.layers.get_mut(index))?.into()
@@ -463,7 +486,7 @@ impl LanguageModel {
         }
         match (&self.tpe, state) {
             (None, _) => Ok(x),
-            (Some(tpe), None) => tpe.forward(&x, &Grid::new(&[x.dim(1)?]), None),
+            (Some(tpe), None) => tpe.forward(&x, &Grid::new(&[x.dim(1)?]), self.exchange.as_ref()),
             (Some(tpe), Some(state)) => {
                 let (x, after) = tpe.resume(&x, state.tpe.as_ref())?;
                 state.tpe = Some(after);
@@ -523,6 +546,8 @@ struct Block {
     /// Of the norm before the gated linear unit, and of the one after it.
     gains: [Option<Tensor>; 2],
     eps: f64,
+    /// Other parts of split sequences; what they gave is kept for a layer that is recomputed.
+    parts: Option<Arc<Kept>>,
 }
 
 impl Block {
@@ -535,11 +560,20 @@ impl Block {
             clock: self.clock.as_ref(),
             ..CausalContext::default()
         };
-        let mut packed = self.packed.clone().map(Memory::packed);
-        let memory = memory.or(packed.as_mut());
+        let exchange = self.parts.clone().map(|parts| {
+            parts.begin();
+            parts as Arc<dyn StateExchange>
+        });
+        let mut passing = match (&exchange, self.packed.clone()) {
+            (Some(exchange), borders) => Some(Memory::split(exchange.clone(), borders)),
+            (None, borders) => borders.map(Memory::packed),
+        };
+        let memory = memory.or(passing.as_mut());
         let branch = self.layer.mix(normed, &context, self.mask.as_ref(), memory)?;
         let (x, normed) = add_norm(x, &branch, self.gains[0].as_ref(), self.eps)?;
-        let branch = self.layer.expand(&normed, self.mask.as_ref())?;
+        let branch = self
+            .layer
+            .expand(&normed, self.mask.as_ref(), exchange.as_ref())?;
         let (x, normed) = add_norm(&x, &branch, self.gains[1].as_ref(), self.eps)?;
         Ok([x, normed])
     }

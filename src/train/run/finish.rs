@@ -31,6 +31,9 @@ impl Session<'_> {
     }
 
     pub(super) fn validate(&mut self) -> Result<(), TrainError> {
+        if !self.leads() {
+            return Ok(());
+        }
         let doing = format!("step {}: validation", self.state.step);
         let mut figures =
             self.with_averages(|session| session.task.validate().map_err(TrainError::task(doing)))?;
@@ -40,7 +43,10 @@ impl Session<'_> {
         for (name, _) in &mut figures {
             name.insert_str(0, "validation/");
         }
-        self.log.scalars(self.state.step, self.elapsed(), &figures)?;
+        let (step, elapsed) = (self.state.step, self.elapsed());
+        if let Some(log) = &mut self.log {
+            log.scalars(step, elapsed, &figures)?;
+        }
         if first.is_finite() && self.state.best.is_none_or(|best| first < best) {
             self.state.best = Some(first);
             if !self.recipe.train.keep_best {
@@ -59,6 +65,9 @@ impl Session<'_> {
     }
 
     pub(super) fn sample(&mut self) -> Result<(), TrainError> {
+        if !self.leads() {
+            return Ok(());
+        }
         let step = self.state.step;
         let folder = self
             .recipe
@@ -77,7 +86,10 @@ impl Session<'_> {
             // A task without samples leaves no empty folders.
             let _ = fs::remove_dir(&folder);
         }
-        self.log.pictures(step, &files)
+        match &mut self.log {
+            Some(log) => log.pictures(step, &files),
+            None => Ok(()),
+        }
     }
 
     /// Begins a checkpoint, unless the last one is still being written: then it waits for its turn, and training does not
@@ -86,6 +98,10 @@ impl Session<'_> {
         let Some(before) = self.saver.at_work() else {
             return self.save();
         };
+        if self.team.as_ref().is_some_and(|team| team.saves_together()) {
+            // The other ranks have stopped for it.
+            return self.save();
+        }
         if !self.said_late {
             self.said_late = true;
             let (step, seconds) = (self.state.step, self.recipe.train.checkpoint_seconds);
@@ -97,8 +113,19 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Begins a checkpoint of the present step.
+    /// Begins a checkpoint of the present step, on the rank that leads; where workers take steps of their own, all ranks come
+    /// together for it.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
+        let mut moments = BTreeMap::new();
+        let mut outer = BTreeMap::new();
+        if let Some(team) = self.team.as_mut().filter(|team| team.saves_together()) {
+            moments = team.moments(self.optimiser.moments())?;
+            outer = team.settle()?;
+        }
+        if !self.leads() {
+            self.saved = Instant::now();
+            return Ok(());
+        }
         // Steps that are still under way are training, not saving.
         self.look()?;
         let began = Instant::now();
@@ -114,8 +141,12 @@ impl Session<'_> {
             .vars()
             .into_iter()
             .map(|(name, var)| (name, var.as_detached_tensor()));
-        let mut optimiser = self.optimiser.moments();
+        let mut optimiser = match moments.is_empty() {
+            true => self.optimiser.moments(),
+            false => moments,
+        };
         optimiser.extend(self.window.tensors());
+        optimiser.extend(outer);
         let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
         checkpoint.copy(self.state.clone(), &weights.collect(), &optimiser, &ema)?;
         self.saver.start(checkpoint)?;
@@ -126,9 +157,16 @@ impl Session<'_> {
 
     /// Keeps the steps since the last checkpoint of a run that ends by `error`, where that leaves them usable.
     pub(super) fn rescue(&mut self, error: &TrainError, report: &mut impl FnMut(Report)) {
+        // Without the other ranks there is no outer state to keep.
+        let alone = self.team.as_ref().is_none_or(|team| !team.saves_together());
         let worth = self.intact
             && self.state.step > 0
-            && matches!(error, TrainError::Task { .. } | TrainError::Candle(_));
+            && alone
+            && self.leads()
+            && matches!(
+                error,
+                TrainError::Task { .. } | TrainError::Candle(_) | TrainError::Ranks(_)
+            );
         let saved = if worth {
             self.save().and_then(|()| self.saver.wait())
         } else {
@@ -167,9 +205,13 @@ impl Session<'_> {
         let finished = self.is_over();
         self.look()?;
         let trained = self.elapsed() - self.began.elapsed;
+        let word = self.word();
+        if let (true, Some(team)) = (finished, &mut self.team) {
+            team.finish(word)?;
+        }
         self.save()?;
         self.saver.wait()?;
-        if finished {
+        if finished && self.leads() {
             self.validate()?;
             self.sample()?;
             self.export()?;

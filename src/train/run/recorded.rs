@@ -109,6 +109,9 @@ fn fits(session: &Session<'_>, batch: &Batch) -> candle_core::Result<()> {
     if !graph::is_allowed()? {
         bail!("{} is 0", graph::CHOICE);
     }
+    if session.team.is_some() {
+        bail!("there are other ranks");
+    }
     if !session.task.repeats() {
         bail!("steps of this task differ");
     }

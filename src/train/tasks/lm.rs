@@ -2,6 +2,7 @@
 
 mod masking;
 mod packing;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::export::write_part;
 use crate::device::compute_dtype;
+use crate::distributed::{Ranks, Share};
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 use masking::{IGNORED, mask};
 use packing::Packed;
@@ -119,6 +121,10 @@ pub(super) struct LmTask {
     end: Option<u16>,
     params: Params,
     model: LanguageModel,
+    /// The part of batches that this rank takes.
+    share: Share,
+    /// The model of a part of sequences, where ranks share them.
+    part: Option<LanguageModel>,
 }
 
 impl LmTask {
@@ -188,6 +194,8 @@ impl LmTask {
             trained,
             params,
             model,
+            share: Share::WHOLE,
+            part: None,
         })
     }
 
@@ -263,12 +271,32 @@ impl Task for LmTask {
     }
 
     fn repeats(&self) -> bool {
-        // Documents end elsewhere in every batch.
-        self.end.is_none()
+        // Documents end elsewhere in every batch, and what other ranks say is not recorded.
+        self.end.is_none() && self.part.is_none()
+    }
+
+    fn distribute(&mut self, ranks: &Ranks) -> TaskResult<()> {
+        let share = ranks.share();
+        let Options { batch, context, .. } = self.options;
+        let wrong = |reason: String| format!("[lm]: {reason}");
+        share.rows(batch).map_err(wrong)?;
+        let tokens = share.tokens(context).map_err(wrong)?;
+        self.part = ranks
+            .exchange(match self.end {
+                // Windows lie behind each other, and ranks take a piece of the line.
+                Some(_) => tokens.len() * batch / share.groups,
+                None => tokens.len(),
+            })
+            .map(|exchange| self.model.clone().in_parts(exchange));
+        self.share = share;
+        Ok(())
     }
 
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let [ids, targets] = self.examples(&self.starts(cursor), || cursor.noise("mask"))?;
+        if self.share != Share::WHOLE {
+            return shares::of(self, &ids, &targets);
+        }
         let tokens = ids.elem_count();
         if let Some(end) = self.end {
             let Packed {
@@ -289,15 +317,13 @@ impl Task for LmTask {
     fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
         let ids = batch.ids("ids")?;
         let targets = batch.get("targets")?;
+        let model = self.part.as_ref().unwrap_or(&self.model);
         if self.end.is_some() {
             let borders = batch.get("borders")?.to_vec1::<u32>()?;
             let borders: Vec<usize> = borders.into_iter().map(|border| border as usize).collect();
-            return Ok(self
-                .model
-                .packed_loss(ids, targets, &borders, &self.head())?
-                .into());
+            return Ok(model.packed_loss(ids, targets, &borders, &self.head())?.into());
         }
-        Ok(self.model.loss(ids, targets, &self.head())?.into())
+        Ok(model.loss(ids, targets, &self.head())?.into())
     }
 
     fn validate(&self) -> TaskResult<Vec<(String, f64)>> {

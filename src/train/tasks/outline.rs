@@ -13,7 +13,7 @@ use fulgur_datasets::things::Things;
 use fulgur_kernels::spectrum::LogMel;
 use fulgur_lightnet::config;
 use fulgur_lightnet::lm::classifier::SequenceClassifier;
-use fulgur_lightnet::lm::{Config, LanguageModel};
+use fulgur_lightnet::lm::{Architecture, Config, LanguageModel};
 use fulgur_lightnet::params::Outline;
 use fulgur_lightnet::vision::{Classifier, Dit};
 use fulgur_tavdiffusion::codec::{
@@ -102,6 +102,29 @@ pub fn needs(recipe: &Recipe) -> Result<Needs, TrainError> {
         });
     };
     look(recipe).map_err(TrainError::task(format!("{}: task {name}", recipe.origin)))
+}
+
+/// Bytes of the states f32 that one rank hands to the next in a forward pass of a whole batch of `recipe`, where ranks share
+/// sequences; and the layers that do. Zero for what has no recurrence.
+///
+/// # Errors
+/// The task refuses its part of the recipe.
+pub fn states(recipe: &Recipe) -> Result<(usize, usize), TrainError> {
+    if recipe.task != "lm" {
+        return Ok((0, 0));
+    }
+    let options: lm::Options = recipe.own()?;
+    let config = options.model.config();
+    let layers = (0..config.num_hidden_layers)
+        .filter(|&layer| config.architecture != Architecture::Llama && config.softmax_layer(layer).is_none())
+        .count();
+    let turned = match config.use_lrpe || config.architecture == Architecture::Cosformer2 {
+        true => 2,
+        false => 1,
+    };
+    // H heads of D by E, where H E is the width of values.
+    let state = turned * config.value_size() * config.head_width();
+    Ok((WIDE as usize * options.batch * state * layers, layers))
 }
 
 /// The clips of all tasks.

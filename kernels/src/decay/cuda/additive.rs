@@ -70,6 +70,7 @@ pub(crate) fn additive(
         },
         dims,
         exchange: None,
+        packed: false,
     };
     let state = initial.as_ref().map(|(state, _)| state.detach());
     let (enter, finals, o) = recurrence.forward(&q.detach(), &dense, &v.detach(), state.as_ref())?;

@@ -28,7 +28,7 @@ use super::{Causal, Dims, Kind, LogDecay, NAME, Passed, StateGradient};
 use crate::autograd::{GradientOfMany, Value, attach_many, attach1};
 use crate::cuda_module::{THREADS, launch, room};
 use crate::error::OpError;
-use crate::exchange::{Direction, StateExchange};
+use crate::exchange::{Direction, StateExchange, arriving};
 use crate::gpu::{self, Locked};
 use crate::log_sum::cuda::Terms;
 use crate::log_sum::{self, Scan};
@@ -89,6 +89,7 @@ pub(super) fn causal(
         },
         dims,
         exchange: options.exchange.clone().filter(|exchange| exchange.parts() > 1),
+        packed: options.sequences.is_some(),
     };
     let (enter, finals, o) = recurrence.forward(&q.detach(), &k.detach(), &v.detach(), initial.as_ref())?;
     let mut args = vec![&q, &k, &v];
@@ -188,6 +189,7 @@ struct Recurrence {
     sweeper: Sweeper,
     dims: Dims,
     exchange: Option<Arc<dyn StateExchange>>,
+    packed: bool,
 }
 
 impl Recurrence {
@@ -202,6 +204,7 @@ impl Recurrence {
             },
             dims: self.dims,
             exchange: self.exchange.clone(),
+            packed: self.packed,
         }
     }
 
@@ -264,14 +267,7 @@ impl Recurrence {
             Some(totals) => totals.reshape(shape)?.sum(1)?.unsqueeze(3)?,
             None => Tensor::zeros((sequences, self.dims.h, 1, 1), DType::F32, leaving.device())?,
         };
-        let others = match direction {
-            Direction::Forward => exchange.prefix(&leaving, &log)?,
-            Direction::Backward => exchange.suffix(&leaving, &log)?,
-        };
-        if others.shape() != leaving.shape() {
-            let expected = format!("{:?}", leaving.dims());
-            return Err(OpError::shape(NAME, "exchanged state", &others, expected).into());
-        }
+        let others = arriving(exchange, &leaving, &log, direction, self.packed)?;
         let others = others.to_device(leaving.device())?.to_dtype(DType::F32)?;
         let entering = match own {
             Some(own) => (others + own)?,

@@ -4,7 +4,7 @@ use super::{Case, KINDS, Kind, NAMES, sizes};
 use crate::decay::reference::Sizes;
 use crate::decay::{Causal, causal, step};
 use crate::exchange::{StateExchange, threads};
-use crate::testing::{normal, relative_rms, values};
+use crate::testing::{check_parts, normal, own_borders, relative_rms, values};
 use candle_core::{Device, Result, Tensor, Var};
 use std::sync::Arc;
 
@@ -233,6 +233,44 @@ fn steps_equal_the_whole() -> Result<()> {
                 relative_rms(&values(&state), &values(&final_state)) < 1e-12,
                 "{kind:?} {prefill}"
             );
+        }
+    }
+    Ok(())
+}
+
+/// Packed sequences in parts are those in one: borders within parts, between them, on both sides of a part, and nowhere.
+#[test]
+fn packed_sequences_may_be_in_parts() -> Result<()> {
+    let borders: [&[usize]; 4] = [
+        &[0, 66, 80, 100],
+        &[0, 70, 100],
+        &[0, 3, 70, 70, 71, 100],
+        &[0, 100],
+    ];
+    for kind in KINDS {
+        let sizes = Sizes {
+            b: 1,
+            n: 100,
+            h: 2,
+            d: 5,
+            e: 3,
+        };
+        let case = Case::new(sizes, kind);
+        let mut inputs = vec![case.q, case.k, case.v];
+        if matches!(kind, Kind::Token | Kind::Channel) {
+            inputs.push(case.log.clone());
+        }
+        for borders in borders {
+            check_parts(&inputs, &[70, 1, 29], |t, exchange| {
+                let own = own_borders(borders, t[0].dim(1)?, exchange.as_ref());
+                let options = Causal {
+                    decay: kind.with(t.get(3).unwrap_or(&case.log)),
+                    exchange,
+                    sequences: Some(&own),
+                    ..Default::default()
+                };
+                Ok(causal(&t[0], &t[1], &t[2], &options)?.0)
+            })?;
         }
     }
     Ok(())

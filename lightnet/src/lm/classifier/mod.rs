@@ -312,7 +312,7 @@ impl SequenceClassifier {
                 let next = 2 * index + usize::from(stage + 1 == stages);
                 (x, normed) = add_norm(&x, &branch, self.gains[next].as_ref(), eps)?;
             }
-            let branch = layer.expand(&normed, None)?;
+            let branch = layer.expand(&normed, None, None)?;
             (x, normed) = add_norm(&x, &branch, self.gains[2 * index + 2].as_ref(), eps)?;
         }
         Ok(normed)

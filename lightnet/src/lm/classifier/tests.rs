@@ -207,7 +207,7 @@ fn a_series_is_one_scan_over_the_result_of_another() -> Result<()> {
         let x = (&x + layer.mix(&norm(&x)?, &context, None, None)?)?;
         let back = layer.mix(&flip(&norm(&x)?, 1)?, &context, None, None)?;
         let x = (&x + flip(&back, 1)?)?;
-        let x = (&x + layer.expand(&norm(&x)?, None)?)?;
+        let x = (&x + layer.expand(&norm(&x)?, None, None)?)?;
         let expected = norm(&x)?.mean(1)?.matmul(&model.head.t()?)?;
         assert!(far(&found, &expected)? < 1e-5, "{architecture:?}");
     }

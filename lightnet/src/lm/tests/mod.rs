@@ -4,6 +4,7 @@ mod decoding;
 mod gradients;
 mod instances;
 mod packing;
+mod parts;
 mod published;
 mod sight;
 mod size;

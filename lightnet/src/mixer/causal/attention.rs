@@ -7,6 +7,7 @@ use fulgur_kernels::attention::{Options, softmax};
 use fulgur_kernels::lrpe::{Pairing, rotate};
 use fulgur_kernels::split::{Part, split};
 
+use super::in_parts::attended_whole;
 use super::memory::attended;
 use super::{CausalContext, Memory, heads};
 use crate::linear::{Joined, Linear, Start};
@@ -147,6 +148,8 @@ impl Attention {
         let v = heads(&parts[2], self.groups)?;
         let o = if self.causal {
             attended(&q, &k, &v, memory)?
+        } else if let Some(exchange) = Memory::exchange(memory.as_deref()) {
+            attended_whole(&q, &k, &v, &exchange, mask)?
         } else {
             let options = Options {
                 mask,

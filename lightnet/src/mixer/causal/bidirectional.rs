@@ -10,9 +10,9 @@ use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::additive::{NonCausal, noncausal, projected};
 
-use super::CausalContext;
 use super::parts::Theta;
 use super::projections::{Projections, queries_keys_values};
+use super::{CausalContext, Memory};
 use crate::lm::{Activation, Config};
 
 /// The mixer.
@@ -50,24 +50,33 @@ impl BidirectionalLightNet {
         self.projections.round_apart(dtype)
     }
 
-    /// Mixes `x` `[B, N, d]`; tokens where `mask` `[B, N]` is zero enter nothing.
+    /// Mixes `x` `[B, N, d]`; tokens where `mask` `[B, N]` is zero enter nothing. Of `memory` only the other parts of split
+    /// sequences count.
     ///
     /// # Errors
     /// A failing operation.
-    pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &CausalContext<'_>,
+        mask: Option<&Tensor>,
+        mut memory: Option<&mut Memory>,
+    ) -> Result<Tensor> {
+        let exchange = Memory::exchange(memory.as_deref());
         let wide = match mask {
             // A convolution would see padding.
             Some(mask) if self.has_convolutions => {
                 let mask = mask.to_dtype(x.dtype())?.unsqueeze(2)?;
-                self.projections.wide(&x.broadcast_mul(&mask)?, None)?
+                self.projections
+                    .wide(&x.broadcast_mul(&mask)?, memory.as_deref_mut())?
             }
-            _ => self.projections.wide(x, None)?,
+            _ => self.projections.wide(x, memory)?,
         };
-        let phase = self.phases(x.dim(1)?)?;
+        let phase = self.phases(x.dim(1)?, context)?;
         let options = NonCausal {
             phase: phase.as_ref(),
             mask,
-            exchange: None,
+            exchange,
         };
         let o = if self.is_plain {
             projected(&wide, self.projections.heads, self.width, &options)?
@@ -80,11 +89,11 @@ impl BidirectionalLightNet {
     }
 
     /// Phases of all channels, zero for those that do not turn.
-    fn phases(&self, tokens: usize) -> Result<Option<Tensor>> {
+    fn phases(&self, tokens: usize, context: &CausalContext<'_>) -> Result<Option<Tensor>> {
         let Some(theta) = &self.theta else {
             return Ok(None);
         };
-        let phase = theta.phases(tokens, &CausalContext::default())?;
+        let phase = theta.phases(tokens, context)?;
         let still = self.width - phase.dim(D::Minus1)?;
         phase.pad_with_zeros(D::Minus1, 0, still).map(Some)
     }

@@ -9,9 +9,11 @@ use fulgur_kernels::additive::{self, CausalState};
 use fulgur_kernels::attention::{Options, softmax};
 use fulgur_kernels::decay::{self, Fused, LogDecay};
 use fulgur_kernels::eos;
+use fulgur_kernels::exchange::{Direction, StateExchange, halo};
 use fulgur_kernels::log_sum::NOTHING;
 
 use super::Paths;
+use super::in_parts::{attended_in_parts, before_part};
 
 /// The memory of one layer. Clones share tensors, and none sees what another one adds.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Memory {
     packed: Option<Arc<[usize]>>,
     /// Several ways through the tokens, which begin with nothing and leave nothing.
     paths: Option<Arc<Paths>>,
+    /// The other parts of sequences that are split; what goes on is theirs, and nothing is kept.
+    exchange: Option<Arc<dyn StateExchange>>,
     /// Whether a token may write its state over the one before it, which clones of this one see.
     in_place: bool,
 }
@@ -41,6 +45,25 @@ impl Memory {
             packed: Some(borders),
             ..Self::default()
         }
+    }
+
+    /// That of a part of sequences which are split, and may be packed; nothing is kept.
+    pub(crate) fn split(exchange: Arc<dyn StateExchange>, borders: Option<Arc<[usize]>>) -> Self {
+        Self {
+            packed: borders,
+            exchange: Some(exchange).filter(|exchange| exchange.parts() > 1),
+            ..Self::default()
+        }
+    }
+
+    /// The other parts of sequences that are split.
+    pub(crate) fn exchange(memory: Option<&Self>) -> Option<Arc<dyn StateExchange>> {
+        memory.and_then(|memory| memory.exchange.clone())
+    }
+
+    /// Whether it is for tokens that go on later.
+    fn keeps(&self) -> bool {
+        self.packed.is_none() && self.exchange.is_none()
     }
 
     /// That of tokens which are gone through in several ways, or all at once; nothing is kept.
@@ -127,6 +150,7 @@ impl Memory {
             angle: one("angle", &self.angle)?,
             packed: self.packed.clone(),
             paths: self.paths.clone(),
+            exchange: self.exchange.clone(),
             in_place: false,
             cache: match &self.cache {
                 Some(Cache {
@@ -161,6 +185,9 @@ impl Memory {
     /// The columns before `x` `[B, N, C]`, `count` of them and zeros at first, followed by `x`; the last ones are kept.
     pub(super) fn after_columns(&mut self, x: &Tensor, count: usize) -> Result<Tensor> {
         Self::refuse(Some(self), "short convolutions, which see across their borders")?;
+        if let Some(exchange) = &self.exchange {
+            return Tensor::cat(&[&halo(exchange, x, count, Direction::Forward)?, x], 1);
+        }
         let (batch, tokens, channels) = x.dims3()?;
         let before = match &self.columns {
             Some(before) => before.clone(),
@@ -267,8 +294,9 @@ pub(super) fn decayed(
     };
     let borders = Memory::borders(memory.as_deref());
     options.sequences = borders.as_deref();
+    options.exchange = Memory::exchange(memory.as_deref());
     let memory = match memory {
-        Some(memory) if borders.is_none() => memory,
+        Some(memory) if memory.keeps() => memory,
         _ => return Ok(decay::causal(q, k, v, &options)?.0),
     };
     let (o, state) = if q.dim(1)? == 1 {
@@ -307,7 +335,7 @@ pub(super) fn decayed_token(
 ) -> Result<Option<Tensor>> {
     let (batch, tokens, _) = wide.dims3()?;
     let memory = match memory {
-        Some(memory) if memory.packed.is_none() && memory.paths.is_none() && tokens == 1 => memory,
+        Some(memory) if memory.keeps() && memory.paths.is_none() && tokens == 1 => memory,
         _ => return Ok(None),
     };
     let before = match &memory.state {
@@ -341,6 +369,12 @@ pub(super) fn additive(
     if seeded {
         Memory::refuse(memory.as_deref(), "a LightNet that is seeded")?;
     }
+    let empty = || {
+        Ok::<_, candle_core::Error>(CausalState {
+            state: empty_state(q, v)?,
+            log_sum: first_log_sum(q, seeded)?,
+        })
+    };
     if let Some(paths) = Memory::paths(memory.as_deref()) {
         return paths.sum(&[q, logits, v], |parts, borders| {
             let options = additive::Causal {
@@ -351,10 +385,14 @@ pub(super) fn additive(
         });
     }
     let borders = Memory::borders(memory.as_deref());
-    if (memory.is_none() || borders.is_some()) && !seeded {
+    let exchange = Memory::exchange(memory.as_deref());
+    if exchange.is_some() || (memory.is_none() || borders.is_some()) && !seeded {
+        let is_first = exchange.as_ref().is_none_or(|exchange| exchange.part() == 0);
+        let seed = (seeded && is_first).then(empty).transpose()?;
         let options = additive::Causal {
+            initial: seed.as_ref(),
             sequences: borders.as_deref(),
-            ..Default::default()
+            exchange,
         };
         return Ok(additive::causal(q, logits, v, &options)?.0);
     }
@@ -368,12 +406,6 @@ pub(super) fn additive(
             log_sum: log_sum.clone(),
         }),
         _ => None,
-    };
-    let empty = || {
-        Ok::<_, candle_core::Error>(CausalState {
-            state: empty_state(q, v)?,
-            log_sum: first_log_sum(q, seeded)?,
-        })
     };
     let (o, after) = if q.dim(1)? == 1 && memory.is_some() {
         let row = |x: &Tensor| x.squeeze(1);
@@ -418,23 +450,30 @@ pub(super) fn log_sums(logits: &Tensor, seeded: bool, memory: Option<&mut Memory
         memory.as_deref(),
         "LightNet with scalar or tied decays or with LRPE",
     )?;
+    let exchange = Memory::exchange(memory.as_deref());
     let known = memory.as_ref().and_then(|memory| memory.log_sum.clone());
-    let before = match known {
-        None if seeded => Some(first_log_sum(logits, seeded)?),
+    let is_later = exchange.as_ref().is_some_and(|exchange| exchange.part() > 0);
+    let own = match known {
+        None if seeded && !is_later => Some(first_log_sum(logits, seeded)?),
         known => known,
+    };
+    let begins = own.is_none() && !is_later;
+    let before = match &exchange {
+        Some(exchange) => Some(additive::log_sum_before(exchange, logits, own.as_ref(), None)?),
+        None => own,
     };
     let z = fulgur_kernels::log_sum::log_sum(logits, before.as_ref(), None)?;
     let tokens = z.dim(1)?;
     let first = match &before {
-        None => z.narrow(1, 0, 1)?,
-        Some(before) => before.unsqueeze(1)?.to_dtype(z.dtype())?,
+        Some(before) if !begins => before.unsqueeze(1)?.to_dtype(z.dtype())?,
+        _ => z.narrow(1, 0, 1)?,
     };
     let mut rows = vec![first];
     if tokens > 1 {
         rows.push(z.narrow(1, 0, tokens - 1)?);
     }
     let shifted = Tensor::cat(&rows, 1)?;
-    if let Some(memory) = memory {
+    if let Some(memory) = memory.filter(|memory| memory.keeps()) {
         memory.log_sum = Some(z.narrow(1, tokens - 1, 1)?.squeeze(1)?.contiguous()?.detach());
     }
     let log = (shifted - &z)?;
@@ -480,11 +519,13 @@ pub(super) fn scanned(
         });
     }
     let borders = Memory::borders(memory.as_deref());
+    let exchange = Memory::exchange(memory.as_deref());
     let memory = match memory {
-        Some(memory) if borders.is_none() => memory,
+        Some(memory) if memory.keeps() => memory,
         _ => {
             let options = eos::Options {
                 sequences: borders.as_deref(),
+                exchange,
                 ..Default::default()
             };
             return Ok(eos::scan(expand, input, log, shrink, &options)?.0);
@@ -515,6 +556,9 @@ pub(super) fn summed_angles(angles: &Tensor, memory: Option<&mut Memory>) -> Res
     let by_token = angles.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
     let sums = by_token.cumsum(2)?.transpose(1, 2)?;
     let mut sums = sums.reshape(angles.shape())?;
+    if let Some(exchange) = Memory::exchange(memory.as_deref()) {
+        return sums.broadcast_add(&before_part(&exchange, &sums)?);
+    }
     if let Some(memory) = memory {
         if let Some(before) = &memory.angle {
             sums = sums.broadcast_add(&before.unsqueeze(1)?)?;
@@ -545,6 +589,9 @@ pub(super) fn attended(q: &Tensor, k: &Tensor, v: &Tensor, memory: Option<&mut M
         });
     }
     let borders = Memory::borders(memory.as_deref());
+    if let Some(exchange) = Memory::exchange(memory.as_deref()) {
+        return attended_in_parts(q, k, v, &exchange, borders.as_deref());
+    }
     let options = Options {
         causal: true,
         sequences: borders.as_deref(),

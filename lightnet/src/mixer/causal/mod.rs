@@ -11,6 +11,7 @@ mod eos;
 mod form;
 mod hgrn1;
 mod hgrn2;
+mod in_parts;
 mod lightnet;
 mod memory;
 mod parts;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::exchange::{Direction, halo};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
 use fulgur_kernels::short_conv::{Padding, short_conv};
@@ -79,6 +80,15 @@ impl Maps {
         let taps = first.dim(2)?;
         let kernels = Tensor::cat(&self.kernels, 0)?.squeeze(1)?;
         match memory {
+            Some(memory) if self.two_sided => {
+                let padding = Padding::centred(taps);
+                let Some(exchange) = Memory::exchange(Some(memory)) else {
+                    return short_conv(&y, &kernels, padding);
+                };
+                let before = halo(&exchange, &y, padding.before, Direction::Forward)?;
+                let behind = halo(&exchange, &y, padding.behind, Direction::Backward)?;
+                short_conv(&Tensor::cat(&[&before, &y, &behind], 1)?, &kernels, Padding::NONE)
+            }
             Some(memory) => {
                 let columns = memory.after_columns(&y, taps - 1)?;
                 short_conv(&columns, &kernels, Padding::NONE)
@@ -316,7 +326,11 @@ const UNSET: f64 = -1.0;
 pub(super) fn started(start: &[f64], shape: &[usize], name: &str, vb: &VarBuilder) -> Result<Tensor> {
     let parameter = vb.get_with_hints(shape, name, Init::Const(UNSET))?;
     // No start of candle's gives every value its own, so a fresh variable is marked, and written once.
-    if parameter.is_variable() && parameter.flatten_all()?.get(0)?.to_scalar::<f32>()? == UNSET as f32 {
+    let is_unset = || {
+        let first = parameter.flatten_all()?.get(0)?.to_dtype(DType::F32)?;
+        Ok::<_, candle_core::Error>(first.to_scalar::<f32>()? == UNSET as f32)
+    };
+    if parameter.is_variable() && is_unset()? {
         let values: Vec<f32> = start.iter().map(|&value| value as f32).collect();
         parameter.slice_set(&Tensor::from_vec(values, shape, vb.device())?, 0, 0)?;
     }

@@ -20,6 +20,7 @@ use super::export::write_part;
 use crate::classify::figures::Tally;
 use crate::classify::prepare;
 use crate::device::compute_dtype;
+use crate::distributed::{Ranks, Share};
 use crate::train::task::Orders;
 use crate::train::{Batch, Cursor, Losses, Step, Task, TaskResult};
 
@@ -218,6 +219,8 @@ pub(super) struct ClassifyTask {
     /// What the model sees of a picture.
     view: View,
     flops: f64,
+    /// The part of batches that this rank takes.
+    share: Share,
 }
 
 impl ClassifyTask {
@@ -243,6 +246,7 @@ impl ClassifyTask {
         let shapes = vars.map(|(name, var)| (name, var.dims().to_vec())).collect();
         Ok(Self {
             flops: flops::per_picture(&config, &shapes),
+            share: Share::WHOLE,
             view: prepare::view(&config),
             parts: [Part::Train, Part::HeldOut].map(|part| set.part(part)),
             orders: Orders::default(),
@@ -300,6 +304,19 @@ impl Task for ClassifyTask {
             .collect()
     }
 
+    fn distribute(&mut self, ranks: &Ranks) -> TaskResult<()> {
+        let share = ranks.share();
+        if share.parts > 1 {
+            let found = share.parts;
+            return Err(
+                format!("distributed.sequence is {found}, expected 1: pictures are not split").into(),
+            );
+        }
+        share.rows(self.options.batch)?;
+        self.share = share;
+        Ok(())
+    }
+
     fn batch(&self, cursor: &Cursor) -> TaskResult<Batch> {
         let (options, train) = (&self.options, &self.parts[0]);
         let (size, classes) = (options.batch, self.set.classes().len());
@@ -329,7 +346,10 @@ impl Task for ClassifyTask {
             );
             batch = batch.with("kept", Tensor::from_vec(drawn, (branches, size), &Device::Cpu)?);
         }
-        Ok(batch)
+        if self.share == Share::WHOLE {
+            return Ok(batch);
+        }
+        Ok(batch.rows(self.share.rows(size)?, |name| usize::from(name == "kept"))?)
     }
 
     fn loss(&self, batch: &Batch, _: &Step) -> TaskResult<Losses> {
@@ -507,6 +527,34 @@ mod tests {
             }
         }
         assert!((3..14).contains(&plain), "{plain}");
+    }
+
+    /// The rows that groups of ranks take make up the batch, and drop the branches that are dropped in it.
+    #[test]
+    fn groups_take_rows_of_a_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let own =
+            "batch = 8\nstochastic_depth = 0.5\nmodel = { layers = 2, width = 16, heads = 2, patch = 2 }";
+        let mut task = stripes(&recipe(1, own, folder.path()));
+        let cursor = Cursor { seed: 1, index: 3 };
+        let whole = task.batch(&cursor).unwrap();
+        let parts: Vec<Batch> = (0..4)
+            .map(|group| {
+                task.share = Share {
+                    group,
+                    groups: 4,
+                    ..Share::WHOLE
+                };
+                task.batch(&cursor).unwrap()
+            })
+            .collect();
+        for (name, axis) in [("pixels", 0), ("targets", 0), ("kept", 1)] {
+            let rows: Vec<&Tensor> = parts.iter().map(|part| part.get(name).unwrap()).collect();
+            let joined = Tensor::cat(&rows, axis).unwrap();
+            let list = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(list(&joined), list(whole.get(name).unwrap()), "{name}");
+        }
+        assert!(parts.iter().all(|part| (part.samples, part.share) == (2, 0.25)));
     }
 
     /// A run that is interrupted and goes on ends with the same bits.

@@ -1,5 +1,7 @@
 //! Tests of the task.
 
+mod ranks;
+
 use super::*;
 use crate::train::{Options as RunOptions, Recipe, run};
 use fulgur_lightnet::lm::{Architecture, Config};
