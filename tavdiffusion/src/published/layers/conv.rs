@@ -13,6 +13,7 @@
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use fulgur_kernels::linear::linear;
+use fulgur_kernels::unfold::{Window, unfold};
 
 use super::vector;
 
@@ -64,6 +65,15 @@ fn start(fan_in: usize) -> Init {
     }
 }
 
+/// How many places go through one product, each with `width` values of its neighbours.
+fn places_at_a_time(x: &Tensor, width: usize) -> usize {
+    let budget = match x.device().is_cpu() {
+        true => CPU_BUDGET,
+        false => GPU_BUDGET,
+    };
+    (budget / width.max(1)).max(64)
+}
+
 /// Products of rows with their neighbours: row r of the result is the sum over taps of `rows[r + offsets[k]] W_k`. Rows whose neighbours
 /// are not there, at the end, are zero.
 fn over_neighbours(
@@ -77,11 +87,7 @@ fn over_neighbours(
     let Some(whole) = count.checked_sub(reach).filter(|&whole| whole > 0) else {
         bail!("convolution: {count} rows, expected more than {reach}");
     };
-    let budget = match rows.device().is_cpu() {
-        true => CPU_BUDGET,
-        false => GPU_BUDGET,
-    };
-    let at_a_time = (budget / (channels * offsets.len()).max(1)).max(64);
+    let at_a_time = places_at_a_time(rows, channels * offsets.len());
     let mut results = Vec::new();
     for first in (0..whole).step_by(at_a_time) {
         let len = at_a_time.min(whole - first);
@@ -177,6 +183,9 @@ impl Conv2d {
         if size == 1 && stride == 1 {
             return linear(x, &matrix, Some(&self.bias));
         }
+        if !x.track_op() && !matrix.track_op() && !self.bias.track_op() {
+            return self.frozen(x, &matrix);
+        }
         let [before, after] = self.padding.sides();
         let (high, wide) = (height + before + after, width + before + after);
         if high < size || wide < size {
@@ -200,6 +209,37 @@ impl Conv2d {
             .narrow(1, 0, rows)?
             .narrow(2, 0, columns)?
             .contiguous()
+    }
+
+    /// Of networks that nobody trains: neighbours are laid side by side in one pass, borders included.
+    fn frozen(&self, x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let window = Window {
+            size: self.size,
+            stride: self.stride,
+            padding: self.padding.sides(),
+        };
+        let (rows, columns) = (window.results(height), window.results(width));
+        if rows * columns == 0 {
+            bail!(
+                "convolution: a picture of {height} x {width}, expected at least {} with its borders",
+                self.size
+            );
+        }
+        let all = batch * rows * columns;
+        let at_a_time = places_at_a_time(x, channels * self.size * self.size);
+        let results: Vec<Tensor> = (0..all)
+            .step_by(at_a_time)
+            .map(|first| {
+                let places = first..all.min(first + at_a_time);
+                linear(&unfold(x, window, places)?, matrix, Some(&self.bias))
+            })
+            .collect::<Result<_>>()?;
+        match &results[..] {
+            [one] => one.clone(),
+            _ => Tensor::cat(&results, 0)?,
+        }
+        .reshape((batch, rows, columns, ()))
     }
 
     /// What each tap reads of a padded picture at every `stride`-th place, `[B H' W', I]` each.
@@ -399,6 +439,17 @@ mod tests {
                 far < 1e-5,
                 "{size} {stride} {padding:?} {height} x {width}: {far}"
             );
+            // Nobody wants gradients of this one: another way.
+            let frozen = Conv2d {
+                kernel: Kernel::new(vars["weight"].as_tensor().detach())?,
+                bias: conv.bias.detach(),
+                ..conv.clone()
+            };
+            let far = apart(
+                &frozen.forward(&channels_last(&x.detach())?)?,
+                &channels_last(&expected)?,
+            )?;
+            assert!(far < 1e-5, "frozen {size} {stride} {padding:?}: {far}");
         }
         Ok(())
     }
@@ -412,6 +463,12 @@ mod tests {
         assert!(x.elem_count() * 9 > CPU_BUDGET);
         let expected = x.conv2d(params.vars()["weight"].as_tensor(), 1, 1, 1, 1)?;
         assert!(apart(&conv.forward(&channels_last(&x)?)?, &channels_last(&expected)?)? < 1e-4);
+        let frozen = Conv2d {
+            kernel: Kernel::new(params.vars()["weight"].as_tensor().detach())?,
+            bias: conv.bias.detach(),
+            ..conv.clone()
+        };
+        assert!(apart(&frozen.forward(&channels_last(&x)?)?, &channels_last(&expected)?)? < 1e-4);
         Ok(())
     }
 

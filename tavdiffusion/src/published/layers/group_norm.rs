@@ -1,13 +1,14 @@
 //! Group norms of channels-last tensors.
 //!
-//! The values of one group and one picture (or of one group and all frames of a clip) are brought side by side, and normed as one row: the
-//! statistics are those of the layer norm, in f32 and in two sweeps.
+//! While they are trained, the values of one group and one picture (or of one group and all frames of a clip) are brought side by side, and
+//! normed as one row: the statistics are those of the layer norm, in f32 and in two sweeps. Otherwise they are an operator of their own,
+//! with the activation that follows.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use fulgur_kernels::norm::layer_norm;
+use fulgur_kernels::norm::{Groups, group_norm, layer_norm};
 
-use super::vector;
+use super::{Activation, vector};
 
 /// A norm over groups of channels and all places.
 #[derive(Clone, Debug)]
@@ -34,6 +35,40 @@ impl GroupNorm {
 
     /// Normalises `x` `[.., C]`, which is `sets` tensors one after the other, each over its own values.
     pub(crate) fn forward(&self, x: &Tensor, sets: usize) -> Result<Tensor> {
+        match self.is_frozen(x) {
+            true => self.fused(x, sets, false),
+            false => self.composed(x, sets),
+        }
+    }
+
+    /// [`Self::forward`] and then `activation`.
+    pub(crate) fn activated(&self, x: &Tensor, sets: usize, activation: Activation) -> Result<Tensor> {
+        match activation == Activation::Silu && self.is_frozen(x) {
+            true => self.fused(x, sets, true),
+            false => activation.forward(&self.forward(x, sets)?),
+        }
+    }
+
+    /// Whether nobody wants a gradient, and there is an operator for the type.
+    fn is_frozen(&self, x: &Tensor) -> bool {
+        let wide = match x.device().is_cpu() {
+            true => matches!(x.dtype(), DType::F32 | DType::F64),
+            false => matches!(x.dtype(), DType::F32 | DType::BF16),
+        };
+        wide && !x.track_op() && !self.gain.track_op() && !self.bias.track_op()
+    }
+
+    fn fused(&self, x: &Tensor, sets: usize, silu: bool) -> Result<Tensor> {
+        let of = Groups {
+            sets,
+            groups: self.groups,
+            eps: self.eps,
+            silu,
+        };
+        group_norm(x, &self.gain, &self.bias, of)
+    }
+
+    fn composed(&self, x: &Tensor, sets: usize) -> Result<Tensor> {
         let channels = self.gain.elem_count();
         let places = x.elem_count() / (sets * channels).max(1);
         let (groups, width) = (self.groups, channels / self.groups);
@@ -57,7 +92,7 @@ impl GroupNorm {
 mod tests {
     use super::*;
     use crate::testing::{apart, normal, perturb};
-    use candle_core::{DType, Device};
+    use candle_core::Device;
     use fulgur_lightnet::params::Params;
 
     /// The definition in f64, one value at a time; `x` is `[S, N, C]`.
@@ -104,6 +139,17 @@ mod tests {
             let pictures = x.reshape((sets, 1, 7, channels))?;
             let far = apart(&norm.forward(&pictures, sets)?.reshape(x.shape())?, &wanted)?;
             assert!(far < 2e-5, "{far}");
+            // Nobody wants gradients of these: the other form, and the activation with it.
+            let frozen = GroupNorm {
+                gain: norm.gain.detach(),
+                bias: norm.bias.detach(),
+                ..norm.clone()
+            };
+            assert!(frozen.is_frozen(&pictures) && !norm.is_frozen(&pictures));
+            let far = apart(&frozen.forward(&pictures, sets)?.reshape(x.shape())?, &wanted)?;
+            assert!(far < 2e-5, "{far}");
+            let active = frozen.activated(&pictures, sets, Activation::Silu)?;
+            assert!(apart(&active.reshape(x.shape())?, &wanted.silu()?)? < 2e-5);
         }
         let params = Params::random(5, &Device::Cpu);
         assert!(GroupNorm::new(4, 6, 1e-6, &params.builder()).is_err());

@@ -69,9 +69,7 @@ impl Resnet {
     /// times the frames of a clip; norms take `sets` sets of statistics: P, or B where frames share them.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>, sets: usize) -> Result<Tensor> {
         let activation = self.shape.activation;
-        let mut h = self
-            .conv1
-            .forward(&activation.forward(&self.norm1.forward(x, sets)?)?)?;
+        let mut h = self.conv1.forward(&self.norm1.activated(x, sets, activation)?)?;
         let mut scale = None;
         if let (Some(map), Some(time)) = (&self.time, time) {
             let time = map.forward(time)?;
@@ -81,19 +79,22 @@ impl Resnet {
                 true => scale = Some(time),
             }
         }
-        h = self.norm2.forward(&h, sets)?;
-        if let Some(time) = scale {
-            let time = time.unsqueeze(1)?;
-            let output = self.shape.output;
-            let (scale, shift) = (
-                (time.narrow(2, 0, output)? + 1.0)?,
-                time.narrow(2, output, output)?,
-            );
-            h = each_clip(&h, time.dim(0)?, |h| {
-                h.broadcast_mul(&scale)?.broadcast_add(&shift)
-            })?;
-        }
-        let h = self.conv2.forward(&activation.forward(&h)?)?;
+        let h = match scale {
+            None => self.norm2.activated(&h, sets, activation)?,
+            Some(time) => {
+                let time = time.unsqueeze(1)?;
+                let output = self.shape.output;
+                let (scale, shift) = (
+                    (time.narrow(2, 0, output)? + 1.0)?,
+                    time.narrow(2, output, output)?,
+                );
+                let h = each_clip(&self.norm2.forward(&h, sets)?, time.dim(0)?, |h| {
+                    h.broadcast_mul(&scale)?.broadcast_add(&shift)
+                })?;
+                activation.forward(&h)?
+            }
+        };
+        let h = self.conv2.forward(&h)?;
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x)?,
             None => x.clone(),

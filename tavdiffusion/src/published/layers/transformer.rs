@@ -1,7 +1,9 @@
 //! Transformers over the places of a picture that read a text.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use fulgur_kernels::gelu::geglu;
+use fulgur_kernels::linear::linear;
 use fulgur_lightnet::linear::{Linear, Start};
 
 use super::{Attention, AttentionShape, Conv2d, GroupNorm, LayerNorm};
@@ -30,6 +32,11 @@ impl FeedForward {
 
     /// Maps `x` `[.., width]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let narrow = x.dtype() == DType::F32 || (x.dtype() == DType::BF16 && x.device().is_cuda());
+        if narrow && !x.track_op() && !self.input.weight().track_op() {
+            let both = linear(x, self.input.weight(), None)?;
+            return self.output.forward(&geglu(&both, self.input.bias())?);
+        }
         let both = self.input.forward(x)?;
         let hidden = both.dim(D::Minus1)? / 2;
         let value = both.narrow(D::Minus1, 0, hidden)?;

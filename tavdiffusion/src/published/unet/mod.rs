@@ -456,10 +456,10 @@ impl Unet {
                 running.x = upsample.forward(&running.x, size)?;
             }
         }
-        let normed = self.norm.forward(&running.x, self.sets(&running))?;
-        let x = self
-            .output
-            .forward(&self.plan.last_activation.forward(&normed)?)?;
+        let active = self
+            .norm
+            .activated(&running.x, self.sets(&running), self.plan.last_activation)?;
+        let x = self.output.forward(&active)?;
         let (_, height, width, channels) = x.dims4()?;
         match running.is_clip {
             false => x.permute((0, 3, 1, 2))?.contiguous(),

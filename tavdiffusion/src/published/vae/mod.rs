@@ -153,8 +153,8 @@ impl End {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = self.norm.forward(x, x.dim(0)?)?;
-        self.output.forward(&self.activation.forward(&normed)?)
+        let active = self.norm.activated(x, x.dim(0)?, self.activation)?;
+        self.output.forward(&active)
     }
 }
 
