@@ -26,6 +26,7 @@
 
 mod avhscore;
 mod bert;
+mod blip;
 mod classifier;
 mod clip;
 mod features;
@@ -58,12 +59,13 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 8] = [
+const FAMILIES: [(&str, Recognise); 9] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("ImageBind", imagebind::recognise),
     ("clip, clip_text_model, clip_vision_model", clip::recognise),
     ("bert", bert::recognise),
+    ("blip", blip::recognise),
     ("vision_classifier", classifier::recognise),
     ("i3d, vggish, panns, clap", features::recognise),
     (

@@ -19,8 +19,8 @@ use fulgur_lightnet::encoders::imagebind::{ImageBind, Input, Modality, prefix};
 use fulgur_lightnet::params::folder::Weights;
 
 use self::filterbank::Filterbank;
-use super::cache::weights_hash;
 use super::{EncodeError, Encoder, LoadError};
+use crate::checkpoint;
 
 /// Name of the encoder in results.
 pub const NAME: &str = "imagebind";
@@ -191,7 +191,7 @@ impl Encoder for ImageBindEncoder {
     }
 
     fn identity(&self) -> std::io::Result<Option<String>> {
-        let weights = weights_hash(self.model.weights().files())?;
+        let weights = checkpoint::of_files(self.model.weights().files())?;
         let compute = self.model.compute().as_str();
         let sound = if self.options.downmix { "mean" } else { "first" };
         Ok(Some(format!(

@@ -46,6 +46,8 @@ pub struct TextConfig {
     pub bos_token_id: Option<u32>,
     /// The token that ends a text; 102 if absent.
     pub sep_token_id: Option<u32>,
+    /// The token behind the end of shorter texts; 0 if absent.
+    pub pad_token_id: Option<u32>,
     /// As [`Config::tie_word_embeddings`].
     pub tie_word_embeddings: Option<bool>,
 }
@@ -91,6 +93,8 @@ pub struct Sizes {
     pub begin: u32,
     /// The token that ends a text.
     pub end: u32,
+    /// The token behind the end of shorter texts.
+    pub pad: u32,
     /// Whether scores of words are taken with the table of words.
     pub tied: bool,
     /// Whether the bias of the scores has its newer name.
@@ -193,7 +197,12 @@ impl Sizes {
             text.bos_token_id.unwrap_or(30_522),
             text.sep_token_id.unwrap_or(102),
         );
-        for (field, id) in [("bos_token_id", begin), ("sep_token_id", end)] {
+        let pad = text.pad_token_id.unwrap_or(0);
+        for (field, id) in [
+            ("bos_token_id", begin),
+            ("sep_token_id", end),
+            ("pad_token_id", pad),
+        ] {
             if id as usize >= vocabulary {
                 return Err(shapes.fail(format!(
                     "text_config.{field} is {id}, expected an id below {vocabulary}"
@@ -217,6 +226,7 @@ impl Sizes {
             longest,
             begin,
             end,
+            pad,
             tied: text
                 .tie_word_embeddings
                 .or(config.tie_word_embeddings)
