@@ -6,6 +6,7 @@ pub mod clip;
 pub mod clip_tokenizer;
 mod gelu;
 pub mod imagebind;
+mod lazy;
 pub mod transformer;
 
 pub use gelu::Gelu;
