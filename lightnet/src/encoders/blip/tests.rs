@@ -20,7 +20,7 @@ fn golden() -> Golden {
     let root = tempfile::tempdir().unwrap();
     let folder = testing::model("blip_tiny", root.path());
     Golden {
-        blip: Blip::load(folder, DType::F32, &Device::Cpu).unwrap(),
+        blip: Blip::load(&folder, DType::F32, &Device::Cpu).unwrap(),
         tensors: testing::tensors("blip"),
         folder,
         _root: root,
