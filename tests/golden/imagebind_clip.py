@@ -62,8 +62,8 @@ def main():
     assert not missing, missing
     own = drawn.Drawn()
     frames = torch.from_numpy(own("frames", (33, 20, 28, 3), "u8"))
-    # Frames and seconds that differ: a rising tone on one channel, another on the next, and bytes of noise below both.
-    rise = [[0, 160000, 2**26, 600, 0, -16], [70000, 130000, 2**28, 0, 0, -17]]
+    # Seconds that differ: a rising tone, then a steady one, and noise below both.
+    rise = [[0, 70000, 2**26, 600, 0, -15], [70000, 160000, 2**28, 0, 0, -15]]
     wave = torch.from_numpy(own("wave", (80000, 2), -15, 0, rise))
     with torch.no_grad():
         seen = imagebind.embed(model, "vision", torch.stack([still(frame) for frame in frames]))
