@@ -107,12 +107,19 @@ fn frame(samples: &[f32]) -> Frame {
     let mean = samples.iter().map(|&x| f64::from(x)).sum::<f64>() / samples.len() as f64;
     let samples: Vec<f64> = samples.iter().map(|&x| f64::from(x) - mean).collect();
     let now = &samples[..FRAME];
-    let energy = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
-    let own = energy(now);
+    // Energy of all samples before each.
+    let mut before = Vec::with_capacity(samples.len() + 1);
+    let mut sum = 0.0;
+    before.push(sum);
+    for sample in &samples {
+        sum += sample * sample;
+        before.push(sum);
+    }
+    let own = before[FRAME];
     let correlation = |lag: usize| {
         let later = &samples[lag..lag + FRAME];
         let product: f64 = now.iter().zip(later).map(|(a, b)| a * b).sum();
-        product / (own * energy(later)).max(1e-12).sqrt()
+        product / (own * (before[lag + FRAME] - before[lag])).max(1e-12).sqrt()
     };
     let all: Vec<f64> = (SHORTEST..=LONGEST).map(correlation).collect();
     let best = (0..all.len()).fold(0, |best, i| if all[i] > all[best] { i } else { best });
