@@ -61,6 +61,17 @@ pub fn encoder() -> Result<PathBuf, NotFound> {
     find(&ENCODER)
 }
 
+/// The folder of an encoder by its name: that of the builtin one, or what is named.
+///
+/// # Errors
+/// If `builtin` is asked for and there is none.
+pub fn encoder_named(name: &Path) -> Result<PathBuf, NotFound> {
+    match name == Path::new("builtin") {
+        true => encoder(),
+        false => Ok(name.to_owned()),
+    }
+}
+
 /// Folder of the builtin judges of generated clips.
 ///
 /// # Errors

@@ -140,6 +140,21 @@ pub fn encode(
     max_frames: Option<usize>,
     cancel: &AtomicBool,
 ) -> Result<Encoded, EncodeError> {
+    encode_told(encoder, video, sound, max_frames, cancel, &|_, _| {})
+}
+
+/// As [`encode`], and tells how many frames of how many are encoded.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_told(
+    encoder: &dyn Encoder,
+    video: &Video,
+    sound: Option<&Sound>,
+    max_frames: Option<usize>,
+    cancel: &AtomicBool,
+    tell: &dyn Fn(usize, usize),
+) -> Result<Encoded, EncodeError> {
     let indices = frame_indices(video.frame_count, max_frames);
     if indices.is_empty() {
         return Err(EncodeError::NoFrames);
@@ -171,7 +186,7 @@ pub fn encode(
         flags.push(Flag::ShortAudio);
     }
     let heard = encoder.sound(sound)?;
-    let seen = frame_vectors(encoder, video, &indices, cancel)?;
+    let seen = told_vectors(encoder, video, &indices, cancel, tell)?;
     Ok(Encoded {
         frames,
         flags,
@@ -194,6 +209,16 @@ pub fn frame_vectors(
     indices: &[usize],
     cancel: &AtomicBool,
 ) -> Result<Vec<Vec<f32>>, EncodeError> {
+    told_vectors(encoder, video, indices, cancel, &|_, _| {})
+}
+
+fn told_vectors(
+    encoder: &dyn Encoder,
+    video: &Video,
+    indices: &[usize],
+    cancel: &AtomicBool,
+    tell: &dyn Fn(usize, usize),
+) -> Result<Vec<Vec<f32>>, EncodeError> {
     let mut vectors = Vec::with_capacity(indices.len());
     for batch in indices.chunks(encoder.batch().max(1)) {
         if cancel.load(Ordering::Relaxed) {
@@ -201,6 +226,7 @@ pub fn frame_vectors(
         }
         let frames: Vec<&[u8]> = batch.iter().map(|&i| video.frame(i)).collect();
         vectors.extend(encoder.frames(&frames, video.width, video.height)?);
+        tell(vectors.len(), indices.len());
     }
     Ok(vectors)
 }
@@ -272,6 +298,23 @@ mod tests {
         assert!((forward.avhscore.unwrap_or(9.0) - shuffled.avhscore.unwrap_or(-9.0)).abs() < 1e-12);
         assert_eq!(forward.frames, 3);
         assert!(forward.flags.is_empty());
+    }
+
+    #[test]
+    fn long_clips_tell_how_far_they_are() {
+        let told = std::cell::RefCell::new(Vec::new());
+        let tell = |done: usize, all: usize| told.borrow_mut().push((done, all));
+        let cancel = AtomicBool::new(false);
+        encode_told(
+            &Colour,
+            &video(&[[9, 10, 30]; 40]),
+            Some(&tone(1.0)),
+            None,
+            &cancel,
+            &tell,
+        )
+        .unwrap();
+        assert_eq!(told.into_inner(), [(16, 40), (32, 40), (40, 40)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 pub mod annotate;
 pub mod avhscore;
 pub mod captions;
+pub mod checkpoint;
 pub mod encoder;
 pub mod features;
 pub mod judge;

@@ -74,6 +74,7 @@ impl Local {
             model: Some(self.name.clone()),
             prompt_version: Some(prompt_version.to_owned()),
             costly: true,
+            rule: None,
         }
     }
 

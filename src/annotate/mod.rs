@@ -1,5 +1,7 @@
 //! Annotation of audible video with the backends of a configuration: those of [`fulgur_benchmark::annotate`], and our own
 //! language models.
+//!
+//! Networks are opened by their folders' names and named in the settings by the hash of their weights.
 
 mod local;
 
@@ -11,19 +13,33 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
+use candle_core::Device;
 use fulgur_benchmark::annotate::backend::Backend;
+use fulgur_benchmark::annotate::blip::BlipCaptioner;
 use fulgur_benchmark::annotate::config::Config;
+use fulgur_benchmark::annotate::filter::Agreement;
 use fulgur_benchmark::annotate::openai::{Remote, Server, Task};
 use fulgur_benchmark::annotate::pipeline::Stages;
 use fulgur_benchmark::annotate::precomputed::Precomputed;
+use fulgur_benchmark::annotate::tags::TagCaptioner;
 use fulgur_benchmark::annotate::template::Template;
 use fulgur_benchmark::annotate::{AudioCaptioner, FrameCaptioner, Merger, Rewriter, filter, prompts};
+use fulgur_benchmark::checkpoint;
+use fulgur_benchmark::encoder::{AnyEncoder, Sense};
+use fulgur_datasets::media::{MediaError, Sound};
+use fulgur_datasets::things::THINGS_FILE;
+use fulgur_lightnet::params::folder::Weights;
 use sha2::{Digest, Sha256};
+
+use crate::device::compute_dtype;
+use crate::models;
 
 pub use local::Local;
 
 /// Opens the language model in a folder.
 pub type OpenModel<'a> = &'a dyn Fn(&Path) -> anyhow::Result<Local>;
+/// Opens the device that networks compute on.
+pub type OpenDevice<'a> = &'a dyn Fn() -> anyhow::Result<Device>;
 
 /// Where and how the stages work.
 pub struct Surroundings<'a> {
@@ -37,6 +53,8 @@ pub struct Surroundings<'a> {
     pub stop: Arc<AtomicBool>,
     /// Opens language models.
     pub language_model: OpenModel<'a>,
+    /// Opens the device of all other networks.
+    pub device: OpenDevice<'a>,
 }
 
 /// Stages that are ready, and the server behind them.
@@ -57,9 +75,15 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
     let remote = |backend: &Backend| matches!(backend, Backend::OpenaiHttp(_));
     if around.media.is_none() {
         for (name, backend) in [("frames", &config.frames), ("audio", &config.audio)] {
-            if remote(backend) {
+            if remote(backend) || matches!(backend, Backend::Blip(_) | Backend::Tags(_)) {
                 bail!("{name}: {backend} looks at the clips, expected --media with their folder");
             }
+        }
+        if !config.filters.agreement.is_empty() {
+            bail!(
+                "filters.agreement: found {:?}, which looks at the clips, expected --media with their folder",
+                config.filters.agreement
+            );
         }
     }
     let any_remote = config.stages().iter().any(|(_, backend)| remote(backend));
@@ -86,8 +110,20 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
             model.as_deref(),
             Task::Frames,
         )?)),
+        Backend::Blip(dir) => {
+            let device = (around.device)()?;
+            let compute = compute_dtype(&device);
+            let stop = Arc::clone(&around.stop);
+            Some(Arc::new(BlipCaptioner::open(
+                dir,
+                &config.blip,
+                compute,
+                &device,
+                stop,
+            )?))
+        }
         other => bail!(
-            "frames: found {other}, expected none, precomputed, precomputed:FILE, openai-http or openai-http:MODEL"
+            "frames: found {other}, expected none, precomputed, precomputed:FILE, candle-blip:DIR, openai-http or openai-http:MODEL"
         ),
     };
     let audio: Option<Arc<dyn AudioCaptioner>> = match &config.audio {
@@ -98,8 +134,12 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
             model.as_deref(),
             Task::Audio,
         )?)),
+        Backend::Tags(name) => {
+            let encoder = encoder(name, around)?;
+            Some(Arc::new(TagCaptioner::new(encoder, &config.tags, &read_sound)?))
+        }
         other => bail!(
-            "audio: found {other}, expected none, precomputed, precomputed:FILE, openai-http or openai-http:MODEL"
+            "audio: found {other}, expected none, precomputed, precomputed:FILE, tags:ENCODER, openai-http or openai-http:MODEL"
         ),
     };
     let rewrite: Option<Arc<dyn Rewriter>> = match &config.rewrite {
@@ -112,6 +152,9 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
             Task::Rewrite,
         )?)),
         Backend::Lm(dir) => Some(writers.local(dir)?),
+        other => bail!(
+            "rewrite: found {other}, expected none, template, precomputed, precomputed:FILE, openai-http, openai-http:MODEL or lm:DIR"
+        ),
     };
     let merge: Option<Arc<dyn Merger>> = match &config.merge {
         Backend::None => None,
@@ -123,6 +166,16 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
             Task::Merge,
         )?)),
         Backend::Lm(dir) => Some(writers.local(dir)?),
+        other => bail!(
+            "merge: found {other}, expected none, template, precomputed, precomputed:FILE, openai-http, openai-http:MODEL or lm:DIR"
+        ),
+    };
+    let agreement = match config.filters.agreement.as_str() {
+        "" => None,
+        name => Some(Agreement::new(
+            encoder(Path::new(name), around)?,
+            &config.filters,
+        )?),
     };
     let mut stages = Stages {
         filters: filter::of(&config.filters),
@@ -133,9 +186,33 @@ pub fn open(config: &Config, around: &Surroundings<'_>) -> anyhow::Result<Opened
         merge,
     };
     if let Some(folder) = around.media {
-        look(&mut stages, config, folder, around)?;
+        look(&mut stages, config, folder, agreement.as_ref(), around)?;
+    }
+    if let Some(agreement) = agreement {
+        stages.filters.push(Box::new(agreement));
     }
     Ok(Opened { stages, server })
+}
+
+/// The encoder of this name, `builtin` or a folder.
+fn encoder(name: &Path, around: &Surroundings<'_>) -> anyhow::Result<AnyEncoder> {
+    let device = (around.device)()?;
+    Ok(AnyEncoder::open(
+        &models::encoder_named(name)?,
+        compute_dtype(&device),
+        &device,
+    )?)
+}
+
+/// The sound of a file: of a clip, where clips can be read.
+#[cfg(feature = "media")]
+fn read_sound(path: &Path) -> Result<Sound, MediaError> {
+    fulgur_datasets::media::read_sound(path, None)
+}
+
+#[cfg(not(feature = "media"))]
+fn read_sound(path: &Path) -> Result<Sound, MediaError> {
+    fulgur_datasets::media::read_wav(path)
 }
 
 fn precomputed(file: Option<&Path>) -> anyhow::Result<Precomputed> {
@@ -178,6 +255,7 @@ fn look(
     stages: &mut Stages,
     config: &Config,
     folder: &Path,
+    agreement: Option<&Agreement>,
     around: &Surroundings<'_>,
 ) -> anyhow::Result<()> {
     if !folder.is_dir() {
@@ -192,19 +270,33 @@ fn look(
         .audio
         .as_ref()
         .is_some_and(|captioner| captioner.needs_sound());
+    let compared = |sense: Sense| agreement.is_some_and(|agreement| agreement.needs(sense));
+    let mut looking = config.media.clone();
+    // Who can hear more is given more.
+    let rates = [
+        stages.audio.as_ref().map_or(0, |captioner| captioner.rate()),
+        agreement.map_or(0, Agreement::rate),
+    ];
+    looking.sample_rate = rates.into_iter().fold(looking.sample_rate, u32::max);
     stages.media = Some(Box::new(fulgur_benchmark::annotate::media::Folder {
         root: folder.to_owned(),
-        looking: config.media.clone(),
+        looking,
         silence_db: filters.silence_db,
-        frames: seen || filters.still,
-        sound: heard || filters.silence,
+        frames: seen || filters.still || compared(Sense::Frames),
+        sound: heard || filters.silence || filters.speech || compared(Sense::Sounds),
         cancel: Some(Arc::clone(&around.stop)),
     }));
     Ok(())
 }
 
 #[cfg(not(feature = "media"))]
-fn look(_: &mut Stages, _: &Config, folder: &Path, _: &Surroundings<'_>) -> anyhow::Result<()> {
+fn look(
+    _: &mut Stages,
+    _: &Config,
+    folder: &Path,
+    _: Option<&Agreement>,
+    _: &Surroundings<'_>,
+) -> anyhow::Result<()> {
     bail!(
         "{}: found a program that was built without the feature `media`, expected one with it",
         folder.display()
@@ -256,8 +348,32 @@ pub fn settings(
             }
             Backend::OpenaiHttp(_) => used.push("http"),
             Backend::Lm(_) => used.push("lm"),
+            Backend::Blip(dir) => {
+                used.push("blip");
+                put(&format!("{stage}.weights"), weights(dir)?);
+            }
+            Backend::Tags(name) => {
+                used.push("tags");
+                put(
+                    &format!("{stage}.weights"),
+                    weights(&models::encoder_named(name)?)?,
+                );
+                let list = Path::new(&config.tags.list);
+                let hash = if list.is_dir() {
+                    sha256_of(&list.join(THINGS_FILE), go_on)?
+                } else if config.tags.list.is_empty() {
+                    String::new()
+                } else {
+                    sha256_of(list, go_on)?
+                };
+                put("tags.sha256", hash);
+            }
             _ => {}
         }
+    }
+    if !config.filters.agreement.is_empty() {
+        let dir = models::encoder_named(Path::new(&config.filters.agreement))?;
+        put("filters.agreement.weights", weights(&dir)?);
     }
     if media.is_some() {
         used.push("media");
@@ -271,6 +387,13 @@ pub fn settings(
         }
     }
     Ok(all)
+}
+
+/// The hash of the weights of a network.
+fn weights(dir: &Path) -> anyhow::Result<String> {
+    let found = Weights::find(dir)?;
+    let files = found.as_ref().map(Weights::files).unwrap_or_default();
+    checkpoint::of_files(files).with_context(|| dir.display().to_string())
 }
 
 fn sha256_of(path: &Path, go_on: &dyn Fn() -> bool) -> anyhow::Result<String> {
@@ -300,6 +423,7 @@ mod tests {
             dry_run: true,
             stop: Arc::default(),
             language_model: &|dir| bail!("{}: no model", dir.display()),
+            device: &|| Ok(Device::Cpu),
         };
         open(config, &around).map_err(|error| error.to_string())
     }
@@ -325,6 +449,25 @@ mod tests {
             (
                 config(|c| c.frames = remote()),
                 "frames: openai-http looks at the clips, expected --media",
+            ),
+            (
+                config(|c| c.frames = Backend::Blip("x".into())),
+                "frames: candle-blip:x looks at the clips, expected --media",
+            ),
+            (
+                config(|c| c.audio = Backend::Tags("builtin".into())),
+                "audio: tags:builtin looks at the clips, expected --media",
+            ),
+            (
+                config(|c| c.merge = Backend::Tags("builtin".into())),
+                "merge: found tags:builtin, expected none, template",
+            ),
+            (
+                config(|c| {
+                    c.filters.agreement = "builtin".to_owned();
+                    c.filters.least_audio_video = Some(0.1);
+                }),
+                "filters.agreement: found \"builtin\", which looks at the clips",
             ),
             (
                 config(|c| c.merge = remote()),

@@ -31,8 +31,9 @@ const LARGEST: u64 = 1 << 20;
 /// FILE is a manifest, or the release's caption file. Five stages make a caption of each clip: frames (what is seen), audio (what is
 /// heard), rewrite (both in better words), merge (both as one), and filters, which leave clips out. A stage is done by
 /// `precomputed` (the texts of the manifest itself), `precomputed:FILE` (a table by id, JSONL or CSV), `template` (a rule),
-/// `openai-http` or `openai-http:MODEL` (a server that speaks the protocol of OpenAI), `lm:DIR` (a language model of ours), or
-/// `none`.
+/// `candle-blip:DIR` (a BLIP captioner of Hugging Face, for frames), `tags:ENCODER` (the nearest words of a list for the sound, by
+/// CLAP, ImageBind or `builtin`), `openai-http` or `openai-http:MODEL` (a server that speaks the protocol of OpenAI), `lm:DIR` (a
+/// language model of ours), or `none`.
 ///
 /// Clips that stay are in the manifest -o, all others in a second one, each with the reason. A run that was stopped goes on with the
 /// same command; its manifest is the same as that of a run that was not. Clips that failed are tried again. The exit code is 1
@@ -134,6 +135,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
                     Arc::clone(&stop),
                 ))
             },
+            device: &|| context.open_device(),
         },
     )?;
     if arguments.media.is_none() {
@@ -171,6 +173,12 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         shown.set(progress.new, Some(progress.total.saturating_sub(before)));
     })?;
     drop(shown);
+    if let Some(why) = report.hopeless {
+        bail!(
+            "{why}; {} clips are done and kept, the same command goes on",
+            report.annotated + report.dropped.values().sum::<u64>()
+        );
+    }
     Answer::new(&Annotated {
         path: arguments.output.clone(),
         left_out,

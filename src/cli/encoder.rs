@@ -55,11 +55,7 @@ pub(super) fn open_encoder(
     options: EncoderOptions,
     context: &Context,
 ) -> anyhow::Result<Box<dyn Encoder>> {
-    let dir = if name == Path::new("builtin") {
-        models::encoder()?
-    } else {
-        name.to_owned()
-    };
+    let dir = models::encoder_named(name)?;
     let device = context.open_device()?;
     if ImageBindEncoder::is_in(&dir)? {
         let options = ImageBindOptions {

@@ -2,6 +2,7 @@
 
 mod classify;
 mod encoder;
+mod harmony;
 mod image;
 mod speed;
 
@@ -43,6 +44,7 @@ enum Subject {
     Classify(classify::Arguments),
     Speed(speed::Arguments),
     Encoder(encoder::Arguments),
+    Harmony(harmony::Arguments),
     Image(image::Arguments),
 }
 
@@ -122,6 +124,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         Subject::Classify(arguments) => classify::run(context, &arguments),
         Subject::Speed(arguments) => speed::run(context, &arguments),
         Subject::Encoder(arguments) => encoder::run(context, &arguments),
+        Subject::Harmony(arguments) => harmony::run(context, &arguments),
         Subject::Image(arguments) => image::run(context, arguments),
     }
 }

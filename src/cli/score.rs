@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use fulgur_benchmark::avhscore::{self, Encoded, Flag};
@@ -18,8 +19,11 @@ use super::clips;
 use super::context::Context;
 use super::encoder::{EncoderOptions, Products, open_encoder};
 use super::files::check_page;
-use super::progress::Unit;
+use super::progress::{Progress, Unit};
 use crate::report::clips::{Column, Gallery, Look, Row};
+
+/// Frames from which on a clip tells how far it is.
+const LONG: usize = 500;
 
 /// Score how well sound and picture of clips belong together
 ///
@@ -81,10 +85,12 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
         shown: arguments.report.is_some(),
         context,
         warned: AtomicBool::new(false),
+        progress: Mutex::new(context.progress("score", Unit::Items("clips"))),
+        done: AtomicUsize::new(0),
+        all: clips.len(),
     };
-    let mut progress = context.progress("score", Unit::Items("clips"));
     let total = Some(clips.len() as u64);
-    progress.set(0, total);
+    scorer.progress().set(0, total);
     let jobs = rayon::ThreadPoolBuilder::new()
         .num_threads(usize::from(arguments.jobs))
         .build()?;
@@ -101,9 +107,12 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
             results.push(scored);
             looks.push(look);
         }
+        let mut progress = scorer.progress();
+        progress.relabel("score".to_owned());
         progress.set(results.len() as u64, total);
+        scorer.done.store(results.len(), Ordering::Relaxed);
     }
-    drop(progress);
+    drop(scorer);
     let values: Vec<f64> = results.iter().filter_map(|r| r.avhscore).collect();
     let n = values.len();
     let mean = (n > 0).then(|| values.iter().sum::<f64>() / n as f64);
@@ -162,6 +171,10 @@ struct Scorer<'a> {
     context: &'a Context,
     /// Whether the user knows that vectors cannot be kept.
     warned: AtomicBool,
+    progress: Mutex<Progress>,
+    /// Clips that are done, and all of them.
+    done: AtomicUsize,
+    all: usize,
 }
 
 impl Scorer<'_> {
@@ -187,6 +200,18 @@ impl Scorer<'_> {
             Err(reason) => scored.reason = Some(reason),
         }
         Some((scored, look))
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far a long clip is; without this an hour would pass in silence.
+    fn tell(&self, path: &Path, done: usize, all: usize) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut progress = self.progress();
+        progress.relabel(format!("score, {name}: {done}/{all} frames"));
+        progress.set(self.done.load(Ordering::Relaxed) as u64, Some(self.all as u64));
     }
 
     /// The vectors of a clip, from the cache or from its frames, or why there are none.
@@ -215,7 +240,13 @@ impl Scorer<'_> {
             return Ok(encoded);
         }
         let video = clip.video.ok_or("no video stream")?;
-        let encoded = avhscore::encode(self.encoder, &video, clip.sound.as_ref(), self.max_frames, flag);
+        let tell = |done: usize, all: usize| {
+            if all >= LONG {
+                self.tell(path, done, all);
+            }
+        };
+        let sound = clip.sound.as_ref();
+        let encoded = avhscore::encode_told(self.encoder, &video, sound, self.max_frames, flag, &tell);
         let mut encoded = encoded.map_err(|e: EncodeError| e.to_string())?;
         if clip.truncated {
             encoded.flags.push(Flag::Truncated);

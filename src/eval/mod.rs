@@ -9,6 +9,7 @@
 //! training clips than new real clips are.
 
 mod figures;
+pub mod harmony;
 mod jury;
 mod neighbours;
 pub mod pictures;

@@ -26,6 +26,7 @@
 
 mod avhscore;
 mod bert;
+mod blip;
 mod classifier;
 mod clip;
 mod features;
@@ -65,6 +66,7 @@ const FAMILIES: [(&str, Recognise); 9] = [
     ("ImageBind", imagebind::recognise),
     ("clip, clip_text_model, clip_vision_model", clip::recognise),
     ("bert", bert::recognise),
+    ("blip", blip::recognise),
     ("vision_classifier", classifier::recognise),
     ("i3d, vggish, panns, clap", features::recognise),
     (

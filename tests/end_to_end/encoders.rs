@@ -164,6 +164,68 @@ fn clip_gives_the_vectors_of_transformers() {
     near(&found, "image_embeds", "vision.image_embeds");
 }
 
+#[test]
+fn blip_gives_the_scores_and_texts_of_transformers() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    let golden_tensors = tensors("blip");
+    let dir = testing::model("blip_tiny", folder);
+    let at = |name: &str| golden_tensors[name].clone();
+    let pixels = at("pixel_values");
+    let three = pixels.narrow(0, 0, 3).unwrap();
+    let texts = Tensors::from([
+        ("pixel_values".to_owned(), three.clone()),
+        ("input_ids".to_owned(), at("input_ids")),
+    ]);
+    let found = outputs(folder, &forward(folder, &dir, &texts));
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["image_embeds", "logits"]);
+    for (name, wanted) in [("image_embeds", "states"), ("logits", "unmasked")] {
+        let error = relative(&found[name], &at(wanted));
+        assert!(error < 2e-5, "{name}: {error}");
+    }
+    let masked = Tensors::from([
+        ("attention_mask".to_owned(), at("attention_mask")),
+        ("input_ids".to_owned(), at("input_ids")),
+        ("pixel_values".to_owned(), three),
+    ]);
+    let found = outputs(folder, &forward(folder, &dir, &masked));
+    let real = at("attention_mask")
+        .to_dtype(DType::F32)
+        .unwrap()
+        .unsqueeze(2)
+        .unwrap();
+    let of_words = |t: &Tensor| t.broadcast_mul(&real).unwrap();
+    assert!(relative(&of_words(&found["logits"]), &of_words(&at("logits"))) < 2e-5);
+    // Without a text one is written: the beginning, the tokens of the greedy search, and the end where there is room for it.
+    let alone = Tensors::from([("pixel_values".to_owned(), pixels)]);
+    let found = outputs(folder, &forward(folder, &dir, &alone));
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["image_embeds", "sequences"]);
+    let written = found["sequences"].to_vec2::<f32>().unwrap();
+    let greedy = at("greedy").to_vec2::<i64>().unwrap();
+    for (row, wanted) in written.iter().zip(greedy) {
+        let mut wanted: Vec<f32> = wanted
+            .into_iter()
+            .filter(|id| *id >= 0)
+            .map(|id| id as f32)
+            .collect();
+        wanted.insert(0, 52.0);
+        if wanted.len() < 20 {
+            wanted.push(20.0);
+        }
+        wanted.resize(20, 0.0);
+        assert_eq!(row, &wanted);
+    }
+    let line = forward(
+        folder,
+        &dir,
+        &Tensors::from([(
+            "pixel_values".to_owned(),
+            Tensor::zeros((1, 3, 13, 12), DType::F32, CPU).unwrap(),
+        )]),
+    );
+    assert!(line.error().contains("pixel_values"), "{}", line.stderr);
+}
+
 /// A copy of a folder of the goldens, whose `config.json` is changed.
 fn copy(of: &str, to: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
     let _ = fs::remove_dir_all(to);
@@ -423,6 +485,129 @@ mod media {
         entries
             .map(|path| if path.is_dir() { files(&path) } else { 1 })
             .sum()
+    }
+
+    /// A clip without compression: AVI with pictures from below in BGR, and 16-bit sound.
+    fn avi(frames: &[u8], [width, height]: [usize; 2], fps: u32, samples: &[i16], channels: u16) -> Vec<u8> {
+        const RATE: u32 = 16_000;
+        let long = |n: usize| u32::try_from(n).unwrap().to_le_bytes();
+        let chunk = |name: &[u8; 4], body: &[u8]| [&name[..], &long(body.len()), body].concat();
+        let list = |name: &[u8; 4], parts: &[Vec<u8>]| chunk(b"LIST", &[&name[..], &parts.concat()].concat());
+        let words = |values: &[u32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let size = width * height * 3;
+        let count = frames.len() / size;
+        let (w, h, n) = (width as u32, height as u32, count as u32);
+        let head = words(&[1_000_000 / fps, 0, 0, 0x10, n, 0, 2, 0, w, h, 0, 0, 0, 0]);
+        let stream = |kind: &[u8; 4], handler: &[u8; 4], scale: u32, rate: u32, length: u32, sample: u32| {
+            let rest = words(&[0, 0, 0, scale, rate, 0, length, 0, 0, sample, 0, 0]);
+            chunk(b"strh", &[&kind[..], handler, &rest].concat())
+        };
+        let picture = [
+            words(&[40, w, h]),
+            vec![1, 0, 24, 0],
+            words(&[0, size as u32, 0, 0, 0, 0]),
+        ]
+        .concat();
+        let block = channels * 2;
+        let mut wave = vec![1, 0];
+        wave.extend(channels.to_le_bytes());
+        wave.extend(words(&[RATE, RATE * u32::from(block)]));
+        wave.extend([block.to_le_bytes(), 16u16.to_le_bytes()].concat());
+        let header = list(
+            b"hdrl",
+            &[
+                chunk(b"avih", &head),
+                list(
+                    b"strl",
+                    &[stream(b"vids", b"DIB ", 1, fps, n, 0), chunk(b"strf", &picture)],
+                ),
+                list(
+                    b"strl",
+                    &[
+                        stream(
+                            b"auds",
+                            b"\0\0\0\0",
+                            1,
+                            RATE,
+                            samples.len() as u32 / u32::from(channels),
+                            block.into(),
+                        ),
+                        chunk(b"strf", &wave),
+                    ],
+                ),
+            ],
+        );
+        let mut parts = Vec::new();
+        let share = samples
+            .len()
+            .div_ceil(count)
+            .next_multiple_of(usize::from(channels));
+        for (i, frame) in frames.chunks_exact(size).enumerate() {
+            let rows = frame.chunks_exact(width * 3).rev();
+            let bgr: Vec<u8> = rows
+                .flat_map(|row| row.chunks_exact(3).flat_map(|p| [p[2], p[1], p[0]]))
+                .collect();
+            parts.push(chunk(b"00db", &bgr));
+            let from = (i * share).min(samples.len());
+            let sound = &samples[from..(from + share).min(samples.len())];
+            let sound: Vec<u8> = sound.iter().flat_map(|s| s.to_le_bytes()).collect();
+            parts.push(chunk(b"01wb", &sound));
+        }
+        chunk(b"RIFF", &[&b"AVI "[..], &header, &list(b"movi", &parts)].concat())
+    }
+
+    #[test]
+    fn a_whole_clip_scores_as_in_torch() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path();
+        let golden = tensors("imagebind_clip");
+        let frames = golden["frames"].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let wave = golden["wave"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let samples: Vec<i16> = wave.iter().map(|x| (x * 32_768.0) as i16).collect();
+        let exact = wave
+            .iter()
+            .zip(&samples)
+            .all(|(x, s)| *x * 32_768.0 == f32::from(*s));
+        assert!(exact, "samples that are no steps of 2^-15");
+        let made = folder.join("made");
+        fs::create_dir(&made).unwrap();
+        let clip = made.join("a.avi");
+        fs::write(&clip, avi(&frames, [28, 20], 6, &samples, 2)).unwrap();
+        let one = |name: &str| f64::from(golden[name].to_scalar::<f32>().unwrap());
+        let ran = score(&folder.join("cache"), &[&clip], &[]);
+        let result = ran.json()["results"][0].clone();
+        assert_eq!(
+            (&result["frames"], &result["flags"]),
+            (&json!(33), &json!([])),
+            "{}",
+            ran.stderr
+        );
+        let found = result["avhscore"].as_f64().unwrap();
+        assert!((found - one("avhscore")).abs() < 1e-4, "{found}");
+        let model = testing::model("imagebind_tiny", folder);
+        let mut command = fulgur();
+        command.args([
+            "metrics",
+            "--json",
+            "-q",
+            "--device",
+            "cpu",
+            "--metric",
+            "avhscore,ib_av",
+            "--generated",
+        ]);
+        command.arg(&made);
+        for name in ["imagebind", "encoder"] {
+            command
+                .arg("--weights")
+                .arg(format!("{name}={}", model.display()));
+        }
+        let ran = Ran::of(command.output().unwrap());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        for (metric, name) in [("avhscore", "avhscore"), ("ib_av", "av")] {
+            let found = ran.json()["metrics"][metric]["value"].as_f64().unwrap();
+            assert!((found - one(name)).abs() < 1e-4, "{metric}: {found}");
+        }
     }
 
     #[test]

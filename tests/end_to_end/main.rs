@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod annotate;
+mod annotate_models;
 #[cfg(feature = "media")]
 mod bad_input;
 #[cfg(feature = "media")]

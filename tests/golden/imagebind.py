@@ -21,6 +21,12 @@ from torch import nn
 import drawn
 
 HERE = pathlib.Path(__file__).parent
+TINY = {
+    "out_embed_dim": 20,
+    "vision": {"width": 36, "blocks": 2, "heads": 3, "kernel": (2, 7, 7), "tokens": 25},
+    "audio": {"width": 24, "blocks": 3, "heads": 2, "kernel": 16, "stride": 10, "tokens": 228},
+    "text": {"width": 40, "blocks": 2, "heads": 5, "context": 11, "vocabulary": 53},
+}
 torch.manual_seed(5)
 torch.use_deterministic_algorithms(True)
 
@@ -137,7 +143,7 @@ def embed(m, kind, x):
     return h if clips is None else h.reshape(*clips, -1).mean(1)
 
 
-def case(tensors, name, m, kind, x):
+def case(tensors, inputs, name, m, kind, x):
     """x: ids, or the shape of an input that is drawn."""
     if isinstance(x, tuple):
         x = torch.from_numpy(inputs(f"{name}.in", x, -7))
@@ -156,57 +162,56 @@ def texts(n, context, vocabulary):
     return ids
 
 
-tensors, inputs, weights = {}, drawn.Drawn(), drawn.Drawn()
-sizes = {
-    "out_embed_dim": 20,
-    "vision": {"width": 36, "blocks": 2, "heads": 3, "kernel": (2, 7, 7), "tokens": 25},
-    "audio": {"width": 24, "blocks": 3, "heads": 2, "kernel": 16, "stride": 10, "tokens": 228},
-    "text": {"width": 40, "blocks": 2, "heads": 5, "context": 11, "vocabulary": 53},
-}
-tiny = drawn.fill(model(sizes), weights, how=places)
-folder = HERE / "imagebind_tiny"
-folder.mkdir(exist_ok=True)
-rest = {k: v.detach().clone().contiguous() for k, v in tiny.state_dict().items() if k not in weights.how}
-for unread in ["trunks.depth.blocks.0.norm_1.weight", "heads.imu.0.weight", "preprocessors.thermal.cls_token"]:
-    weights(f"modality_{unread}", (1, 1, 3) if "token" in unread else (3,), -9)
-weights.save(folder / "drawn.json")
-save_file(rest, folder / "rest.safetensors")
-(folder / "config.json").write_text(json.dumps({
-    "vision_embed_dim": 36, "vision_num_blocks": 2, "vision_num_heads": 3, "audio_embed_dim": 24, "audio_num_blocks": 3,
-    "audio_num_heads": 2, "text_embed_dim": 40, "text_num_blocks": 2, "text_num_heads": 5, "out_embed_dim": 20,
-}, indent=1) + "\n")
-case(tensors, "tiny.image", tiny, "vision", (3, 3, 35, 35))
-case(tensors, "tiny.clips", tiny, "vision", (2, 3, 3, 2, 35, 35))
-case(tensors, "tiny.images", tiny, "vision", (1, 2, 3, 35, 35))
-case(tensors, "tiny.sound", tiny, "audio", (1, 1, 128, 204))
-case(tensors, "tiny.sounds", tiny, "audio", (1, 2, 1, 128, 204))
-case(tensors, "tiny.text", tiny, "text", texts(5, 11, 53))
+def main():
+    tensors, inputs, weights = {}, drawn.Drawn(), drawn.Drawn()
+    tiny = drawn.fill(model(TINY), weights, how=places)
+    folder = HERE / "imagebind_tiny"
+    folder.mkdir(exist_ok=True)
+    rest = {k: v.detach().clone().contiguous() for k, v in tiny.state_dict().items() if k not in weights.how}
+    for unread in ["trunks.depth.blocks.0.norm_1.weight", "heads.imu.0.weight", "preprocessors.thermal.cls_token"]:
+        weights(f"modality_{unread}", (1, 1, 3) if "token" in unread else (3,), -9)
+    weights.save(folder / "drawn.json")
+    save_file(rest, folder / "rest.safetensors")
+    (folder / "config.json").write_text(json.dumps({
+        "vision_embed_dim": 36, "vision_num_blocks": 2, "vision_num_heads": 3, "audio_embed_dim": 24, "audio_num_blocks": 3,
+        "audio_num_heads": 2, "text_embed_dim": 40, "text_num_blocks": 2, "text_num_heads": 5, "out_embed_dim": 20,
+    }, indent=1) + "\n")
+    case(tensors, inputs, "tiny.image", tiny, "vision", (3, 3, 35, 35))
+    case(tensors, inputs, "tiny.clips", tiny, "vision", (2, 3, 3, 2, 35, 35))
+    case(tensors, inputs, "tiny.images", tiny, "vision", (1, 2, 3, 35, 35))
+    case(tensors, inputs, "tiny.sound", tiny, "audio", (1, 1, 128, 204))
+    case(tensors, inputs, "tiny.sounds", tiny, "audio", (1, 2, 1, 128, 204))
+    case(tensors, inputs, "tiny.text", tiny, "text", texts(5, 11, 53))
 
-sizes = {
-    "out_embed_dim": 8,
-    "vision": {"width": 16, "blocks": 1, "heads": 2, "kernel": (1, 5, 5), "tokens": 4},
-    "audio": {"width": 12, "blocks": 1, "heads": 3, "kernel": 6, "stride": 4, "tokens": 4 * 7},
-    "text": {"width": 8, "blocks": 1, "heads": 1, "context": 9, "vocabulary": 31},
-}
-wrapped = drawn.fill(model(sizes), drawn.Drawn(), how=places)
-with torch.no_grad():
-    for p in wrapped.parameters():
-        p.copy_(p.half().float())
-folder = HERE / "imagebind_wrapped"
-folder.mkdir(exist_ok=True)
-state = {f"model.{k}": v.detach().half() for k, v in wrapped.state_dict().items()}
-del state["model.modality_postprocessors.audio.1.log_logit_scale"]
-torch.save({"epoch": 3, "note": ["of a test"], "state_dict": state}, folder / "weights.ckpt")
-(folder / "config.json").write_text(json.dumps({
-    "vision_num_heads": 2, "audio_num_heads": 3, "text_num_heads": 1, "audio_kernel_size": 6, "audio_stride": 4,
-    "audio_num_mel_bins": 18, "audio_target_len": 31,
-}, indent=1) + "\n")
-# What f16 keeps of the text scale.
-with torch.no_grad():
-    scale = getattr(wrapped["modality_postprocessors"]["text"], "1").log_logit_scale
-    scale.copy_(scale.half().float())
-case(tensors, "wrapped.image", wrapped, "vision", (2, 3, 10, 10))
-case(tensors, "wrapped.sounds", wrapped, "audio", (3, 2, 1, 18, 31))
-case(tensors, "wrapped.text", wrapped, "text", texts(4, 9, 31))
-save_file(tensors, HERE / "imagebind.safetensors")
-inputs.save(HERE / "imagebind.drawn.json")
+    sizes = {
+        "out_embed_dim": 8,
+        "vision": {"width": 16, "blocks": 1, "heads": 2, "kernel": (1, 5, 5), "tokens": 4},
+        "audio": {"width": 12, "blocks": 1, "heads": 3, "kernel": 6, "stride": 4, "tokens": 4 * 7},
+        "text": {"width": 8, "blocks": 1, "heads": 1, "context": 9, "vocabulary": 31},
+    }
+    wrapped = drawn.fill(model(sizes), drawn.Drawn(), how=places)
+    with torch.no_grad():
+        for p in wrapped.parameters():
+            p.copy_(p.half().float())
+    folder = HERE / "imagebind_wrapped"
+    folder.mkdir(exist_ok=True)
+    state = {f"model.{k}": v.detach().half() for k, v in wrapped.state_dict().items()}
+    del state["model.modality_postprocessors.audio.1.log_logit_scale"]
+    torch.save({"epoch": 3, "note": ["of a test"], "state_dict": state}, folder / "weights.ckpt")
+    (folder / "config.json").write_text(json.dumps({
+        "vision_num_heads": 2, "audio_num_heads": 3, "text_num_heads": 1, "audio_kernel_size": 6, "audio_stride": 4,
+        "audio_num_mel_bins": 18, "audio_target_len": 31,
+    }, indent=1) + "\n")
+    # What f16 keeps of the text scale.
+    with torch.no_grad():
+        scale = getattr(wrapped["modality_postprocessors"]["text"], "1").log_logit_scale
+        scale.copy_(scale.half().float())
+    case(tensors, inputs, "wrapped.image", wrapped, "vision", (2, 3, 10, 10))
+    case(tensors, inputs, "wrapped.sounds", wrapped, "audio", (3, 2, 1, 18, 31))
+    case(tensors, inputs, "wrapped.text", wrapped, "text", texts(4, 9, 31))
+    save_file(tensors, HERE / "imagebind.safetensors")
+    inputs.save(HERE / "imagebind.drawn.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -47,9 +47,14 @@ def views(frames, fps, side):
     return torch.stack(out)
 
 
-tensors, own = {}, drawn.Drawn()
-for case, count, height, width, side in [("wide", 27, 11, 18, 8), ("high", 20, 13, 9, 12), ("square", 5, 10, 10, 7)]:
-    frames = torch.from_numpy(own(f"{case}.frames", (count, height, width, 3), "u8"))
-    tensors[f"{case}.views"] = views(frames, 6, side).flatten()[::5].contiguous()
-save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
-own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))
+def main():
+    tensors, own = {}, drawn.Drawn()
+    for case, count, height, width, side in [("wide", 27, 11, 18, 8), ("high", 20, 13, 9, 12), ("square", 5, 10, 10, 7)]:
+        frames = torch.from_numpy(own(f"{case}.frames", (count, height, width, 3), "u8"))
+        tensors[f"{case}.views"] = views(frames, 6, side).flatten()[::5].contiguous()
+    save_file(tensors, pathlib.Path(__file__).with_suffix(".safetensors"))
+    own.save(pathlib.Path(__file__).with_suffix(".drawn.json"))
+
+
+if __name__ == "__main__":
+    main()

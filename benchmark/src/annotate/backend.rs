@@ -1,4 +1,5 @@
-//! Names of backends: `none`, `precomputed`, `precomputed:FILE`, `template`, `openai-http`, `openai-http:MODEL`, `lm:DIR`.
+//! Names of backends: `none`, `precomputed`, `precomputed:FILE`, `template`, `candle-blip:DIR`, `tags:ENCODER`, `openai-http`,
+//! `openai-http:MODEL`, `lm:DIR`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,12 +21,16 @@ pub enum Backend {
     OpenaiHttp(Option<String>),
     /// A language model in this folder.
     Lm(PathBuf),
+    /// A BLIP captioner in this folder.
+    Blip(PathBuf),
+    /// Zero-shot tags of the encoder in this folder, or of `builtin`.
+    Tags(PathBuf),
 }
 
 /// A name that is none of a backend.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "found {0:?}, expected none, precomputed, precomputed:FILE, template, openai-http, openai-http:MODEL or lm:DIR"
+    "found {0:?}, expected none, precomputed, precomputed:FILE, template, candle-blip:DIR, tags:ENCODER, openai-http, openai-http:MODEL or lm:DIR"
 )]
 pub struct BackendError(String);
 
@@ -43,6 +48,8 @@ impl FromStr for Backend {
             ("precomputed", file) => Ok(Self::Precomputed(file.map(PathBuf::from))),
             ("openai-http", model) => Ok(Self::OpenaiHttp(model.map(str::to_owned))),
             ("lm", Some(dir)) => Ok(Self::Lm(PathBuf::from(dir))),
+            ("candle-blip", Some(dir)) => Ok(Self::Blip(PathBuf::from(dir))),
+            ("tags", Some(dir)) => Ok(Self::Tags(PathBuf::from(dir))),
             _ => Err(BackendError(text.to_owned())),
         }
     }
@@ -58,6 +65,8 @@ impl fmt::Display for Backend {
             Self::OpenaiHttp(None) => f.write_str("openai-http"),
             Self::OpenaiHttp(Some(model)) => write!(f, "openai-http:{model}"),
             Self::Lm(dir) => write!(f, "lm:{}", dir.display()),
+            Self::Blip(dir) => write!(f, "candle-blip:{}", dir.display()),
+            Self::Tags(dir) => write!(f, "tags:{}", dir.display()),
         }
     }
 }
@@ -90,10 +99,21 @@ mod tests {
             "openai-http",
             "openai-http:org/model:tag",
             "lm:models/x",
+            "candle-blip:a/blip",
+            "tags:builtin",
         ] {
             assert_eq!(name.parse::<Backend>().unwrap().to_string(), name);
         }
-        for name in ["", "gpt", "lm", "lm:", "none:x", "template:y"] {
+        for name in [
+            "",
+            "gpt",
+            "lm",
+            "lm:",
+            "none:x",
+            "template:y",
+            "candle-blip",
+            "tags:",
+        ] {
             assert!(
                 name.parse::<Backend>()
                     .unwrap_err()

@@ -35,6 +35,10 @@ pub struct Config {
     pub http: Http,
     /// Of `lm`.
     pub lm: Lm,
+    /// Of `candle-blip`.
+    pub blip: Blip,
+    /// Of `tags`.
+    pub tags: Tags,
     /// How media are looked at.
     pub media: Looking,
     /// What is left out.
@@ -50,6 +54,8 @@ impl Default for Config {
             merge: Backend::Template,
             http: Http::default(),
             lm: Lm::default(),
+            blip: Blip::default(),
+            tags: Tags::default(),
             media: Looking::default(),
             filters: Filters::default(),
         }
@@ -130,6 +136,62 @@ impl Default for Lm {
     }
 }
 
+/// Settings of `candle-blip`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Blip {
+    /// Texts at a time of the search; 1 takes the likeliest token.
+    pub beams: usize,
+    /// Tokens of a caption, at most.
+    pub max_tokens: usize,
+    /// Power of the length that texts of a search are judged with: above 0 favours long ones.
+    pub length_penalty: f64,
+    /// What captions begin with; it is not part of them.
+    pub prompt: String,
+}
+
+impl Default for Blip {
+    fn default() -> Self {
+        Self {
+            beams: 1,
+            max_tokens: 20,
+            length_penalty: 1.0,
+            prompt: String::new(),
+        }
+    }
+}
+
+/// Settings of `tags`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tags {
+    /// The list: a file, or the folder of a prepared set of things; ours if empty.
+    pub list: String,
+    /// Tags of a clip, at most.
+    pub count: usize,
+    /// Cosine below which nothing is said.
+    pub least: f64,
+    /// How far below the best tag's cosine others may be.
+    pub margin: f64,
+    /// What an encoder of texts reads; `{}` is the tag.
+    pub prompt: String,
+    /// The caption; `{}` are the tags.
+    pub phrase: String,
+}
+
+impl Default for Tags {
+    fn default() -> Self {
+        Self {
+            list: String::new(),
+            count: 3,
+            least: 0.1,
+            margin: 0.1,
+            prompt: "the sound of {}".to_owned(),
+            phrase: "The sound of {}.".to_owned(),
+        }
+    }
+}
+
 /// How media are looked at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -195,6 +257,18 @@ pub struct Filters {
     pub max_words: usize,
     /// How often four words in a row may come.
     pub max_repeats: usize,
+    /// Notes clips in which somebody speaks most of the time, as `speech`.
+    pub speech: bool,
+    /// Share of the time above which somebody does.
+    pub speech_share: f64,
+    /// Encoder that compares picture, sound and caption: a folder or `builtin`; none if empty.
+    pub agreement: String,
+    /// Least cosine of caption and picture; absent where it does not matter.
+    pub least_text_video: Option<f64>,
+    /// Least cosine of caption and sound.
+    pub least_text_audio: Option<f64>,
+    /// Least cosine of picture and sound.
+    pub least_audio_video: Option<f64>,
     /// Captions that an earlier clip has as well.
     pub duplicates: bool,
     /// Clips of one video, in the order of the manifest; 0 for any number.
@@ -222,11 +296,35 @@ impl Default for Filters {
             min_words: 5,
             max_words: 200,
             max_repeats: 2,
+            speech: false,
+            speech_share: 0.8,
+            agreement: String::new(),
+            least_text_video: None,
+            least_text_audio: None,
+            least_audio_video: None,
             duplicates: true,
             clips_per_video: 0,
         }
     }
 }
+
+impl Filters {
+    /// The thresholds of the agreement that are set, by the name of what is compared.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<(&'static str, f64)> {
+        let all = [
+            ("text_video", self.least_text_video),
+            ("text_audio", self.least_text_audio),
+            ("audio_video", self.least_audio_video),
+        ];
+        all.into_iter()
+            .filter_map(|(name, least)| Some((name, least?)))
+            .collect()
+    }
+}
+
+/// What stands for a tag, or for all of them.
+pub const PLACE: &str = "{}";
 
 /// A setting that is out of range.
 #[derive(Debug, thiserror::Error)]
@@ -244,9 +342,14 @@ impl Config {
     /// One of them is out of range; NaN always is.
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self {
-            http, media, filters, ..
+            http,
+            blip,
+            tags,
+            media,
+            filters,
+            ..
         } = self;
-        let numbers: [(&'static str, f64, f64, f64); 18] = [
+        let numbers: [(&'static str, f64, f64, f64); 29] = [
             ("http.max_tokens", f64::from(http.max_tokens), 1.0, 1e6),
             ("http.temperature", http.temperature, 0.0, 10.0),
             ("http.timeout_s", http.timeout_s, 0.001, 86_400.0),
@@ -270,6 +373,32 @@ impl Config {
             ("filters.silent_share", filters.silent_share, 0.0, 1.0),
             ("filters.still_difference", filters.still_difference, 0.0, 1.0),
             ("filters.ascii_share", filters.ascii_share, 0.0, 1.0),
+            ("filters.stop_words_per_20", filters.stop_words_per_20, 0.0, 20.0),
+            ("filters.speech_share", filters.speech_share, 0.0, 1.0),
+            (
+                "filters.least_text_video",
+                filters.least_text_video.unwrap_or(0.0),
+                -1.0,
+                1.0,
+            ),
+            (
+                "filters.least_text_audio",
+                filters.least_text_audio.unwrap_or(0.0),
+                -1.0,
+                1.0,
+            ),
+            (
+                "filters.least_audio_video",
+                filters.least_audio_video.unwrap_or(0.0),
+                -1.0,
+                1.0,
+            ),
+            ("blip.beams", blip.beams as f64, 1.0, 64.0),
+            ("blip.max_tokens", blip.max_tokens as f64, 1.0, 4096.0),
+            ("blip.length_penalty", blip.length_penalty, -10.0, 10.0),
+            ("tags.count", tags.count as f64, 1.0, 100.0),
+            ("tags.least", tags.least, -1.0, 1.0),
+            ("tags.margin", tags.margin, 0.0, 2.0),
         ];
         for (field, value, low, high) in numbers {
             if !(low..=high).contains(&value) {
@@ -280,11 +409,22 @@ impl Config {
                 });
             }
         }
-        if !(0.0..=20.0).contains(&filters.stop_words_per_20) {
+        for (field, text) in [("tags.prompt", &tags.prompt), ("tags.phrase", &tags.phrase)] {
+            if text.matches(PLACE).count() != 1 {
+                return Err(ConfigError {
+                    field,
+                    found: format!("{text:?}"),
+                    expected: format!("a text with one {PLACE}"),
+                });
+            }
+        }
+        let wanted = filters.wanted();
+        if wanted.is_empty() != filters.agreement.is_empty() {
             return Err(ConfigError {
-                field: "filters.stop_words_per_20",
-                found: filters.stop_words_per_20.to_string(),
-                expected: "0 to 20".to_owned(),
+                field: "filters.agreement",
+                found: format!("{:?} beside {} thresholds", filters.agreement, wanted.len()),
+                expected: "an encoder and at least one of filters.least_text_video, least_text_audio and least_audio_video"
+                    .to_owned(),
             });
         }
         Ok(())
@@ -319,5 +459,19 @@ mod tests {
         let mut config = Config::default();
         config.media.frames = 17;
         assert!(config.check().is_err());
+        let line = |change: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(line(&|c| c.tags.phrase = "{} and {}".to_owned()).starts_with("tags.phrase: found"));
+        assert!(
+            line(&|c| c.filters.least_text_audio = Some(f64::NAN)).contains("least_text_audio: found NaN")
+        );
+        assert!(
+            line(&|c| c.filters.least_text_audio = Some(0.1))
+                .contains("filters.agreement: found \"\" beside 1")
+        );
+        assert!(line(&|c| c.filters.agreement = "builtin".to_owned()).contains("beside 0 thresholds"));
     }
 }

@@ -106,6 +106,8 @@ pub struct Report {
     pub resumed: u64,
     /// Whether all is done and the manifest is written.
     pub complete: bool,
+    /// Why it would be of no use to go on: the first answer that every other clip would get as well.
+    pub hopeless: Option<String>,
 }
 
 /// Why there is no result.
@@ -305,6 +307,12 @@ impl Work<'_> {
                 self.stop.store(true, Ordering::SeqCst);
                 return Ok(None);
             }
+            Err(Broken::Hopeless(why)) => {
+                self.stop.store(true, Ordering::SeqCst);
+                let mut tallied = self.tallied.lock().unwrap_or_else(PoisonError::into_inner);
+                tallied.hopeless.get_or_insert(why);
+                return Ok(None);
+            }
             Err(Broken::Journal(error)) => return Err(error.into()),
         };
         self.tally(&end);
@@ -338,6 +346,8 @@ impl Work<'_> {
 /// Why a clip has no end.
 enum Broken {
     Stopped,
+    /// No clip can have one.
+    Hopeless(String),
     Journal(JournalError),
 }
 
@@ -398,8 +408,9 @@ impl Annotation<'_> {
             record.caption_audio = Some(joined(&texts)).filter(|text| !text.is_empty());
             self.stamp(record, "caption_audio", "audio", &about, None);
         }
-        drop(media);
-        self.judge(When::Captioned, record, None)?;
+        // Frames and sounds are large: they go as soon as nobody looks any more.
+        let media = media.filter(|_| self.stages.filters.iter().any(|filter| filter.needs_media()));
+        self.judge(When::Captioned, record, media.as_ref())?;
         if let Some(rewriter) = &self.stages.rewrite {
             let about = rewriter.about();
             for (kind, field, name) in [
@@ -430,7 +441,7 @@ impl Annotation<'_> {
             record.caption = Some(text);
             self.stamp(record, "caption", "merge", &about, None);
         }
-        self.judge(When::Described, record, None)
+        self.judge(When::Described, record, media.as_ref())
     }
 
     /// Opens and decodes the clip, as far as filters leave it.
@@ -456,6 +467,7 @@ impl Annotation<'_> {
                 Verdict::Keep => {}
                 Verdict::Flag(flag) => record.flag(flag),
                 Verdict::Drop(reason) => return Err(Early::Drop(reason, None)),
+                Verdict::Fail(why) => return Err(Early::Fail(why)),
             }
         }
         Ok(())
@@ -478,6 +490,7 @@ impl Annotation<'_> {
         };
         let out = work(clip).map_err(|error| match error {
             StageError::Clip(why) => Early::Fail(format!("{name}: {why}")),
+            StageError::Run(why) => Early::Broken(Broken::Hopeless(format!("{name}: {why}"))),
             StageError::Stopped => Early::Broken(Broken::Stopped),
         })?;
         if about.costly {
@@ -518,7 +531,9 @@ impl Annotation<'_> {
             backend: about.backend.clone(),
             model: about.model.clone(),
             prompt_version: about.prompt_version.clone(),
-            rule: before.map(|before| format!("rewrites {before}")),
+            rule: before
+                .map(|before| format!("rewrites {before}"))
+                .or_else(|| about.rule.clone()),
             time: time.ok().filter(|_| self.times),
         };
         record.stamp(field, &from);

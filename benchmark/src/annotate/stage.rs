@@ -45,6 +45,8 @@ pub struct About {
     pub model: Option<String>,
     /// The version of its prompt.
     pub prompt_version: Option<String>,
+    /// What its texts are, where they are no descriptions.
+    pub rule: Option<String>,
     /// Whether its results are worth being kept one by one, so that a stopped run does not ask twice.
     pub costly: bool,
 }
@@ -52,6 +54,9 @@ pub struct About {
 /// Why a stage gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StageError {
+    /// No clip can be done: the run ends, and what is done is kept.
+    #[error("{0}")]
+    Run(String),
     /// This clip cannot be done; the others can.
     #[error("{0}")]
     Clip(String),
@@ -85,6 +90,11 @@ pub trait AudioCaptioner: Send + Sync {
     /// Whether it listens; else it is given no sound.
     fn needs_sound(&self) -> bool {
         true
+    }
+
+    /// Samples a second that it would like at least.
+    fn rate(&self) -> u32 {
+        0
     }
 
     /// Captions of what is heard; none where there is nothing to say. The sound has one channel.
@@ -127,6 +137,8 @@ pub enum Verdict {
     Drop(&'static str),
     /// The clip stays, with a note.
     Flag(&'static str),
+    /// The clip cannot be judged.
+    Fail(String),
 }
 
 /// When a filter judges.
@@ -144,8 +156,13 @@ pub enum When {
 
 /// Decides whether a clip stays.
 pub trait ClipFilter: Send + Sync {
-    /// When it judges. From [`When::Captioned`] on there are no media.
+    /// When it judges. From [`When::Captioned`] on there are no media, unless it needs them.
     fn when(&self) -> When;
+
+    /// Whether it looks at media, or listens, even when the clip is described.
+    fn needs_media(&self) -> bool {
+        false
+    }
 
     /// Judges a clip.
     fn judge(&self, record: &Record, media: Option<&Media>) -> Verdict;

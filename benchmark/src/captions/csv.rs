@@ -2,12 +2,13 @@
 //!
 //! Fields with a comma, a quote or an end of line stand in quotes, and quotes in them are doubled (RFC 4180).
 
-use std::io::{self, BufRead, Write};
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use fulgur_datasets::atomic::AtomicFile;
 
 use super::error::{CaptionError, Wrong};
+use super::lines::{LONGEST, Line, Lines, too_long, utf8};
 use super::record::Record;
 
 /// Columns of the export.
@@ -26,8 +27,8 @@ pub const COLUMNS: [&str; 12] = [
     "text",
 ];
 
-/// Most bytes of a row.
-const LONGEST: usize = 16 << 20;
+/// What errors call a row.
+const ROW: &str = "row";
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 20;
 
@@ -135,9 +136,7 @@ fn push_row(out: &mut Vec<u8>, fields: impl IntoIterator<Item = impl AsRef<str>>
 #[derive(Debug)]
 pub(crate) struct CsvReader<R> {
     path: PathBuf,
-    file: R,
-    offset: u64,
-    line: u64,
+    lines: Lines<R>,
 }
 
 /// A row: where it begins, in bytes; its line; its fields.
@@ -147,23 +146,19 @@ impl<R: BufRead> CsvReader<R> {
     pub(crate) fn new(path: &Path, file: R) -> Self {
         Self {
             path: path.to_path_buf(),
-            file,
-            offset: 0,
-            line: 1,
+            lines: Lines::new(path, file, LONGEST),
         }
     }
 
     /// The next row that is not empty; none at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Row>, CaptionError> {
         loop {
-            let (start, line) = (self.offset, self.line);
+            let (start, line) = (self.lines.bytes(), self.lines.number() + 1);
             let Some(row) = self.raw()? else {
                 return Ok(None);
             };
-            let text = std::str::from_utf8(&row).map_err(|error| {
-                let found = format!("no UTF-8 at byte {} of the row", error.valid_up_to());
-                self.wrong(line, Wrong::new("row", found, "UTF-8"))
-            })?;
+            let wrong = |wrong| CaptionError::line(&self.path, line, wrong);
+            let text = utf8(&row, ROW).map_err(wrong)?;
             let text = if start == 0 {
                 text.trim_start_matches('\u{feff}')
             } else {
@@ -172,59 +167,36 @@ impl<R: BufRead> CsvReader<R> {
             if text.trim().is_empty() {
                 continue;
             }
-            let fields = split(text).map_err(|wrong| self.wrong(line, wrong))?;
+            let fields = split(text).map_err(wrong)?;
             return Ok(Some((start, line, fields)));
         }
     }
 
-    fn wrong(&self, line: u64, wrong: Wrong) -> CaptionError {
-        CaptionError::line(&self.path, line, wrong)
-    }
-
     /// The bytes of a row without its end: an end of line in quotes is none.
     fn raw(&mut self) -> Result<Option<Vec<u8>>, CaptionError> {
-        let first = self.line;
+        let first = self.lines.number() + 1;
+        let wrong = |wrong| CaptionError::line(&self.path, first, wrong);
         let mut row = Vec::new();
         let mut quoted = false;
         loop {
-            let chunk = match self.file.fill_buf() {
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(CaptionError::io(&self.path, "read")(error)),
-            };
-            if chunk.is_empty() {
-                if quoted {
-                    let wrong = Wrong::new("row", "a quote that is not closed", "one that is");
-                    return Err(CaptionError::line(&self.path, first, wrong));
+            match self.lines.next()? {
+                None if quoted => {
+                    return Err(wrong(Wrong::new(
+                        ROW,
+                        "a quote that is not closed",
+                        "one that is",
+                    )));
                 }
-                return Ok((!row.is_empty()).then_some(row));
-            }
-            let mut used = 0;
-            let mut ended = false;
-            for &byte in chunk {
-                used += 1;
-                match byte {
-                    b'"' => quoted = !quoted,
-                    b'\n' => {
-                        self.line += 1;
-                        if !quoted {
-                            ended = true;
-                            break;
-                        }
+                None => return Ok(None),
+                Some(Line::Whole(line)) if row.len() + line.len() <= LONGEST => {
+                    quoted ^= line.iter().filter(|byte| **byte == b'"').count() % 2 == 1;
+                    row.extend_from_slice(line);
+                    if !quoted {
+                        return Ok(Some(row));
                     }
-                    _ => {}
+                    row.push(b'\n');
                 }
-            }
-            let text = &chunk[..used - usize::from(ended)];
-            if row.len() + text.len() > LONGEST {
-                let wrong = Wrong::new("row", "more", format!("at most {LONGEST} bytes"));
-                return Err(CaptionError::line(&self.path, first, wrong));
-            }
-            row.extend_from_slice(text);
-            self.file.consume(used);
-            self.offset += used as u64;
-            if ended {
-                return Ok(Some(row));
+                Some(_) => return Err(wrong(too_long(ROW))),
             }
         }
     }
@@ -275,7 +247,7 @@ mod tests {
     use super::*;
 
     fn rows(text: &[u8]) -> Result<Vec<Row>, String> {
-        let mut reader = CsvReader::new(Path::new("t.csv"), io::BufReader::with_capacity(3, text));
+        let mut reader = CsvReader::new(Path::new("t.csv"), std::io::BufReader::with_capacity(3, text));
         let mut rows = Vec::new();
         while let Some(row) = reader.next().map_err(|error| error.to_string())? {
             rows.push(row);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use super::error::CaptionError;
+use super::error::{CaptionError, Wrong};
 
 /// Most bytes of a line that are kept.
 pub(crate) const LONGEST: usize = 16 << 20;
@@ -18,6 +18,29 @@ pub(crate) enum Line<'a> {
     Whole(&'a [u8]),
     /// Its first bytes: it is longer than the bound.
     Beginning(&'a [u8]),
+}
+
+impl<'a> Line<'a> {
+    /// The whole line as text; `field` is what errors call it.
+    pub(crate) fn text(&self, field: &'static str) -> Result<&'a str, Wrong> {
+        match self {
+            Self::Whole(bytes) => utf8(bytes, field),
+            Self::Beginning(_) => Err(too_long(field)),
+        }
+    }
+}
+
+/// A line or a row of a table that is longer than the bound.
+pub(crate) fn too_long(field: &'static str) -> Wrong {
+    Wrong::new(field, "more", format!("at most {LONGEST} bytes"))
+}
+
+/// Bytes of a file as text.
+pub(crate) fn utf8<'a>(bytes: &'a [u8], field: &'static str) -> Result<&'a str, Wrong> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let found = format!("no UTF-8 at byte {}", error.valid_up_to());
+        Wrong::new(field, found, "UTF-8")
+    })
 }
 
 /// The lines of a file, one at a time.

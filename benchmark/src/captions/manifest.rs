@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use fulgur_datasets::atomic::AtomicFile;
 
 use super::counts::{Counts, Problem};
-use super::error::{CaptionError, Wrong};
-use super::lines::{LONGEST, Line, Lines};
+use super::error::CaptionError;
+use super::lines::Lines;
 use super::parser::Seen;
 use super::record::Record;
 use super::token::Refusal;
@@ -56,15 +56,7 @@ impl Manifest {
         loop {
             let text = match self.lines.next()? {
                 None => return Ok(None),
-                Some(Line::Whole(bytes)) => std::str::from_utf8(bytes)
-                    .map_err(|error| {
-                        let found = format!("no UTF-8 at byte {}", error.valid_up_to());
-                        Wrong::new("line", found, "UTF-8")
-                    })
-                    .map(str::to_owned),
-                Some(Line::Beginning(_)) => {
-                    Err(Wrong::new("line", "more", format!("at most {LONGEST} bytes")))
-                }
+                Some(line) => line.text("line").map(str::to_owned),
             };
             self.counts.lines += 1;
             let line = self.lines.number();
@@ -158,6 +150,7 @@ impl ManifestWriter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lines::LONGEST;
     use super::*;
 
     fn read(text: &[u8]) -> Result<(Vec<Record>, Counts), String> {

@@ -4,11 +4,9 @@
 //! preprocessing and its version, and how many frames were asked for. What is damaged counts as absent. Entries may be removed at any time.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use candle_core::{Device, Tensor};
 use fulgur_datasets::atomic::write_atomic;
@@ -17,11 +15,10 @@ use sha2::{Digest, Sha256};
 
 use super::Encoder;
 use crate::avhscore::Encoded;
+use crate::checkpoint::{self, hexadecimal};
 
-/// Name of the folder below the user's own.
-const FOLDER: &str = "fulgur/embeddings";
-/// What is read of a file at a time.
-const BLOCK: usize = 1 << 20;
+/// Name of the folder of entries among our caches.
+const FOLDER: &str = "embeddings";
 /// Where an entry says what its vectors do not.
 const ENCODED: &str = "encoded";
 
@@ -45,15 +42,9 @@ impl Cache {
         }))
     }
 
-    /// The folder of the user's caches as the system has it: `XDG_CACHE_HOME`, else `~/.cache`.
+    /// The folder of entries in the user's caches.
     pub fn user_folder() -> Option<PathBuf> {
-        let absolute = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
-        let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-        caches.map(|caches| caches.join(FOLDER))
+        checkpoint::user_folder().map(|caches| caches.join(FOLDER))
     }
 
     /// The entry of a clip of which at most `max_frames` frames are seen.
@@ -62,7 +53,7 @@ impl Cache {
     /// The clip cannot be read.
     pub fn entry(&self, clip: &Path, max_frames: Option<usize>) -> io::Result<Entry> {
         let frames = max_frames.map_or("all".to_owned(), |n| n.to_string());
-        let content = hash_of_file(clip)?;
+        let content = checkpoint::of_file(clip)?;
         let key = Sha256::new_with_prefix(format!("{}\nframes {frames}\nclip {content}", self.identity));
         let key = hexadecimal(key);
         // One folder would become too large for some systems.
@@ -129,73 +120,6 @@ impl Entry {
     }
 }
 
-fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().fold(String::new(), |mut text, byte| {
-        // Writing to a text does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// SHA-256 of the bytes of a file.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn hash_of_file(path: &Path) -> io::Result<String> {
-    let (mut file, mut hash, mut block) = (File::open(path)?, Sha256::new(), vec![0; BLOCK]);
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hexadecimal(hash)),
-            count => hash.update(&block[..count]),
-        }
-    }
-}
-
-/// One hash of the contents of several files. Gigabytes are read once: the hash of a file is kept beside the entries under its name, length
-/// and time of change.
-///
-/// # Errors
-/// A file cannot be read.
-pub fn weights_hash(files: &[PathBuf]) -> io::Result<String> {
-    let mut all = Sha256::new();
-    for path in files {
-        all.update(known_hash(path)?);
-    }
-    Ok(hexadecimal(all))
-}
-
-/// Shorter files are read each time.
-const WORTH_KEEPING: u64 = 64 << 20;
-
-fn known_hash(path: &Path) -> io::Result<String> {
-    let info = fs::metadata(path)?;
-    let (Some(caches), true) = (Cache::user_folder(), info.len() >= WORTH_KEEPING) else {
-        return hash_of_file(path);
-    };
-    let changed = info
-        .modified()?
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos();
-    let name = format!("{} {} {changed}", fs::canonicalize(path)?.display(), info.len());
-    let note = caches
-        .join("weights")
-        .join(hexadecimal(Sha256::new_with_prefix(name)));
-    if let Ok(known) = fs::read_to_string(&note)
-        && known.len() == 64
-    {
-        return Ok(known);
-    }
-    let hash = hash_of_file(path)?;
-    if let Some(folder) = note.parent()
-        && fs::create_dir_all(folder).is_ok()
-    {
-        // Without the note the file is read again next time.
-        let _ = write_atomic(&note, |file| io::Write::write_all(file, hash.as_bytes()));
-    }
-    Ok(hash)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,17 +180,5 @@ mod tests {
         assert!(entry.get().is_none());
         fs::write(&entry.path, "").unwrap();
         assert!(entry.get().is_none());
-    }
-
-    #[test]
-    fn hashes_are_those_of_the_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("abc");
-        fs::write(&path, "abc").unwrap();
-        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(hash_of_file(&path).unwrap(), expected);
-        let one = weights_hash(std::slice::from_ref(&path)).unwrap();
-        fs::write(&path, "abd").unwrap();
-        assert_ne!(weights_hash(&[path]).unwrap(), one);
     }
 }

@@ -1,11 +1,13 @@
 //! Encoders of picture and sound into one space.
 
+mod any;
 mod builtin;
 pub mod cache;
 mod clip;
 pub mod imagebind;
 mod tower;
 
+pub use any::{AnyEncoder, AnyError, Sense};
 pub use builtin::{BuiltinConfig, BuiltinEncoder, NAME};
 pub use clip::ClipEncoder;
 pub use imagebind::{ImageBindEncoder, ImageBindOptions};

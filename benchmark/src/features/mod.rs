@@ -21,15 +21,12 @@ pub(crate) mod testing;
 pub mod vggish;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fulgur_lightnet::config::ConfigError;
 use fulgur_lightnet::encoders::bert::BertError;
 use fulgur_lightnet::params::ParamsError;
 use fulgur_lightnet::params::folder::{LoadError, Weights};
-use sha2::{Digest, Sha256};
 
 pub(crate) use layers::rows;
 pub use layers::softmax;
@@ -79,34 +76,15 @@ fn shapes(dir: &Path) -> Result<Shapes, FeatureError> {
     Ok(weights.shapes()?)
 }
 
-/// Bytes that are read at a time.
-const CHUNK: usize = 1 << 20;
-
-/// The first 16 digits of the SHA-256 of the weights in `dir`, file after file: they name a checkpoint in results.
+/// The first 16 digits of the hash of the weights in `dir`: they name a checkpoint in results.
 ///
 /// # Errors
 /// There are no weights, or they cannot be read.
 pub fn checkpoint(dir: &Path) -> Result<String, FeatureError> {
     let weights = Weights::find(dir)?.ok_or_else(|| absent(dir))?;
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; CHUNK];
-    for path in weights.files() {
-        let io = |source| ParamsError::Io {
-            path: path.clone(),
-            source,
-        };
-        let mut file = File::open(path).map_err(io)?;
-        loop {
-            match file.read(&mut chunk).map_err(io)? {
-                0 => break,
-                n => hash.update(&chunk[..n]),
-            }
-        }
-    }
-    Ok(hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    let io = |source| ParamsError::Io {
+        path: weights.origin.clone(),
+        source,
+    };
+    Ok(crate::checkpoint::short(weights.files()).map_err(io)?)
 }

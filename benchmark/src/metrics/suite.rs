@@ -127,7 +127,7 @@ impl std::fmt::Debug for Metric {
 }
 
 const I3D_GOLDEN: &str = "a PyTorch transcription of I3D; scipy and numpy";
-const IMAGEBIND_GOLDEN: &str = "a PyTorch transcription of ImageBind; torchaudio";
+const IMAGEBIND_GOLDEN: &str = "a PyTorch transcription of ImageBind on a whole clip; torchaudio; Pillow";
 const PANNS_GOLDEN: &str = "a PyTorch transcription of Cnn14 behind librosa; numpy";
 
 /// All of them.
@@ -258,7 +258,7 @@ pub const METRICS: [Metric; 15] = [
         reads: Reads::Avh,
         beside: Beside::Nothing,
         lower_is_better: false,
-        golden: "values by hand",
+        golden: IMAGEBIND_GOLDEN,
         pair: None,
         reduce: mean_of,
     },
@@ -285,11 +285,7 @@ pub const METRICS: [Metric; 15] = [
 ];
 
 /// Metrics of the field that are not here, and why.
-pub const LEFT_OUT: [(&str, &str); 7] = [
-    (
-        "ib_tv, ib_ta, ib_av, clipsim",
-        "need ImageBind or CLIP: the library computes them with any encoder of frames, sounds and texts (metrics::joint)",
-    ),
+pub const LEFT_OUT: [(&str, &str); 6] = [
     (
         "desync",
         "Synchformer: its aggregation layers are not stated exactly enough to be written without its code",

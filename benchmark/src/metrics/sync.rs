@@ -145,7 +145,7 @@ fn offset(heard: &[Event], seen: &[Event]) -> Option<Offset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fulgur_datasets::scenes::{Composer, Options, Split};
+    use fulgur_datasets::scenes::{ClipSpec, Composer, Options, Split};
     use fulgur_datasets::things::Things;
 
     /// The sound later by so many seconds, or earlier.
@@ -162,16 +162,17 @@ mod tests {
             .collect()
     }
 
-    /// Composed clips of every motion, whose sound is moved by known amounts.
-    #[test]
-    fn shifts_of_composed_clips_are_found() {
+    /// How often the sign of a shift is found, and the shift within 100 ms, among all cases: composed clips of every motion, whose
+    /// sound is moved by known amounts.
+    fn found(things: Things, seed: u64, clip: ClipSpec) -> [i32; 3] {
         let options = Options {
-            seed: 11,
+            seed,
+            clip,
             two_things: 0.0,
             pictures: 0.0,
             ..Options::default()
         };
-        let composer = Composer::new(Things::synthetic(8), &[], options).unwrap();
+        let composer = Composer::new(things, &[], options).unwrap();
         let (mut right, mut all, mut near) = (0, 0, 0);
         for index in 0..48 {
             let scene = composer.scene(Split::HeldOutCombination, index);
@@ -192,11 +193,37 @@ mod tests {
                 near += i32::from((ms / 1000.0 - late).abs() < 0.1);
             }
         }
-        eprintln!("{right} of {all} with the right sign, {near} within 100 ms");
-        assert!(
-            right * 10 >= all * 9 && near * 2 >= all,
-            "{right} and {near} of {all}"
-        );
+        [right, near, all]
+    }
+
+    /// The probe's constants were chosen on the first scenes; the others have other seeds, other things, other sizes and rates.
+    #[test]
+    fn shifts_of_composed_clips_are_found() {
+        let usual = ClipSpec::default();
+        let large = ClipSpec {
+            width: 160,
+            height: 128,
+            fps: 25.0,
+            duration_s: 5.0,
+            sample_rate: 44_100,
+        };
+        // Things from the 24th on have other colours, forms and pitches than the first eight.
+        let others = || Things(Things::synthetic(40).0.split_off(24));
+        // Name, scenes, and how many of ten offsets are within 100 ms at least; the sign has to be right in nine of ten everywhere.
+        let cases = [
+            ("chosen on", Things::synthetic(8), 11, usual, 5),
+            ("other seeds", Things::synthetic(8), 2024, usual, 5),
+            ("other things", others(), 77, usual, 4),
+            ("other sizes", others(), 5, large, 4),
+        ];
+        for (name, things, seed, clip, near_tenths) in cases {
+            let [right, near, all] = found(things, seed, clip);
+            eprintln!("{name}: {right} of {all} with the right sign, {near} within 100 ms");
+            assert!(
+                right * 10 >= all * 9 && near * 10 >= all * near_tenths,
+                "{name}: {right} and {near} of {all}"
+            );
+        }
     }
 
     #[test]

@@ -10,13 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 use super::gelu::Gelu;
+use super::lazy::Lazy;
 use super::transformer::{Map, Names, Norm, Shape, Transformer, patches, small};
 use crate::config::{self as json, ConfigError};
 use crate::params::folder::{LoadError, Weights, load_part};
@@ -430,7 +431,7 @@ pub struct Clip {
     sizes: [Option<Sizes>; 2],
     compute: DType,
     device: Device,
-    towers: [Mutex<Option<Arc<Tower>>>; 2],
+    towers: [Lazy<Tower>; 2],
 }
 
 impl Clip {
@@ -473,7 +474,7 @@ impl Clip {
             sizes,
             compute,
             device: device.clone(),
-            towers: [const { Mutex::new(None) }; 2],
+            towers: [const { Lazy::new() }; 2],
         })
     }
 
@@ -492,12 +493,10 @@ impl Clip {
     /// # Errors
     /// The model does not have it, or its tensors are damaged, missing or of another shape, all of which are listed.
     pub fn tower(&self, side: Side) -> std::result::Result<Arc<Tower>, LoadError> {
-        let mut tower = self.towers[side as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(tower) = &*tower {
-            return Ok(tower.clone());
-        }
+        self.towers[side as usize].get(|| self.load(side))
+    }
+
+    fn load(&self, side: Side) -> std::result::Result<Tower, LoadError> {
         let Some(sizes) = self.sizes(side) else {
             return Err(LoadError::Config(ConfigError {
                 path: self.origin.clone(),
@@ -508,15 +507,8 @@ impl Clip {
         let projection = format!("{}.", side.projection());
         let part = |name: &str| !whole || name.starts_with(&sizes.prefix) || name.starts_with(&projection);
         let ignored = |name: &str| name.ends_with("position_ids") || name == "logit_scale";
-        let loaded = load_part(
-            &self.weights,
-            part,
-            self.compute,
-            &self.device,
-            ignored,
-            |compute, vb| Tower::new(side, sizes, compute, vb),
-        )?;
-        Ok(tower.insert(Arc::new(loaded)).clone())
+        let build = |compute: DType, vb: &VarBuilder| Tower::new(side, sizes, compute, vb);
+        load_part(&self.weights, part, self.compute, &self.device, ignored, build)
     }
 
     /// Vectors of length one `[B, projection]` of pictures, as [`Tower::pictures`].

@@ -1,4 +1,4 @@
-//! The pre-norm transformer of CLIP (Radford et al., 2021) and ImageBind (Girdhar et al., 2023).
+//! The pre-norm transformer of CLIP (Radford et al., 2021), BLIP's pictures (Li et al., 2022) and ImageBind (Girdhar et al., 2023).
 //!
 //! ```text
 //! x = x + W_o softmax(q k^T / sqrt(D) + mask) v + b_o        [q | k | v] = W_qkv LN(x) + b_qkv
@@ -45,8 +45,10 @@ pub struct Shape {
 pub enum Names {
     /// `norm_1`, `attn.in_proj_weight`, `norm_2`: ImageBind, as `torch.nn.MultiheadAttention`.
     Packed,
-    /// `layer_norm1`, `self_attn.q_proj`, `layer_norm2`: Hugging Face transformers.
+    /// `layer_norm1`, `self_attn.q_proj`, `layer_norm2`: CLIP of Hugging Face transformers.
     Separate,
+    /// `layer_norm1`, `self_attn.qkv`, `self_attn.projection`, `layer_norm2`: BLIP of Hugging Face transformers.
+    Joined,
 }
 
 /// A weight, which starts with the variance of its input kept.
@@ -92,6 +94,14 @@ impl Map {
             weight: weight.flatten_from(1)?.to_dtype(compute)?.contiguous()?,
             bias: None,
         })
+    }
+
+    /// The same map, and a bias `[O]` in f32.
+    pub(super) fn with_bias(self, bias: Tensor) -> Self {
+        Self {
+            bias: Some(bias),
+            ..self
+        }
     }
 
     /// `[.., I]` in the type of products to `[.., O]` of the same type.
@@ -168,13 +178,17 @@ impl Block {
         } = *shape;
         let (first, second, attention) = match names {
             Names::Packed => ("norm_1", "norm_2", "attn"),
-            Names::Separate => ("layer_norm1", "layer_norm2", "self_attn"),
+            Names::Separate | Names::Joined => ("layer_norm1", "layer_norm2", "self_attn"),
         };
         let attn = vb.pp(attention);
         let (weight, bias) = match names {
             Names::Packed => (
                 matrix(3 * width, width, "in_proj_weight", &attn)?,
                 small(3 * width, "in_proj_bias", &attn)?,
+            ),
+            Names::Joined => (
+                matrix(3 * width, width, "qkv.weight", &attn)?,
+                small(3 * width, "qkv.bias", &attn)?,
             ),
             Names::Separate => {
                 let parts = ["q_proj", "k_proj", "v_proj"].map(|name| attn.pp(name));
@@ -192,6 +206,10 @@ impl Block {
             }
             false => None,
         };
+        let out = match names {
+            Names::Packed | Names::Separate => "out_proj",
+            Names::Joined => "projection",
+        };
         Ok(Self {
             norms: [
                 Norm::new(width, eps, &vb.pp(first))?,
@@ -202,7 +220,7 @@ impl Block {
                 bias: Some(bias),
             },
             extra,
-            out: Map::new(width, width, true, compute, &attn.pp("out_proj"))?,
+            out: Map::new(width, width, true, compute, &attn.pp(out))?,
             inner: Map::new(width, hidden, true, compute, &vb.pp("mlp.fc1"))?,
             outer: Map::new(hidden, width, true, compute, &vb.pp("mlp.fc2"))?,
             gelu: shape.gelu,
@@ -234,13 +252,13 @@ impl Block {
 }
 
 /// Which keys a query meets.
-struct Meeting<'a> {
-    causal: bool,
-    mask: Option<&'a Tensor>,
+pub(super) struct Meeting<'a> {
+    pub(super) causal: bool,
+    pub(super) mask: Option<&'a Tensor>,
 }
 
 /// Attention of `[B, N, H, D]` over `[B, L, H, D]`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, meeting: &Meeting) -> Result<Tensor> {
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, meeting: &Meeting) -> Result<Tensor> {
     if q.dtype() != DType::F16 {
         let options = Options {
             causal: meeting.causal,
@@ -270,7 +288,7 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, meeting: &Meeting) -> Result<Tenso
 }
 
 /// The f32 stream `x` with the branch that `map` makes of `input`.
-fn join(x: &Tensor, input: &Tensor, map: &Map) -> Result<Tensor> {
+pub(super) fn join(x: &Tensor, input: &Tensor, map: &Map) -> Result<Tensor> {
     let branch = match map.product(input)? {
         branch if branch.dtype() == DType::F16 => branch.to_dtype(DType::F32)?,
         branch => branch,

@@ -8,14 +8,12 @@ use anyhow::{Context as _, bail};
 use fulgur_benchmark::captions::cut::{Options, Outcome, clip_path, cut};
 use fulgur_benchmark::captions::{Clips, Record};
 use fulgur_datasets::media::WriteOptions;
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
-use super::super::progress::Unit;
 use super::split::Writers;
-use super::{NAMED, Read};
+use super::{NAMED, Read, each_clip};
 
 /// Clips of a batch, for each that is cut at the same time.
 const BATCH: usize = 4;
@@ -82,7 +80,6 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         cancel: Some(Arc::clone(context.interrupt.flag())),
     };
     let jobs = usize::from(arguments.jobs);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
     let mut answer = Cut {
         path: output.clone(),
         manifest: manifest.clone(),
@@ -95,19 +92,17 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         stopped: false,
         read: Read::of(&clips),
     };
-    let mut progress = context.progress("cut", Unit::Items("clips"));
-    progress.set(0, None);
-    let mut batch = Vec::new();
-    loop {
-        let next = clips.next_clip()?;
-        let last = next.is_none();
-        batch.extend(next);
-        if batch.len() < jobs * BATCH && !last {
-            continue;
-        }
-        let outcomes: Vec<Outcome> =
-            pool.install(|| batch.par_iter().map(|record| cut(record, &options)).collect());
-        for (mut record, outcome) in batch.drain(..).zip(outcomes) {
+    let work = |record: &Record| cut(record, &options);
+    let whole = each_clip(
+        context,
+        "cut",
+        &mut clips,
+        (jobs, BATCH),
+        work,
+        |mut record, outcome| {
+            if outcome == Outcome::Cancelled {
+                return Ok(false);
+            }
             if let Outcome::Cut(flags) = &outcome {
                 flags.iter().for_each(|flag| record.flag(flag));
             }
@@ -117,19 +112,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
                 record.video_path = Some(name.to_string_lossy().into_owned());
                 writers.write(&record)?;
             }
-        }
-        let (read, length) = clips.position();
-        let expected = (answer.clips as f64 * length as f64 / read.max(1) as f64) as u64;
-        progress.set(answer.clips, Some(expected.max(answer.clips)));
-        if answer.stopped || context.interrupt.requested() {
-            answer.stopped = true;
-            break;
-        }
-        if last {
-            break;
-        }
-    }
-    drop(progress);
+            Ok(true)
+        },
+    )?;
+    answer.stopped = !whole;
     if answer.stopped {
         answer.manifest = None;
     } else {
@@ -163,10 +149,6 @@ struct Problem {
 impl Cut {
     /// Counts what became of a clip; whether it is there.
     fn count(&mut self, record: &Record, outcome: Outcome) -> bool {
-        if outcome == Outcome::Cancelled {
-            self.stopped = true;
-            return false;
-        }
         self.clips += 1;
         let (counter, reason) = match outcome {
             Outcome::Cut(_) => (&mut self.cut, None),

@@ -9,7 +9,11 @@ mod verify;
 
 use std::fmt;
 
+#[cfg(feature = "media")]
+use fulgur_benchmark::captions::Record;
 use fulgur_benchmark::captions::{Clips, Counts};
+#[cfg(feature = "media")]
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
 use super::answer::Answer;
@@ -78,6 +82,50 @@ impl Reading {
         if self.clips.is_multiple_of(EVERY) {
             let (read, length) = clips.position();
             self.progress.set(read, Some(length.max(read)));
+        }
+    }
+}
+
+/// Works on all clips of a file, `jobs` at the same time and `share` for each of them at a time, and takes what comes of them in their
+/// order; `take` says whether to go on. Whether all were taken: else the user stopped it.
+///
+/// # Errors
+/// The file cannot be read, or those of `take`.
+#[cfg(feature = "media")]
+fn each_clip<T: Send>(
+    context: &Context,
+    label: &str,
+    clips: &mut Clips,
+    (jobs, share): (usize, usize),
+    work: impl Fn(&Record) -> T + Sync + Send,
+    mut take: impl FnMut(Record, T) -> anyhow::Result<bool>,
+) -> anyhow::Result<bool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
+    let mut progress = context.progress(label, Unit::Items("clips"));
+    progress.set(0, None);
+    let (mut batch, mut done) = (Vec::new(), 0u64);
+    loop {
+        let next = clips.next_clip()?;
+        let last = next.is_none();
+        batch.extend(next);
+        if batch.len() < jobs * share && !last {
+            continue;
+        }
+        let results: Vec<T> = pool.install(|| batch.par_iter().map(&work).collect());
+        for (record, result) in batch.drain(..).zip(results) {
+            if !take(record, result)? {
+                return Ok(false);
+            }
+            done += 1;
+        }
+        let (read, length) = clips.position();
+        let expected = (done as f64 * length as f64 / read.max(1) as f64) as u64;
+        progress.set(done, Some(expected.max(done)));
+        if context.interrupt.requested() {
+            return Ok(false);
+        }
+        if last {
+            return Ok(true);
         }
     }
 }

@@ -8,14 +8,12 @@ use std::sync::Arc;
 use anyhow::bail;
 use fulgur_benchmark::captions::verify::{Checked, Fault, Options, check};
 use fulgur_benchmark::captions::{Clips, Record};
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde::Serialize;
 
 use super::super::answer::{Answer, Report, Status};
 use super::super::context::Context;
-use super::super::progress::Unit;
 use super::split::Writers;
-use super::{NAMED, Read};
+use super::{NAMED, Read, each_clip};
 
 /// Clips of a batch, for each that is looked at at the same time.
 const BATCH: usize = 8;
@@ -82,7 +80,6 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         cancel: Some(Arc::clone(context.interrupt.flag())),
     };
     let jobs = usize::from(arguments.jobs);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
     let mut answer = Verified {
         path: file.clone(),
         output: output.clone(),
@@ -95,41 +92,26 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<An
         stopped: false,
         read: Read::of(&clips),
     };
-    let mut progress = context.progress("verify", Unit::Items("clips"));
-    progress.set(0, None);
-    let mut batch = Vec::new();
-    loop {
-        let next = clips.next_clip()?;
-        let last = next.is_none();
-        batch.extend(next);
-        if batch.len() < jobs * BATCH && !last {
-            continue;
-        }
-        let found: Vec<Option<Checked>> =
-            pool.install(|| batch.par_iter().map(|record| check(record, &options)).collect());
-        for (mut record, found) in batch.drain(..).zip(found) {
+    let work = |record: &Record| check(record, &options);
+    let whole = each_clip(
+        context,
+        "verify",
+        &mut clips,
+        (jobs, BATCH),
+        work,
+        |mut record, found| {
             let Some(found) = found else {
-                answer.stopped = true;
-                break;
+                return Ok(false);
             };
             answer.count(&record, &found);
             found.fill(&mut record, &options);
             if !arguments.only_good || found.faults.is_empty() {
                 writers.write(&record)?;
             }
-        }
-        let (read, length) = clips.position();
-        let clips_expected = (answer.checked as f64 * length as f64 / read.max(1) as f64) as u64;
-        progress.set(answer.checked, Some(clips_expected.max(answer.checked)));
-        if answer.stopped || context.interrupt.requested() {
-            answer.stopped = true;
-            break;
-        }
-        if last {
-            break;
-        }
-    }
-    drop(progress);
+            Ok(true)
+        },
+    )?;
+    answer.stopped = !whole;
     if answer.stopped {
         // Half a manifest would be taken for a whole one.
         (answer.output, answer.csv) = (None, None);

@@ -64,6 +64,7 @@ impl Remote {
             model: Some(self.model.clone()),
             prompt_version: Some(self.prompt_version.to_owned()),
             costly: true,
+            rule: None,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
@@ -27,6 +27,8 @@ const LETTERS_A_TOKEN: u64 = 4;
 /// Tokens that a picture and a sound count for before the answer tells.
 const TOKENS_A_PICTURE: u64 = 800;
 const TOKENS_A_SOUND: u64 = 400;
+/// Refusals of a key in a row after which nobody is asked any more: one may be about one question.
+const MOST_REFUSALS: u32 = 3;
 /// What stands for an answer in a dry run.
 const DRY: &str = "A description of the clip that a model is yet to write.";
 
@@ -71,6 +73,8 @@ pub struct Server {
     cache: Option<Cache>,
     dry_run: bool,
     stop: Arc<AtomicBool>,
+    /// Questions in a row that the server refused to answer for their key.
+    refusals: Mutex<u32>,
     requests: AtomicU64,
     retries: AtomicU64,
     cached: AtomicU64,
@@ -167,6 +171,7 @@ impl Server {
             cache: cache.map(Cache::new),
             dry_run,
             stop,
+            refusals: Mutex::new(0),
             requests: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             cached: AtomicU64::new(0),
@@ -246,18 +251,29 @@ impl Server {
         loop {
             tried += 1;
             let pass = self.gate.enter(expected, &self.stop).ok_or(StageError::Stopped)?;
+            if *self.refusals() >= MOST_REFUSALS {
+                return Err(StageError::Run(format!(
+                    "{}: found {MOST_REFUSALS} refusals (401 or 403) in a row, expected a key with the rights in {}",
+                    self.address, self.settings.key_env
+                )));
+            }
             self.requests.fetch_add(1, Ordering::SeqCst);
             self.retries.fetch_add(u64::from(tried > 1), Ordering::SeqCst);
             let outcome = self.once(body);
             if let Ok(answer) = &outcome {
                 let tokens = answer.tokens.unwrap_or(expected);
                 pass.settle(tokens);
+                *self.refusals() = 0;
                 self.tokens.fetch_add(tokens, Ordering::SeqCst);
             }
             drop(pass);
             let (why, wish) = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(why)) => return Err(self.told(&why)),
+                Err(Failure::Refused(why)) => {
+                    *self.refusals() += 1;
+                    return Err(self.told(&why));
+                }
                 Err(Failure::Passing(why, wish)) => (why, wish),
             };
             if tried >= self.settings.tries {
@@ -327,10 +343,15 @@ impl Server {
             return answer::read(&text).map_err(Failure::Final);
         }
         let why = format!("status {status}: {}", answer::complaint(&text));
-        Err(match may_pass(status) {
-            true => Failure::Passing(why, wish),
-            false => Failure::Final(why),
+        Err(match status {
+            401 | 403 => Failure::Refused(why),
+            status if may_pass(status) => Failure::Passing(why, wish),
+            _ => Failure::Final(why),
         })
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, u32> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn told(&self, why: &str) -> StageError {
@@ -351,4 +372,6 @@ enum Failure {
     Passing(String, Option<Result<Duration, String>>),
     /// No try will.
     Final(String),
+    /// No try will, and maybe that of no other question: the key is none, or has no rights.
+    Refused(String),
 }

@@ -341,6 +341,37 @@ fn what_will_not_pass_is_not_tried_again_and_keys_stay_secret() {
 }
 
 #[test]
+fn a_server_that_refuses_the_key_again_and_again_is_asked_no_more() {
+    let local = Local::start(vec![
+        status(401),
+        status(403),
+        good("Once."),
+        status(401),
+        status(401),
+        status(403),
+    ]);
+    let server = plain(&local.http());
+    let clip = |error: StageError| assert!(matches!(error, StageError::Clip(_)), "{error:?}");
+    for video in ["a", "b"] {
+        clip(merge(&server, video).unwrap_err());
+    }
+    // An answer in between says that the key is good.
+    assert_eq!(merge(&server, "c").as_deref(), Ok("Once."));
+    for video in ["d", "e", "f"] {
+        clip(merge(&server, video).unwrap_err());
+    }
+    let StageError::Run(line) = merge(&server, "g").unwrap_err() else {
+        panic!("expected the end of the run")
+    };
+    assert!(
+        line.contains("found 3 refusals (401 or 403) in a row, expected a key"),
+        "{line}"
+    );
+    assert!(!line.contains(KEY) && !line.contains('\n'));
+    assert_eq!(local.requests(), 6);
+}
+
+#[test]
 fn the_pause_that_a_server_asks_for_is_kept() {
     let busy = Reply::Say(429, "Retry-After: 0.4\r\n", "{}".to_owned());
     let local = Local::start(vec![busy]);

@@ -19,8 +19,8 @@ use fulgur_lightnet::encoders::imagebind::{ImageBind, Input, Modality, prefix};
 use fulgur_lightnet::params::folder::Weights;
 
 use self::filterbank::Filterbank;
-use super::cache::weights_hash;
 use super::{EncodeError, Encoder, LoadError};
+use crate::checkpoint;
 
 /// Name of the encoder in results.
 pub const NAME: &str = "imagebind";
@@ -191,7 +191,7 @@ impl Encoder for ImageBindEncoder {
     }
 
     fn identity(&self) -> std::io::Result<Option<String>> {
-        let weights = weights_hash(self.model.weights().files())?;
+        let weights = checkpoint::of_files(self.model.weights().files())?;
         let compute = self.model.compute().as_str();
         let sound = if self.options.downmix { "mean" } else { "first" };
         Ok(Some(format!(
@@ -262,6 +262,36 @@ mod tests {
             .abs()
             .unwrap();
         assert!(far.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
+    }
+
+    /// What `tests/golden/imagebind_clip.py` made of a clip in PyTorch.
+    #[test]
+    fn a_clip_has_the_vectors_and_scores_of_torch() {
+        let golden = fulgur_lightnet::testing::tensors("imagebind_clip");
+        let encoder = encoder(false);
+        let bytes = golden["frames"].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let video = Video::new(bytes, 28, 20, 6.0).unwrap();
+        let wave = golden["wave"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let sound = Sound::new(wave, 2, 16_000).unwrap();
+        let near = |found: &[f32], name: &str| {
+            let wanted = golden[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(found.len(), wanted.len());
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let apart: f64 = found.iter().zip(&wanted).map(|(a, b)| square(a - b)).sum();
+            let size: f64 = wanted.iter().map(|&x| square(x)).sum();
+            let relative = (apart / size).sqrt();
+            // The filterbanks agree to 1e-3, the networks to 2e-5.
+            assert!(relative < 2e-4, "{name}: {relative}");
+        };
+        let frames: Vec<&[u8]> = (0..33).map(|i| video.frame(i)).collect();
+        near(&encoder.frames(&frames, 28, 20).unwrap().concat(), "seen");
+        let heard = encoder.sound(&sound).unwrap();
+        near(&heard, "heard");
+        let whole = encoder.video(&video).unwrap();
+        near(&whole, "video");
+        let one = |name: &str| f64::from(golden[name].to_scalar::<f32>().unwrap());
+        assert!((score(&encoder, &video, &sound) - one("avhscore")).abs() < 1e-4);
+        assert!((cosine(&whole, &heard) - one("av")).abs() < 1e-4);
     }
 
     #[test]

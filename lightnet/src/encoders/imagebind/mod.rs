@@ -16,7 +16,7 @@ mod config;
 mod tower;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
@@ -24,6 +24,7 @@ use candle_nn::VarBuilder;
 pub use config::{Config, Input, Sizes};
 pub use tower::Tower;
 
+use super::lazy::Lazy;
 use crate::config::{self as json, ConfigError};
 use crate::params::folder::{LoadError, Weights, check_part};
 
@@ -87,7 +88,7 @@ pub struct ImageBind {
     sizes: [Option<Sizes>; 3],
     compute: DType,
     device: Device,
-    towers: [Mutex<Option<Arc<Tower>>>; 3],
+    towers: [Lazy<Tower>; 3],
 }
 
 impl ImageBind {
@@ -137,7 +138,7 @@ impl ImageBind {
             sizes,
             compute,
             device: device.clone(),
-            towers: [const { Mutex::new(None) }; 3],
+            towers: [const { Lazy::new() }; 3],
         })
     }
 
@@ -182,16 +183,11 @@ impl ImageBind {
     /// # Errors
     /// As [`Self::check`], or its values are damaged.
     pub fn tower(&self, modality: Modality) -> Result<Arc<Tower>, LoadError> {
-        let mut tower = self.towers[modality as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(tower) = &*tower {
-            return Ok(tower.clone());
-        }
-        let sizes = self.check(modality)?;
-        let weights = self.weights.load_part(&self.device, |name| modality.owns(name))?;
-        let loaded = Tower::new(modality, sizes, self.compute, &weights.builder())?;
-        Ok(tower.insert(Arc::new(loaded)).clone())
+        self.towers[modality as usize].get(|| {
+            let sizes = self.check(modality)?;
+            let weights = self.weights.load_part(&self.device, |name| modality.owns(name))?;
+            Ok(Tower::new(modality, sizes, self.compute, &weights.builder())?)
+        })
     }
 }
 
