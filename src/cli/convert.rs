@@ -21,13 +21,13 @@ const CONFIG: &str = "config.json";
 
 /// Convert a checkpoint of PyTorch to safetensors
 ///
-/// Nothing in the checkpoint is run: it may hold tensors, and the dictionaries around them, and anything else is refused by name. Of a
-/// training checkpoint the weights are taken (state_dict, model, ..). Names stay, but what stands before those of ImageBind is left out. A
+/// Nothing in the checkpoint is run: it may hold tensors, and the dictionaries around them; objects of libraries that write training
+/// checkpoints are passed over, and anything else is refused by name. Of a training checkpoint the weights are taken (state_dict, model, ..). Names stay, but what stands before those of ImageBind is left out. A
 /// folder is converted with its config.json, shards become one file.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fulgur convert imagebind_huge.pth -o imagebind\n  fulgur convert --precision f16 clip/pytorch_model.bin -o \
-                  clip-f16"
+                  clip-f16\n  fulgur convert --prefix module. tavg_checkpoint.ckpt -o tavdiffusion/unet"
 )]
 pub(super) struct Arguments {
     /// A .pth, .pt, .ckpt, .bin or .safetensors file, or the folder of a model

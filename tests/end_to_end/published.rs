@@ -304,6 +304,11 @@ fn motion_modules_in_a_folder_of_their_own() {
         .collect();
     assert_eq!(tables.len(), 6);
     old.extend(tables);
+    // Behind the prefix of a wrapper, too.
+    let old: Tensors = old
+        .into_iter()
+        .map(|(name, tensor)| (format!("module.{name}"), tensor))
+        .collect();
     write(&adapter, &golden.pair["motion_adapter"], &old);
     let found = golden.run(root.path(), &pipeline, Some("motion_unet"), &UNET_INPUTS);
     golden.same(&found["sample"], "sample");

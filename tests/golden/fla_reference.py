@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import scaled_dot_product_attention, silu
 from triton.runtime.autotuner import Autotuner
 
+import drawn
+
 
 def flash_attention(q, k, v, causal, window_size):
     """In place of the package flash-attn, which needs a GPU: the library refuses softmax layers without it."""
@@ -135,17 +137,15 @@ def check(name, model, input_ids, expected):
     assert deviation < 1e-5, deviation
 
 
-def random_model(kind, config, seed):
-    torch.manual_seed(seed)
-    model = kind(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                # Away from 1 and 0, so that one left out shows in the logits.
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            elif "lower_bounds" in name:
-                parameter.copy_(torch.randn_like(parameter))
-    return model
+def places(name, shape):
+    """Exponent and centre of a weight; lower bounds are as large as words."""
+    return [drawn.exponent(0.8)] if "lower_bounds" in name else drawn.usual(name, shape)
+
+
+def random_model(kind, config):
+    """A model whose weights are drawn (drawn.py), and how."""
+    own = drawn.Drawn()
+    return drawn.fill(kind(config), own, how=places), own
 
 
 def write(family, models, vocabulary, mixer):
@@ -154,11 +154,9 @@ def write(family, models, vocabulary, mixer):
     torch.manual_seed(5)
     input_ids = torch.randint(0, vocabulary, (2, 37))
     tensors = {"input_ids": input_ids}
-    for name, model in models.items():
+    for name, (model, own) in models.items():
         folder = FOLDER / f"{family}_{name}"
-        model.save_pretrained(folder)
-        (folder / "generation_config.json").unlink()
-        (folder / "model.safetensors").chmod(0o644)
+        drawn.save_model(model, folder, own)
         expected = logits(model, input_ids, mixer)
         check(folder.name, model, input_ids, expected)
         tensors[f"logits.{name}"] = expected.float().contiguous()

@@ -66,11 +66,11 @@ def models():
         intermediate_size=40, initializer_range=0.2,
     )
     return {
-        "bounded": fla_reference.random_model(HGRN2ForCausalLM, bounded, 6),
-        "tied": fla_reference.random_model(HGRN2ForCausalLM, tied, 7),
-        "plain": fla_reference.random_model(HGRN2ForCausalLM, plain, 8),
-        "conv": fla_reference.random_model(HGRN2ForCausalLM, conv, 13),
-        "hybrid": fla_reference.random_model(HGRN2ForCausalLM, hybrid, 16),
+        "bounded": fla_reference.random_model(HGRN2ForCausalLM, bounded),
+        "tied": fla_reference.random_model(HGRN2ForCausalLM, tied),
+        "plain": fla_reference.random_model(HGRN2ForCausalLM, plain),
+        "conv": fla_reference.random_model(HGRN2ForCausalLM, conv),
+        "hybrid": fla_reference.random_model(HGRN2ForCausalLM, hybrid),
     }
 
 

@@ -62,10 +62,10 @@ def models():
         intermediate_size=40, initializer_range=0.2,
     )
     return {
-        "square": fla_reference.random_model(LightNetForCausalLM, square, 9),
-        "narrow": fla_reference.random_model(LightNetForCausalLM, narrow, 10),
-        "conv": fla_reference.random_model(LightNetForCausalLM, conv, 14),
-        "hybrid": fla_reference.random_model(LightNetForCausalLM, hybrid, 17),
+        "square": fla_reference.random_model(LightNetForCausalLM, square),
+        "narrow": fla_reference.random_model(LightNetForCausalLM, narrow),
+        "conv": fla_reference.random_model(LightNetForCausalLM, conv),
+        "hybrid": fla_reference.random_model(LightNetForCausalLM, hybrid),
     }
 
 

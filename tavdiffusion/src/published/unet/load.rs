@@ -15,6 +15,8 @@ use super::plan::Plan;
 use super::{Builder, MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig};
 
 const CONFIG: &str = "config.json";
+/// What comes before all names where a wrapper of training was saved.
+const WRAPPER: &str = "module.";
 /// What folders of networks over clips call themselves.
 const OVER_CLIPS: &str = "UNetMotionModel";
 /// The table of places by the name of AnimateDiff.
@@ -158,11 +160,15 @@ fn of_latent_diffusion(dir: &Path, prefix: &str) -> Result<UnetConfig, LoadError
     Ok(UnetConfig::of_shapes(&own.collect())?)
 }
 
+/// The weights in `dir`, without what a wrapper of training put before all names.
 fn weights_in(dir: &Path) -> Result<Weights, LoadError> {
-    match Weights::find(dir)? {
-        Some(weights) => Ok(weights),
-        None => Err(LoadError::Absent { path: dir.to_owned() }),
+    let Some(mut weights) = Weights::find(dir)? else {
+        return Err(LoadError::Absent { path: dir.to_owned() });
+    };
+    if weights.shapes()?.keys().all(|name| name.starts_with(WRAPPER)) {
+        weights.below(WRAPPER);
     }
+    Ok(weights)
 }
 
 fn names_in(dir: &Path) -> Result<UnetNames, LoadError> {
