@@ -1,6 +1,7 @@
-"""Writes transnormer_mixed/, a tiny TransNormerLLM in the layout of its published checkpoints, and its logits.
+"""Writes transnormer_mixed/, a tiny TransNormerLLM in the layout of its published checkpoints, whose weights are drawn (drawn.py) but for
+the angles of LRPE, and its logits.
 
-Run: pip install torch safetensors && python transnormer_logits.py (2 seconds on one core)
+Run: pip install torch numpy safetensors && python transnormer_logits.py (2 seconds on one core)
 Reference: the formulas of the paper (arXiv 2307.14995) and of its published code, written out below in f64: the library needs
 Triton kernels on a GPU. Names, shapes, the order q, k, v, u of the fused map, decays and eps are those of
 `modeling_transnormer.py` (OpenNLPLab/TransnormerLLM); no published checkpoint was compared.
@@ -14,6 +15,7 @@ import json
 import math
 import pathlib
 
+import drawn
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import silu
@@ -32,7 +34,13 @@ SLOPES = [2.0 ** (-8 * h / 4) for h in range(1, 5)] + [2.0 ** (-8 / 8)]
 
 def random_weights():
     torch.manual_seed(15)
-    weights = {"model.embed_tokens.weight": 0.3 * torch.randn(VOCABULARY, WIDTH)}
+    own, rest = drawn.Drawn(), {}
+
+    def draw(name, shape, deviation):
+        return torch.from_numpy(own(name, shape, drawn.exponent(deviation)))
+
+    name = "model.embed_tokens.weight"
+    weights = {name: draw(name, (VOCABULARY, WIDTH), 0.3)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
         shapes = {
@@ -40,14 +48,14 @@ def random_weights():
             "channel_mixer.l1": (HIDDEN, WIDTH), "channel_mixer.l2": (HIDDEN, WIDTH), "channel_mixer.l3": (WIDTH, HIDDEN),
         }
         for name, shape in shapes.items():
-            weights[f"{prefix}.{name}.weight"] = 0.2 * torch.randn(shape)
-            weights[f"{prefix}.{name}.bias"] = 0.2 * torch.randn(shape[0])
+            weights[f"{prefix}.{name}.weight"] = draw(f"{prefix}.{name}.weight", shape, 0.2)
+            weights[f"{prefix}.{name}.bias"] = draw(f"{prefix}.{name}.bias", shape[:1], 0.2)
         if CONFIG["linear_use_lrpe_list"][layer]:
             theta = 10000 ** (-2 / WIDTH * torch.arange(WIDTH))
             # As if it had been trained for a while.
             theta = theta * (1 + 0.1 * torch.randn(WIDTH))
-            weights[f"{prefix}.token_mixer.lrpe.theta"] = theta.reshape(HEADS, 1, -1).contiguous()
-    return weights
+            rest[f"{prefix}.token_mixer.lrpe.theta"] = theta.reshape(HEADS, 1, -1).contiguous()
+    return weights | rest, own, rest
 
 
 def norm(x):
@@ -90,13 +98,14 @@ def logits(weights, input_ids):
 
 def main():
     torch.set_num_threads(1)
-    weights = random_weights()
+    weights, own, rest = random_weights()
     input_ids = torch.randint(0, VOCABULARY, (2, 37))
     folder = FOLDER / "transnormer_mixed"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2, sort_keys=True) + "\n")
     tensors = {"input_ids": input_ids, "logits.mixed": logits(weights, input_ids).float().contiguous()}
-    paths = {folder / "model.safetensors": weights, FOLDER / "transnormer_logits.safetensors": tensors}
+    own.save(folder / "drawn.json")
+    paths = {folder / "rest.safetensors": rest, FOLDER / "transnormer_logits.safetensors": tensors}
     for path, content in paths.items():
         save_file(content, path, metadata={"versions": f"torch {torch.__version__}"})
         path.chmod(0o644)
