@@ -159,7 +159,8 @@ def write(family, models, vocabulary, mixer):
         drawn.save_model(model, folder, own)
         expected = logits(model, input_ids, mixer)
         check(folder.name, model, input_ids, expected)
-        tensors[f"logits.{name}"] = expected.float().contiguous()
+        # Every third value.
+        tensors[f"logits.{name}"] = expected.float().flatten()[::3].contiguous()
     # One entry: the order of several would differ from run to run.
     packages = {"flash-linear-attention": fla, "transformers": transformers, "torch": torch}
     versions = ", ".join(f"{name} {package.__version__}" for name, package in packages.items())

@@ -3,7 +3,7 @@
 Run: see fla_reference.py for the packages, then python hgrn2_logits.py (20 seconds on one core)
 Reference: fla_reference.py and `mixer` below, f64, rounded to f32; the library's own kernels agree, see `check`.
 
-Tensors: input_ids [2, 37] (i64) and for each model logits.NAME [2, 37, 61] (f32).
+Tensors: input_ids [2, 37] (i64) and for each model logits.NAME, every third of [2, 37, 61] (f32).
     hgrn2_bounded/  expand_ratio and num_heads, lower bounds of the forget gates, three layers
     hgrn2_tied/     num_heads alone, no lower bounds, tied embeddings, norm_eps of 1e-3, the default width of the MLP
     hgrn2_plain/    an output norm without weights (elementwise_affine false), lower bounds, untied

@@ -3,7 +3,7 @@
 Run: see fla_reference.py for the packages, then python lightnet_logits.py (20 seconds on one core)
 Reference: fla_reference.py and `mixer` below, f64, rounded to f32; the library's own kernels agree, see `check`.
 
-Tensors: input_ids [2, 37] (i64) and for each model logits.NAME [2, 37, 61] (f32).
+Tensors: input_ids [2, 37] (i64) and for each model logits.NAME, every third of [2, 37, 61] (f32).
     lightnet_square/  expand_ratio alone, which makes as many key channels as hidden ones
     lightnet_narrow/  num_heads and expand_ratio, fewer key channels than hidden ones, tied embeddings, norm_eps of 1e-3
     lightnet_conv/    short convolutions before the activations, an output norm without weights, num_heads alone
