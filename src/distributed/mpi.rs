@@ -56,8 +56,11 @@ impl Drop for Job {
     }
 }
 
+/// A receiver and what it is to receive.
+type Parcel = (usize, Vec<u8>);
+
 #[derive(Debug)]
-struct Outbox(Mutex<Sender<(usize, Vec<u8>)>>);
+struct Outbox(Mutex<Sender<Parcel>>);
 
 impl Carrier for Outbox {
     fn carry(&self, to: usize, bytes: Vec<u8>) {
@@ -104,7 +107,7 @@ pub fn join(settings: Settings) -> Result<(Arc<dyn Communicator>, Job), CommErro
 }
 
 /// Sends what is in the outbox until the job is over and it is empty.
-fn send(outbox: &Receiver<(usize, Vec<u8>)>, stop: &AtomicBool) {
+fn send(outbox: &Receiver<Parcel>, stop: &AtomicBool) {
     let world = SimpleCommunicator::world();
     loop {
         match outbox.recv_timeout(Duration::from_millis(20)) {

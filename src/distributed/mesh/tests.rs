@@ -5,10 +5,13 @@ use std::sync::mpsc::{Sender, channel};
 use super::*;
 use crate::distributed::threads::{self, Settings};
 
+/// A sender and what it sends.
+type Parcel = (usize, Vec<u8>);
+
 #[derive(Debug)]
 struct Channels {
     own: usize,
-    others: Vec<Mutex<Sender<(usize, Vec<u8>)>>>,
+    others: Vec<Mutex<Sender<Parcel>>>,
 }
 
 impl Carrier for Channels {
