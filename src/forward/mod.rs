@@ -60,7 +60,7 @@ pub type Network = Box<dyn Fn(&Inputs) -> Result<Outputs, NetworkError>>;
 type Recognise = fn(&Folder) -> Result<Option<Model>, NetworkError>;
 
 /// All families, with the words that list them.
-const FAMILIES: [(&str, Recognise); 9] = [
+const FAMILIES: [(&str, Recognise); 10] = [
     ("FulgurTwoStream (and each of its parts)", generator::recognise),
     ("fulgur-avhscore", avhscore::recognise),
     ("ImageBind", imagebind::recognise),
