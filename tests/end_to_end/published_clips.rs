@@ -43,6 +43,18 @@ fn made(model: &Path, out: &Path, more: &[&str]) -> Value {
     ran.json()
 }
 
+/// The mean difference of two clips' pictures, of 255.
+fn frames_apart(a: &Path, b: &Path) -> f64 {
+    let pixels = |path: &Path| {
+        let read = read_clip(path, &ReadOptions::default()).unwrap();
+        read.video.unwrap().frames
+    };
+    let (a, b) = (pixels(a), pixels(b));
+    assert_eq!(a.len(), b.len());
+    let sum: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+    sum / a.len() as f64
+}
+
 #[test]
 fn a_random_generator_makes_clips_in_every_mode() {
     let root = tempfile::tempdir().unwrap();
@@ -134,8 +146,9 @@ fn a_random_generator_makes_clips_in_every_mode() {
     for solver in ["dpm", "euler"] {
         let name = format!("{solver}.mp4");
         made(&model, &clip(&name), &["--solver", solver, "--seed", "3"]);
-        // On steps at equal distances, Euler's are those of DDIM.
-        assert_eq!(bytes(&name) != bytes("joint.mp4"), solver == "dpm", "{solver}");
+        // On steps at equal distances, Euler's are those of DDIM but for rounding.
+        let far = frames_apart(&clip(&name), &clip("joint.mp4"));
+        assert_eq!(far > 0.5, solver == "dpm", "{solver} {far}");
     }
     let texts = [
         "--negative-prompt",
