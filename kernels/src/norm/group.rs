@@ -151,7 +151,7 @@ fn on_cpu<T: Real>(x: &[T], gain: &[f32], bias: &[f32], plan: Plan) -> Vec<T> {
                     }
                     if plan.of.silu {
                         for y in y {
-                            *y = *y * y.sigmoid();
+                            *y *= y.sigmoid();
                         }
                     }
                 }
