@@ -25,7 +25,9 @@ use fulgur_benchmark::annotate::tags::TagCaptioner;
 use fulgur_benchmark::annotate::template::Template;
 use fulgur_benchmark::annotate::{AudioCaptioner, FrameCaptioner, Merger, Rewriter, filter, prompts};
 use fulgur_benchmark::checkpoint;
-use fulgur_benchmark::encoder::{AnyEncoder, Sense};
+use fulgur_benchmark::encoder::AnyEncoder;
+#[cfg(feature = "media")]
+use fulgur_benchmark::encoder::Sense;
 use fulgur_datasets::media::{MediaError, Sound};
 use fulgur_datasets::things::THINGS_FILE;
 use fulgur_lightnet::params::folder::Weights;

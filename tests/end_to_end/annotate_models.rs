@@ -29,6 +29,7 @@ fn annotate(input: &Path, output: &Path, more: &[&str]) -> Ran {
     run(start.iter().chain(more))
 }
 
+#[cfg(feature = "media")]
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
     text.lines()

@@ -37,6 +37,7 @@ mod models;
 mod pack;
 mod program;
 mod published;
+#[cfg(feature = "media")]
 mod published_clips;
 mod report;
 mod repository;
