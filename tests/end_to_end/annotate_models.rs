@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{Ran, run};
 
@@ -27,14 +27,6 @@ fn annotate(input: &Path, output: &Path, more: &[&str]) -> Ran {
         "cpu",
     ];
     run(start.iter().chain(more))
-}
-
-#[cfg(feature = "media")]
-fn lines(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
 }
 
 /// Answers the first questions, then refuses the key until it is told that it is a good one.
@@ -131,8 +123,16 @@ mod media {
 
     use fulgur::datasets::media::{Sound, Video, WavFormat, WriteOptions, write_mp4, write_wav};
     use fulgur::lightnet::testing;
+    use serde_json::Value;
 
     use super::*;
+
+    fn lines(path: &Path) -> Vec<Value> {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
 
     fn tone(hertz: f32, seconds: usize) -> Sound {
         let wave =
