@@ -115,6 +115,7 @@ def main():
     parser.add_argument("--commit", help="where this is no checkout")
     arguments = parser.parse_args()
     latest = time.monotonic() + arguments.seconds
+    arguments.out.mkdir(parents=True, exist_ok=True)
     data = {
         "machine": machine(),
         "commit": arguments.commit or commit(),

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::norm::rms_norm_to;
+use fulgur_kernels::norm::{Gate, rms_norm_gated, rms_norm_to};
 
 /// Added to the mean square before the root.
 pub const EPS: f64 = 1e-6;
@@ -38,5 +38,10 @@ impl RmsNorm {
     pub fn forward_to(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let gain = self.gain.to_dtype(x.dtype())?;
         rms_norm_to(x, Some(&gain), self.groups, EPS, dtype)
+    }
+
+    /// Normalises `x` `[.., dim]` and multiplies by `gate` `[.., dim]` after its activation, in one pass.
+    pub fn gated(&self, x: &Tensor, gate: &Tensor, activation: Gate) -> Result<Tensor> {
+        rms_norm_gated(x, Some(&self.gain), gate, activation, self.groups, EPS)
     }
 }

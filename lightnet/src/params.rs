@@ -21,7 +21,7 @@
 //! ```
 
 mod checkpoint;
-mod eight_bit;
+pub mod few_bits;
 pub mod file;
 pub mod folder;
 mod frozen;
@@ -117,6 +117,9 @@ pub enum Precision {
     /// Matrices in 8 bits with a scale for every 64 values, a quarter of the size: error under 1/250 of the largest of
     /// them. Vectors and small matrices keep their type.
     EightBit,
+    /// Matrices in 6 bits with a scale for every 64 values, a fifth of the size: about four times the error of 8 bits.
+    /// Vectors and small matrices keep their type, matrices whose last dimension is no multiple of 4 take 8 bits.
+    SixBit,
 }
 
 /// Trainable parameters by name, all f32. Clones share the same tensors.
@@ -193,13 +196,13 @@ impl Params {
         file::write(path, &tensors.collect(), metadata, precision)
     }
 
-    /// Replaces every parameter by the tensor of the same name in the file; 16-bit and 8-bit files are widened. The
+    /// Replaces every parameter by the tensor of the same name in the file; files in fewer bits are widened. The
     /// model must have been built before, so that its names are known.
     ///
     /// # Errors
     /// The file is unreadable, or lacks tensors, has others, or has other shapes: then nothing is changed.
     pub fn load(&self, path: &Path) -> Result<(), ParamsError> {
-        let tensors = eight_bit::widen(path, file::read(path, &Device::Cpu)?.tensors)?;
+        let tensors = few_bits::widen(path, file::read(path, &Device::Cpu)?.tensors)?;
         self.assign(path, &tensors)
     }
 

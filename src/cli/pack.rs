@@ -19,6 +19,10 @@ use super::progress::Unit;
 use super::size::Size;
 use crate::forward;
 
+mod painter;
+
+use painter::{PackedPainter, is_picture_generator};
+
 /// Pack a trained generator, or one network, into a small folder
 ///
 /// A generator is put together from the models of five runs. Tensors that only training needs are left out, weights are
@@ -38,7 +42,8 @@ pub(super) struct Arguments {
     /// Folder of the runs text, tav, video-codec, mel-codec and vocoder
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
-    /// Run or model folder of the text encoder, instead of the one below --runs
+    /// Run or model folder of the text encoder, instead of the one below --runs; with --network, the folder in which a
+    /// generator of pictures shall look for its text encoder, as seen from --output, instead of a copy of its own
     #[arg(long, value_name = "DIR")]
     text: Option<PathBuf>,
     /// Run or model folder of the denoiser
@@ -53,12 +58,13 @@ pub(super) struct Arguments {
     /// Run or model folder of the vocoder
     #[arg(long, value_name = "DIR")]
     vocoder: Option<PathBuf>,
-    /// Pack the network of this run or model folder alone (an AVHScore encoder, judges, a part of a generator)
+    /// Pack the network of this run or model folder alone (an AVHScore encoder, judges, a part of a generator, a
+    /// generator of pictures)
     #[arg(
         long,
         value_name = "DIR",
         conflicts_with_all = [
-            "runs", "text", "tav", "video_codec", "mel_codec", "vocoder", "with_encoders", "name", "size", "duration",
+            "runs", "tav", "video_codec", "mel_codec", "vocoder", "with_encoders", "name", "size", "duration",
             "steps", "shift", "guidance_video", "guidance_audio",
         ]
     )]
@@ -105,7 +111,8 @@ fn default_size() -> Size {
 }
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Answer> {
-    let kind = match arguments.network {
+    let kind = match &arguments.network {
+        Some(dir) if is_picture_generator(&model_folder(dir)) => Kind::PictureGenerator,
         Some(_) => Kind::Network,
         None => Kind::Generator,
     };
@@ -141,6 +148,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 enum Packed {
     Generator(PackedGenerator),
     Network(PackedFolder),
+    PictureGenerator(PackedPainter),
 }
 
 impl Packed {
@@ -149,6 +157,16 @@ impl Packed {
         let precision = arguments.precision.into();
         if let Some(dir) = &arguments.network {
             let dir = model_folder(dir);
+            if is_picture_generator(&dir) {
+                let packed = PackedPainter::new(&dir, precision, arguments.text.as_deref())?;
+                return Ok(Some(Self::PictureGenerator(packed)));
+            }
+            if let Some(text) = &arguments.text {
+                bail!(
+                    "--text: found {} with a network that reads no texts, expected none",
+                    text.display()
+                );
+            }
             // A damaged or a foreign model is found before anything is made of it.
             check_network(&dir)?;
             return Ok(Some(Self::Network(PackedFolder::new(&dir, precision, |_| true)?)));
@@ -197,6 +215,7 @@ impl Packed {
                 parts.map(|(part, folder)| (part.folder(), folder)).collect()
             }
             Self::Network(folder) => vec![("network", folder)],
+            Self::PictureGenerator(painter) => painter.parts(),
         }
     }
 
@@ -204,6 +223,7 @@ impl Packed {
         match self {
             Self::Generator(generator) => generator.bytes(),
             Self::Network(folder) => folder.bytes(),
+            Self::PictureGenerator(painter) => painter.parts().iter().map(|(_, folder)| folder.bytes()).sum(),
         }
     }
 
@@ -218,6 +238,7 @@ impl Packed {
                 folder.write(dir)?;
                 check_network(dir)?;
             }
+            Self::PictureGenerator(painter) => painter.write(dir)?,
         }
         Ok(())
     }

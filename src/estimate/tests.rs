@@ -181,6 +181,7 @@ fn a_model_is_counted_by_its_headers() {
         (Precision::F16, 2 * 4006),
         // 100 columns are two groups, each with a scale of two bytes.
         (Precision::EightBit, 4000 + 40 * 2 * 2 + 4 * 6),
+        (Precision::SixBit, 3000 + 40 * 2 * 2 + 4 * 6),
     ] {
         let n = model(dir, &names, precision);
         let estimate = Estimate::of_model(dir).unwrap();

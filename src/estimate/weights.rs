@@ -1,10 +1,11 @@
 //! What safetensors files hold, from their headers: the values are not read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use fulgur_lightnet::params::few_bits;
 use fulgur_lightnet::params::outline::values_of;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -16,8 +17,6 @@ const ENDING: &str = "safetensors";
 const LONGEST_HEADER: u64 = 100_000_000;
 /// The length of the header, before it.
 const PREFIX: u64 = 8;
-/// Ending of the names of the scales beside a matrix in 8 bits.
-const SCALE: &str = ".scale";
 /// Bytes of a value once it is loaded.
 const WIDE: u64 = 4;
 
@@ -81,11 +80,21 @@ pub(super) fn read(path: &Path, folder: Option<&str>) -> Result<Vec<Stored>, Est
     let header = header(path)?;
     let tensors: BTreeMap<_, _> = header.tensors().into_iter().collect();
     let coded = |name: &str| tensors.get(name).is_some_and(|info| info.dtype == Dtype::U8);
+    // Matrices in few bits by name, with the shapes that they have once they are loaded.
+    let mut wide: BTreeMap<String, Vec<usize>> = tensors
+        .iter()
+        .map(|(name, info)| ((*name).clone(), info.shape.clone()))
+        .collect();
+    few_bits::widen_shapes(&mut wide);
+    let scaled: BTreeSet<&str> = tensors
+        .keys()
+        .filter_map(|name| few_bits::of_scales(name).filter(|name| coded(name)))
+        .collect();
     let one = |(name, info): (&String, &&safetensors::tensor::TensorInfo)| {
         let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
-        let values = values_of(&info.shape);
-        let of_codes = name.strip_suffix(SCALE).is_some_and(coded);
-        let has_scales = info.dtype == Dtype::U8 && tensors.contains_key(&format!("{name}{SCALE}"));
+        let values = values_of(wide.get(name).unwrap_or(&info.shape));
+        let of_codes = few_bits::of_scales(name).is_some_and(coded);
+        let has_scales = scaled.contains(name.as_str());
         let (parameters, loaded) = match () {
             () if of_codes => (0, 0),
             () if has_scales || is_float(info.dtype) => (values, WIDE.saturating_mul(values)),

@@ -1,5 +1,5 @@
-//! A model that draws, from its folder: `config.json`, `model.safetensors`, where it reads texts their encoder in `text_encoder`, and
-//! where it draws latents their codec in `codec`.
+//! A model that draws, from its folder: `config.json`, `model.safetensors`, where it reads texts their encoder in `text_encoder` or
+//! where it says, and where it draws latents their codec in `codec`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use fulgur_tavdiffusion::text::TextModel;
 use super::Painter;
 use crate::device::compute_dtype;
 
-/// Folder of the text encoder within a model's.
+/// Folder of the text encoder within a model's, if its `config.json` names no other one.
 pub const TEXT_ENCODER: &str = "text_encoder";
 /// Folder of the codec of pictures within a model's.
 pub const CODEC: &str = "codec";
@@ -34,7 +34,7 @@ impl Model {
         let compute = compute_dtype(device);
         let dit = Dit::load(dir, compute, device)?;
         let text = dit.config().text_dim.map(|width| {
-            let folder = dir.join(TEXT_ENCODER);
+            let folder = dir.join(dit.config().text_encoder.as_deref().unwrap_or(TEXT_ENCODER));
             let text = TextModel::load(&folder, device)?;
             let found = text.encoder().config().hidden_size;
             if found != width {

@@ -90,6 +90,35 @@ fn pictures_go_from_folders_to_a_grid() {
     let grid = read_picture(&root.join("grid.png")).unwrap();
     assert_eq!((grid.width, grid.height), (18, 18));
 
+    // Packed, it draws nearly the same; without a text there is no encoder to look for.
+    let packed = root.join("packed");
+    let pack = |more: &[&str]| {
+        let source = root.join("run");
+        let fixed = [
+            "pack",
+            "--json",
+            "--network",
+            source.to_str().unwrap(),
+            "-o",
+            packed.to_str().unwrap(),
+        ];
+        run([&fixed[..], more].concat())
+    };
+    let report = pack(&["--precision", "6bit"]);
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    let report = report.json();
+    assert_eq!(
+        (&report["kind"], &report["precision"], &report["parts"][0]["name"]),
+        (&json!("picture-generator"), &json!("6bit"), &json!("denoiser"))
+    );
+    let exact = fs::metadata(root.join("run/model/model.safetensors"))
+        .unwrap()
+        .len();
+    assert!(report["bytes"].as_u64() < Some(exact));
+    assert!(pack(&[]).error().contains("--force"));
+    let refused = pack(&["--force", "--text", "../encoder"]).error();
+    assert!(refused.contains("reads no texts"), "{refused}");
+
     // A class draws what it learnt, by name or by number, at other sizes too.
     let one = |out: &str, more: &[&str]| {
         let ran = generate(root, out, more);
@@ -99,6 +128,15 @@ fn pictures_go_from_folders_to_a_grid() {
     let bright = one("a.png", &["--class", "bright"]);
     assert_eq!(bright, one("b.png", &["--class", "0"]));
     assert_ne!(bright, one("c.png", &["--class", "0", "--seed", "1"]));
+    fs::rename(root.join("run/model"), root.join("exact")).unwrap();
+    fs::rename(&packed, root.join("run/model")).unwrap();
+    let small = one("packed.png", &["--class", "bright"]);
+    assert!(
+        (mean(&small) - mean(&bright)).abs() < 8.0,
+        "{} {}",
+        mean(&small),
+        mean(&bright)
+    );
     let dark = one("d.png", &["--class", "dark", "--size", "16x8"]);
     assert_eq!((dark.width, dark.height), (16, 8));
     assert!(

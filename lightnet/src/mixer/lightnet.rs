@@ -16,7 +16,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::additive::{self, NonCausal};
 use fulgur_kernels::exchange::StateExchange;
-use fulgur_kernels::glu::gated;
+use fulgur_kernels::norm::Gate;
 
 use crate::linear::{Linear, Start};
 use crate::norm::RmsNorm;
@@ -108,9 +108,8 @@ impl LightNet {
         };
         let projections = self.input.forward(x)?;
         let o = additive::projected(&projections, heads, head_dim, &options)?;
-        let o = self.norm.forward(&o)?;
         let gate = self.gate_up.forward(&self.gate_down.forward(x)?)?;
-        self.output.forward(&gated(&o, &gate)?)
+        self.output.forward(&self.norm.gated(&o, &gate, Gate::Sigmoid)?)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 
 use super::torch::Checkpoint;
-use super::{ParamsError, eight_bit, file};
+use super::{ParamsError, few_bits, file};
 
 /// Ending of safetensors files.
 pub(super) const SAFE: &str = "safetensors";
@@ -25,16 +25,13 @@ pub(super) fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, Params
     }
 }
 
-/// The tensors of a file for whose names `keep` holds, on the CPU, and the free text of its header. 8-bit tensors are widened.
+/// The tensors of a file for whose names `keep` holds, on the CPU, and the free text of its header. Tensors in few bits are widened.
 pub(super) fn read(path: &Path, keep: Option<&dyn Fn(&str) -> bool>) -> Result<file::Contents, ParamsError> {
     let mut contents = match (is_safe(path), keep) {
         (true, None) => file::read(path, &Device::Cpu)?,
-        (true, Some(keep)) => {
-            let scale = eight_bit::scale_name("");
-            file::read_part(path, |name| {
-                keep(name) || name.strip_suffix(&scale).is_some_and(keep)
-            })?
-        }
+        (true, Some(keep)) => file::read_part(path, |name| {
+            keep(name) || few_bits::of_scales(name).is_some_and(keep)
+        })?,
         (false, keep) => {
             let all = |_: &str| true;
             let tensors: BTreeMap<String, Tensor> = Checkpoint::open(path)?.read(keep.unwrap_or(&all))?;
@@ -44,7 +41,7 @@ pub(super) fn read(path: &Path, keep: Option<&dyn Fn(&str) -> bool>) -> Result<f
             });
         }
     };
-    contents.tensors = eight_bit::widen(path, contents.tensors)?;
+    contents.tensors = few_bits::widen(path, contents.tensors)?;
     if let Some(keep) = keep {
         contents.tensors.retain(|name, _| keep(name));
     }

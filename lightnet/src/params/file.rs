@@ -11,7 +11,8 @@ use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
-use super::{ParamsError, Precision, eight_bit};
+use super::few_bits::{self, Bits};
+use super::{ParamsError, Precision};
 
 /// Larger files are refused before they are read.
 const LARGEST_FILE: u64 = 64 << 30;
@@ -221,21 +222,29 @@ impl<'a> Layout<'a> {
     ) -> Result<Self, ParamsError> {
         let mut entries = Vec::with_capacity(tensors.len());
         for (name, tensor) in tensors {
-            if precision == Precision::EightBit && eight_bit::applies(tensor) {
-                let scale_name = eight_bit::scale_name(name);
-                if tensors.contains_key(&scale_name) {
-                    return Err(ParamsError::Value {
-                        path: path.to_path_buf(),
-                        name: scale_name,
-                        reason: format!("the name is needed for the 8-bit scales of `{name}`"),
-                    });
-                }
-                let (codes, scales) = eight_bit::narrow(path, name, tensor)?;
-                entries.push((scale_name, scales, DType::BF16));
-                entries.push((name.clone(), codes, DType::U8));
-            } else {
+            let bits = match precision {
+                Precision::EightBit => Some(Bits::Eight),
+                Precision::SixBit => Some(Bits::Six),
+                Precision::F32 | Precision::F16 | Precision::BF16 => None,
+            };
+            let Some(bits) = bits.filter(|_| few_bits::applies(tensor)) else {
                 entries.push((name.clone(), tensor.clone(), stored(tensor.dtype(), precision)));
+                continue;
+            };
+            if let Some(taken) = Bits::ALL
+                .map(|bits| bits.scale_name(name))
+                .into_iter()
+                .find(|name| tensors.contains_key(name))
+            {
+                return Err(ParamsError::Value {
+                    path: path.to_path_buf(),
+                    name: taken,
+                    reason: format!("the name is needed for the scales of `{name}`"),
+                });
             }
+            let narrow = few_bits::narrow(path, name, tensor, bits)?;
+            entries.push((narrow.scale_name, narrow.scales, DType::BF16));
+            entries.push((name.clone(), narrow.codes, DType::U8));
         }
         // Wide types first keeps every tensor aligned to its element size.
         entries.sort_by_key(|(name, _, dtype)| (std::cmp::Reverse(dtype.size_in_bytes()), name.clone()));

@@ -11,7 +11,7 @@ use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use super::{Frozen, Outline, ParamsError, checkpoint, eight_bit, file};
+use super::{Frozen, Outline, ParamsError, checkpoint, few_bits, file};
 use crate::config::ConfigError;
 
 /// Files that hold all weights, the best first; their indices have the same name and an ending more.
@@ -190,7 +190,7 @@ impl Weights {
         &self.files
     }
 
-    /// Names and shapes of all tensors, from headers alone; 8-bit tensors have their full shapes, without their scales.
+    /// Names and shapes of all tensors, from headers alone; tensors in few bits have their full shapes, without their scales.
     ///
     /// # Errors
     /// A header is damaged, or a shard does not hold what the index says.
@@ -209,10 +209,7 @@ impl Weights {
                 .filter_map(|(name, shape)| Some((name.strip_prefix(&self.prefix)?.to_owned(), shape)));
             all = below.collect();
         }
-        let scales: Vec<String> = all.keys().map(|name| eight_bit::scale_name(name)).collect();
-        for scale in scales {
-            all.remove(&scale);
-        }
+        few_bits::widen_shapes(&mut all);
         Ok(all)
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{ParamsError, Precision, eight_bit, file};
+use super::{ParamsError, Precision, few_bits, file};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -79,12 +79,12 @@ fn pack_weights(
     keep: impl Fn(&str) -> bool,
 ) -> Result<(Vec<u8>, Rounding), ParamsError> {
     let contents = file::read(path, &Device::Cpu)?;
-    let (kept, left_out): (BTreeMap<_, _>, BTreeMap<_, _>) = eight_bit::widen(path, contents.tensors)?
+    let (kept, left_out): (BTreeMap<_, _>, BTreeMap<_, _>) = few_bits::widen(path, contents.tensors)?
         .into_iter()
         .partition(|(name, _)| keep(name));
     let bytes = file::encode(path, &kept, &contents.metadata, precision)?;
     // Measured on what will be read, not on what was meant to be written.
-    let stored = eight_bit::widen(path, file::decode(path, &bytes, &Device::Cpu)?.tensors)?;
+    let stored = few_bits::widen(path, file::decode(path, &bytes, &Device::Cpu)?.tensors)?;
     let mut rounding = Rounding {
         values: kept.values().map(Tensor::elem_count).sum(),
         dropped: left_out.values().map(Tensor::elem_count).sum(),

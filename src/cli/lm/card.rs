@@ -99,6 +99,9 @@ impl fmt::Display for Card<'_> {
             Stored::EightBit => {
                 "Matrices are stored in 8 bits with a scale for every 64 values, and widened when they are read"
             }
+            Stored::SixBit => {
+                "Matrices are stored in 6 bits with a scale for every 64 values, and widened when they are read"
+            }
             Stored::F16 => "Weights are stored in 16 bits, and widened when they are read",
             Stored::F32 => "Weights are stored as they were trained",
         };

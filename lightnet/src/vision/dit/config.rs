@@ -65,6 +65,9 @@ pub struct DitConfig {
     /// Width of the text states that it reads, if it reads a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_dim: Option<usize>,
+    /// Folder of the encoder of these texts, as seen from the model's; `text_encoder` within it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<String>,
     /// Every so many layers, from the first, one attends to the text.
     #[serde(default = "two")]
     pub text_every: usize,
@@ -106,6 +109,7 @@ impl DitConfig {
             intermediate_size: 8 * width / 3,
             labels,
             text_dim: None,
+            text_encoder: None,
             text_every: 2,
             token_shift: true,
             objective: Objective::Flow,

@@ -300,6 +300,7 @@ impl Options {
             intermediate_size: shape.hidden,
             labels: if self.classes { labels } else { Vec::new() },
             text_dim,
+            text_encoder: None,
             text_every: model.text_every,
             token_shift: model.token_shift,
             objective: model.objective,
