@@ -183,7 +183,7 @@ impl Places {
     ///
     /// # Errors
     /// It is not there.
-    pub(super) fn require(&self, piece: Piece, what: &str) -> Result<&Path, Error> {
+    pub(crate) fn require(&self, piece: Piece, what: &str) -> Result<&Path, Error> {
         self.find(piece).ok_or_else(|| {
             let words = format!("there is no such folder, expected one for {what}");
             Error::model(&self.dir.join(piece.folder()), words)
