@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{apart, normal, perturb};
 use fulgur_lightnet::params::Params;
 
-fn config(fuse: &str) -> TavConfig {
+fn json(fuse: &str) -> serde_json::Value {
     let unet = |channels: usize| {
         format!(
             r#"{{"in_channels": {channels}, "out_channels": {channels}, "block_out_channels": [8, 16], "norm_num_groups": 4,
@@ -12,13 +12,17 @@ fn config(fuse: &str) -> TavConfig {
         )
     };
     let json = format!(
-        r#"{{"video": {}, "audio": {}, "fuse": "{fuse}",
+        r#"{{"_class_name": "TavDiffusionUnet", "video": {}, "audio": {}, "fuse": "{fuse}",
         "motion": {{"block_out_channels": [8, 16], "motion_layers_per_block": 1, "motion_norm_num_groups": 4,
         "motion_num_attention_heads": 2, "motion_max_seq_length": 5, "use_motion_mid_block": false}}}}"#,
         unet(4),
         unet(3)
     );
     serde_json::from_str(&json).unwrap()
+}
+
+fn config(fuse: &str) -> TavConfig {
+    serde_json::from_value(json(fuse)).unwrap()
 }
 
 struct Inputs {
@@ -137,5 +141,160 @@ fn the_authors_names_are_understood() -> Result<()> {
     ] {
         assert_eq!(translation(name), Stored::As(expected.to_owned()));
     }
+    Ok(())
+}
+
+/// What a step of training makes small, in f64.
+fn loss(network: &TavUnet) -> Result<Tensor> {
+    let given = inputs()?;
+    let wide = |x: &Tensor| x.to_dtype(DType::F64);
+    let (Some(clips), Some(sounds)) = (network.video(), network.audio()) else {
+        bail!("a network is missing");
+    };
+    let steps = given.time.to_vec1::<f32>()?;
+    let waves = [clips.waves(&steps)?, sounds.waves(&steps)?];
+    let made = network.forward_at(
+        Some(&wide(&given.video)?),
+        Some(&wide(&given.audio)?),
+        [&waves[0], &waves[1]],
+        Some(&given.text),
+    )?;
+    let (Some(video), Some(audio), Some((heard, seen))) = (made.video, made.audio, made.places) else {
+        bail!("a stream is missing");
+    };
+    let mean = |x: &Tensor| x.mean(1)?.to_dtype(DType::F32);
+    let aligned = crate::contrast::pooled(&mean(&heard)?, &mean(&seen)?)?;
+    let away = |x: &Tensor, noise: &Tensor| (x - wide(noise)?)?.sqr()?.mean_all();
+    away(&video, &given.video)? + away(&audio, &given.audio)? + (aligned.to_dtype(DType::F64)? * 0.1)?
+}
+
+/// Differences of the loss in f64 are the independent computation; what is made again on the way back changes nothing.
+#[test]
+fn gradients_are_those_of_differences() -> Result<()> {
+    let params = Params::random(12, &Device::Cpu);
+    let mut network = TavUnet::new(&config("both"), &params.builder())?;
+    perturb(&params, 0.1)?;
+    let plain = loss(&network)?.backward()?;
+    let of_tape = |network: &TavUnet| {
+        let (loss, tape) = fulgur_kernels::tape::record(|| loss(network));
+        tape.backward(&loss?)
+    };
+    let noted = of_tape(&network)?;
+    network.set_recompute(true);
+    let again = of_tape(&network)?;
+    let value = || loss(&network)?.to_scalar::<f64>();
+    let mut checked = 0;
+    for (name, var) in params.vars() {
+        let gradient = |found: &candle_core::backprop::GradStore| {
+            let Some(gradient) = found.get(var.as_tensor()) else {
+                bail!("no gradient of {name}");
+            };
+            gradient.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()
+        };
+        let (plain, noted, again) = (gradient(&plain)?, gradient(&noted)?, gradient(&again)?);
+        assert_eq!(noted, again, "{name}");
+        let values = var.flatten_all()?.to_vec1::<f32>()?;
+        let place = (checked * 7) % values.len();
+        let at = |shift: f32| {
+            let mut moved = values.clone();
+            moved[place] += shift;
+            var.set(&Tensor::from_vec(moved.clone(), var.shape(), &Device::Cpu)?)?;
+            Ok::<_, candle_core::Error>((f64::from(moved[place]), value()?))
+        };
+        let ((high, more), (low, less)) = (at(2e-3)?, at(-2e-3)?);
+        at(0.0)?;
+        let expected = (more - less) / (high - low);
+        for found in [plain[place], noted[place]] {
+            let far = (found - expected).abs();
+            assert!(far < 2e-4 + 2e-3 * expected.abs(), "{name}[{place}]: {found} {expected}");
+        }
+        checked += 1;
+    }
+    assert!(checked > 100);
+    Ok(())
+}
+
+/// A folder with both networks, as `fulgur init` and training write it.
+fn written(dir: &Path, params: &Params, fuse: &str) -> serde_json::Value {
+    std::fs::create_dir_all(dir.join("unet")).unwrap();
+    let config = json(fuse);
+    std::fs::write(dir.join("unet/config.json"), config.to_string()).unwrap();
+    let index = r#"{"_class_name": "TavDiffusionPipeline"}"#;
+    std::fs::write(dir.join("model_index.json"), index).unwrap();
+    let path = dir.join("unet/model.safetensors");
+    let precision = fulgur_lightnet::params::Precision::F32;
+    params.save(&path, &BTreeMap::new(), precision).unwrap();
+    config
+}
+
+#[test]
+fn parts_are_trained_and_others_stay() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let stored = Params::random(13, &Device::Cpu);
+    TavUnet::new(&config("v_from_a"), &stored.builder())?;
+    perturb(&stored, 0.1)?;
+    written(root.path(), &stored, "v_from_a");
+    let places = super::super::pipeline::Places::read(root.path()).unwrap();
+    let params = Params::random(14, &Device::Cpu);
+    let trained = [TavPart::Fusion, TavPart::Motion].into();
+    let start = TavStart::read(&places).unwrap();
+    assert_eq!(start.config()["fuse"], "v_from_a");
+    // The recipe adds a direction that the folder does not have.
+    let tav = TrainedTav::new(&config("both"), &trained, Some(start), &params, DType::F32)?;
+    let names: Vec<String> = params.vars().into_keys().collect();
+    assert!(names.iter().all(|name| trained.contains(&TavPart::of(name))));
+    assert!(names.iter().any(|name| name == "cross_attn_audio.query.weight"));
+    // A fresh direction changes nothing: the networks are those of the folder.
+    let loaded = TavUnet::load(&root.path().join("unet"), DType::F32, &Device::Cpu).unwrap();
+    let (found, expected) = (run(&tav.networks, true, true)?, run(&loaded, true, true)?);
+    assert!(far(&found.video, &expected.video)? < 1e-5 && far(&found.audio, &expected.audio)? < 1e-5);
+    let gradients = loss(&tav.networks)?.backward()?;
+    for (name, var) in params.vars() {
+        assert!(gradients.get(var.as_tensor()).is_some(), "{name}");
+    }
+    // Everything is written, what stays as it was and what has moved.
+    let moved = &params.vars()["cross_attn.query.bias"];
+    moved.set(&(moved.as_tensor() + 1.0)?)?;
+    let tensors = tav.tensors(&params)?;
+    for (name, var) in stored.vars() {
+        let apart = apart(&tensors[&name], var.as_tensor())?;
+        assert_eq!(apart > 0.0, name == "cross_attn.query.bias", "{name}");
+    }
+    assert_eq!(tensors.len(), stored.vars().len() + 8);
+    // Without a folder there is nothing to keep.
+    let line = TrainedTav::new(&config("both"), &trained, None, &params, DType::F32).unwrap_err();
+    let line = line.to_string();
+    assert!(line.contains("\"video\" among the parts that are trained"), "{line}");
+    Ok(())
+}
+
+/// Where streams read themselves there are as many parameters, no stream knows of the other, and each can be asked alone.
+#[test]
+fn a_stream_that_reads_itself_hears_nothing() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let own = TavConfig {
+        reads: Reads::Itself,
+        ..config("both")
+    };
+    let [params, other] = [15, 16].map(|seed| Params::random(seed, &Device::Cpu));
+    let network = TavUnet::new(&own, &params.builder())?;
+    TavUnet::new(&config("both"), &other.builder())?;
+    assert_eq!(params.count(), other.count());
+    assert!(!network.meet());
+    perturb(&params, 0.1)?;
+    let (both, video, audio) = (
+        run(&network, true, true)?,
+        run(&network, true, false)?,
+        run(&network, false, true)?,
+    );
+    assert_eq!((far(&both.video, &video.video)?, far(&both.audio, &audio.audio)?), (0.0, 0.0));
+    let mut config = written(root.path(), &params, "both");
+    config["reads"] = "itself".into();
+    let dir = root.path().join("unet");
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    let alone = TavUnet::load_streams(&dir, [true, false], DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(far(&run(&alone, true, false)?.video, &video.video)?, 0.0);
+    let alone = TavUnet::load_streams(&dir, [false, true], DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(far(&run(&alone, false, true)?.audio, &audio.audio)?, 0.0);
     Ok(())
 }

@@ -188,6 +188,8 @@ pub struct ClipSizes {
     pub samples: usize,
     /// Samples a second.
     pub rate: usize,
+    /// Frames a frame of the latents.
+    pub stride: usize,
 }
 
 enum PictureEncoder {
@@ -204,14 +206,12 @@ enum SoundEncoder {
 pub struct Encoders {
     pictures: PictureEncoder,
     sounds: SoundEncoder,
-    video: VideoSizes,
-    audio: AudioSizes,
     compute: DType,
 }
 
 impl std::fmt::Debug for Encoders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Encoders({:?}, {:?})", self.video, self.audio)
+        write!(f, "Encoders({:?})", self.heard())
     }
 }
 
@@ -226,8 +226,6 @@ impl Encoders {
         let heard = places.require(Piece::AudioVae, "sounds")?;
         let without = |dir: &Path| Error::model(dir, "found no encoder, expected one for training");
         Ok(Self {
-            video: pictures.sizes(1),
-            audio: sounds.sizes(),
             pictures: match pictures {
                 Pictures::Kl(_) => {
                     PictureEncoder::Kl(AutoencoderKl::load(seen, &[Half::Encoder], compute, device)?)
@@ -250,6 +248,14 @@ impl Encoders {
         })
     }
 
+    /// Channels of the latents of pictures and of sounds, before weights are read.
+    ///
+    /// # Errors
+    /// A codec that is missing or not understood.
+    pub fn channels_in(places: &Places) -> Result<[usize; 2], Error> {
+        Ok([Pictures::read(places)?.sizes(1).channels, Sounds::read(places)?.sizes().channels])
+    }
+
     /// Of which spectrograms [`Self::sounds`] makes latents.
     #[must_use]
     pub fn heard(&self) -> Heard {
@@ -259,17 +265,22 @@ impl Encoders {
         }
     }
 
-    /// What the latents of a clip of so many frames of this size are like: as generating plans them.
+    /// What the latents of a clip of so many frames of this size are like, before weights are read: as generating plans them.
     ///
     /// # Errors
-    /// A size that is not whole latents.
-    pub fn sizes(&self, frames: usize, fps: f64, [height, width]: [usize; 2]) -> Result<ClipSizes, Error> {
+    /// A codec that is missing or not understood, or a size that is not whole latents.
+    pub fn sizes_in(
+        places: &Places,
+        frames: usize,
+        fps: f64,
+        [height, width]: [usize; 2],
+    ) -> Result<ClipSizes, Error> {
         let VideoSizes {
             channels,
             factor,
             stride,
             ..
-        } = self.video;
+        } = Pictures::read(places)?.sizes(1);
         for (field, found, unit) in [
             ("frames", frames, stride),
             ("height", height, factor),
@@ -284,7 +295,7 @@ impl Encoders {
             bands,
             hop,
             rate,
-        } = self.audio;
+        } = Sounds::read(places)?.sizes();
         let samples = (frames as f64 / fps * rate as f64).round() as usize;
         let steps = samples.max(1).div_ceil(hop).next_multiple_of(AUDIO_UNIT);
         Ok(ClipSizes {
@@ -292,6 +303,7 @@ impl Encoders {
             audio: [heard, steps, bands],
             samples: steps * hop,
             rate,
+            stride,
         })
     }
 

@@ -399,7 +399,7 @@ fn audio_sizes(places: &Places, unet: UnetSizes) -> Result<AudioSizes, Error> {
 }
 
 /// The schedule of the folder and how its steps are taken: the published ones where it has none.
-fn schedule(places: &Places) -> Result<(SolverConfig, Method), Error> {
+pub(super) fn schedule(places: &Places) -> Result<(SolverConfig, Method), Error> {
     let Some(dir) = places.find(Piece::Scheduler) else {
         return Ok((SolverConfig::published(), Method::Ddim));
     };

@@ -73,6 +73,21 @@ impl Words {
         unread.load(compute, device)
     }
 
+    /// Width c of the states, before weights are read.
+    ///
+    /// # Errors
+    /// No encoder, or a configuration that is not understood.
+    pub fn width_in(places: &Places) -> Result<usize, Error> {
+        let Unread { encoder, clip } = Unread::find(places)?;
+        if clip.is_none() {
+            return Ok(TextConfig::read(&encoder)?.hidden_size);
+        }
+        match Clip::open(&encoder, DType::F32, &Device::Cpu)?.sizes(Side::Text) {
+            Some(sizes) => Ok(sizes.trunk.width),
+            None => Err(Error::model(&encoder, "found no text_model, expected CLIP of texts")),
+        }
+    }
+
     /// States `[N, L, c]` of N texts; L is the same for all texts. What is too long is cut off.
     ///
     /// # Errors

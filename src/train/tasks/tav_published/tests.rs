@@ -1,0 +1,1 @@
+//! Tests of the task on the smallest networks.
