@@ -47,7 +47,12 @@ impl Folder {
         let unet = to.join(Piece::Unet.folder());
         create(&unet)?;
         let tensors = trained.tensors(params)?;
-        file::write(&unet.join("model.safetensors"), &tensors, &BTreeMap::new(), Precision::F32)?;
+        file::write(
+            &unet.join("model.safetensors"),
+            &tensors,
+            &BTreeMap::new(),
+            Precision::F32,
+        )?;
         write_json(&unet.join("config.json"), &self.unet)?;
         let mut places = Map::new();
         let taken = TAKEN
@@ -84,7 +89,9 @@ fn copy(from: &Path, to: &Path) -> TaskResult<()> {
         false => {
             let entries = fs::read_dir(from).map_err(|error| failed(from, error))?;
             let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-            let mut paths = paths.collect::<Result<Vec<_>, _>>().map_err(|error| failed(from, error))?;
+            let mut paths = paths
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| failed(from, error))?;
             paths.retain(|path| path.is_file());
             paths.sort();
             paths

@@ -138,7 +138,10 @@ mod media {
             };
             let failed = |error: fulgur_datasets::media::MediaError| format!("clip {:?}: {error}", self.id);
             let clip = read_clip(&self.video, &options).map_err(failed)?;
-            let apart = self.audio.as_ref().map(|path| read_sound(path, Some(spec.sample_rate)));
+            let apart = self
+                .audio
+                .as_ref()
+                .map(|path| read_sound(path, Some(spec.sample_rate)));
             let sound = match apart.transpose().map_err(failed)? {
                 Some(sound) => Some(sound.mono()),
                 None => clip.sound.as_ref().map(Sound::mono),
@@ -169,6 +172,10 @@ impl Entry {
         &self,
         _: &fulgur_datasets::scenes::ClipSpec,
     ) -> TaskResult<Result<super::super::clips::HostClip, &'static str>> {
-        Err(format!("clip {:?}: this program was built without media, expected the feature `media`", self.id).into())
+        Err(format!(
+            "clip {:?}: this program was built without media, expected the feature `media`",
+            self.id
+        )
+        .into())
     }
 }

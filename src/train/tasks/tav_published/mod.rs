@@ -137,7 +137,10 @@ impl PublishedTask {
         let notes = match left_out.is_empty() {
             true => Vec::new(),
             false => {
-                let reasons: Vec<_> = left_out.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+                let reasons: Vec<_> = left_out
+                    .iter()
+                    .map(|(reason, n)| format!("{n} {reason}"))
+                    .collect();
                 vec![format!("clips that are left out: {}", reasons.join(", "))]
             }
         };
@@ -192,7 +195,9 @@ impl PublishedTask {
         let noisy = |clean: &Tensor, noise: &str| {
             let clean = clean.index_select(chosen, 0)?.to_dtype(DType::F32)?;
             let signal = clean.broadcast_mul(&column("signal", clean.rank())?)?;
-            let noise = batch.get(noise)?.broadcast_mul(&column("spread", clean.rank())?)?;
+            let noise = batch
+                .get(noise)?
+                .broadcast_mul(&column("spread", clean.rank())?)?;
             (signal + noise)?.to_dtype(self.compute)
         };
         let video = noisy(&pool.video, "video_noise")?;
@@ -211,7 +216,8 @@ impl PublishedTask {
         else {
             return Err("a stream is missing".into());
         };
-        let off = |made: &Tensor, noise: &str| mean(&(made.to_dtype(DType::F32)? - batch.get(noise)?)?.sqr()?);
+        let off =
+            |made: &Tensor, noise: &str| mean(&(made.to_dtype(DType::F32)? - batch.get(noise)?)?.sqr()?);
         let aligned = match (self.options.contrast, self.trained.networks.alignment()) {
             (Contrast::Off, _) => None,
             (Contrast::Wti, Some(heads)) => Some(heads.loss(&heard, &seen)?),
@@ -249,7 +255,8 @@ impl PublishedTask {
     /// Clips of the first `count` held-out captions, by the folder that is written to `to` for them.
     fn made(&self, to: &Path, count: usize) -> TaskResult<Option<Made>> {
         fs::create_dir_all(to).map_err(|error| format!("{}: {error}", to.display()))?;
-        self.folder.write(to, &self.options, &self.trained, &self.params, false)?;
+        self.folder
+            .write(to, &self.options, &self.trained, &self.params, false)?;
         let generator = PublishedGenerator::open(to, self.compute, self.params.device())?;
         let requests: Vec<_> = (0..count)
             .map(|clip| {
@@ -267,8 +274,19 @@ impl PublishedTask {
     }
 
     fn values(&self) -> [usize; 2] {
-        [self.sizes.video.iter().product(), self.sizes.audio.iter().product()]
+        [
+            self.sizes.video.iter().product(),
+            self.sizes.audio.iter().product(),
+        ]
     }
+}
+
+/// What the folder `dir` says of its networks.
+///
+/// # Errors
+/// As [`TavStart::config_in`].
+pub(crate) fn described(dir: &Path) -> TaskResult<Value> {
+    Ok(TavStart::config_in(&Places::read(dir)?)?)
 }
 
 /// The schedule of the folder that training starts from, or the published one.
@@ -339,7 +357,11 @@ impl Task for PublishedTask {
             .map(|&clip| {
                 let [varied, plain] = self.pool.captions[clip];
                 let own = if draw.chance(VARIED) { varied } else { plain };
-                if draw.chance(self.options.text_dropout) { 0 } else { own }
+                if draw.chance(self.options.text_dropout) {
+                    0
+                } else {
+                    own
+                }
             })
             .collect();
         let mut draw = cursor.noise("time");
@@ -423,7 +445,12 @@ impl Task for PublishedTask {
         };
         let rows: Vec<&[u8]> = made.clips.iter().map(|clip| clip.frames.as_slice()).collect();
         let pictures = filmstrips(&rows, self.options.width, self.options.height)?;
-        let longest = made.clips.iter().map(|clip| clip.samples.len()).max().unwrap_or(0);
+        let longest = made
+            .clips
+            .iter()
+            .map(|clip| clip.samples.len())
+            .max()
+            .unwrap_or(0);
         let waves: Vec<f32> = made.clips.iter().flat_map(|clip| clip.samples.clone()).collect();
         let waves = Tensor::from_vec(waves, (count, longest), &Device::Cpu)?;
         let sounds = spectrograms(&LogMel::speech_16k(&Device::Cpu)?.forward(&waves)?)?;
@@ -438,7 +465,8 @@ impl Task for PublishedTask {
 
     fn export(&self, folder: &Path) -> TaskResult<()> {
         let copies = self.options.copy_codecs;
-        self.folder.write(folder, &self.options, &self.trained, &self.params, copies)
+        self.folder
+            .write(folder, &self.options, &self.trained, &self.params, copies)
     }
 }
 
@@ -455,6 +483,3 @@ pub(super) fn defaults(options: &Options) -> Value {
         "guidance_audio": options.sample_guidance,
     })
 }
-
-#[cfg(test)]
-mod tests;

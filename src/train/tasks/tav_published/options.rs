@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use fulgur_tavdiffusion::published::{Encoders, Places, TavConfig, TavPart, Words};
+use fulgur_tavdiffusion::published::{Encoders, Piece, Places, TavConfig, TavPart, Words};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -57,6 +57,12 @@ pub(crate) struct Options {
     /// Folder of a generator of either kind whose codecs and text encoder are used; they stay as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codecs: Option<PathBuf>,
+    /// Folder of a codec of pictures, instead of that of `codecs`: the builtin generator is there without encoders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video_codec: Option<PathBuf>,
+    /// The same of a codec of spectrograms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mel_codec: Option<PathBuf>,
     /// Whether the folder that is written holds copies of codecs and text encoder, or names their places.
     pub copy_codecs: bool,
     /// What is trained; the rest stays as it is in `start`.
@@ -100,6 +106,8 @@ impl Default for Options {
             height: 96,
             start: None,
             codecs: None,
+            video_codec: None,
+            mel_codec: None,
             copy_codecs: true,
             trained: TavPart::ALL.into(),
             unet: None,
@@ -164,7 +172,11 @@ impl Options {
             && let Some(part) = TavPart::ALL.iter().find(|part| !self.trained.contains(part))
         {
             let found = format!("without {}", part.word());
-            return refuse("trained", &found, "all parts, or start with a folder that has the others");
+            return refuse(
+                "trained",
+                &found,
+                "all parts, or start with a folder that has the others",
+            );
         }
         Ok(())
     }
@@ -174,7 +186,16 @@ impl Options {
         let Some(dir) = self.codecs.as_ref().or(self.start.as_ref()) else {
             return Err("[tav-published]: codecs is absent, expected the folder of a generator".into());
         };
-        Ok(Places::of_codecs(dir)?)
+        let mut places = Places::of_codecs(dir)?;
+        for (piece, own) in [
+            (Piece::Vae, &self.video_codec),
+            (Piece::AudioVae, &self.mel_codec),
+        ] {
+            if let Some(own) = own {
+                places.take(piece, own)?;
+            }
+        }
+        Ok(places)
     }
 
     /// What both networks are like: what `start` says, if there is one, then what the recipe says, then what follows from codecs and text
@@ -242,7 +263,10 @@ impl Options {
 fn parsed(whole: &Value) -> TaskResult<TavConfig> {
     let refuse = |error: &dyn std::fmt::Display| {
         let words = error.to_string();
-        format!("[tav-published]: unet: {}", words.lines().next().unwrap_or_default())
+        format!(
+            "[tav-published]: unet: {}",
+            words.lines().next().unwrap_or_default()
+        )
     };
     let config: TavConfig = serde_json::from_value(whole.clone()).map_err(|error| refuse(&error))?;
     config.check().map_err(|error| refuse(&error))?;

@@ -160,7 +160,11 @@ impl Filling<'_> {
             self.add(&mut made, &clips, &captions)?;
         }
         if made.captions.is_empty() {
-            let reasons: Vec<_> = self.left_out.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+            let reasons: Vec<_> = self
+                .left_out
+                .iter()
+                .map(|(reason, n)| format!("{n} {reason}"))
+                .collect();
             return Err(format!(
                 "{}: found no clip of {} s with sound among {} ({}), expected some",
                 path.display(),
@@ -182,7 +186,9 @@ impl Filling<'_> {
             let audio = self.encoders.sounds(&self.spectrograms(clips)?)?;
             made.video.push(video.to_dtype(self.compute)?.detach());
             made.audio.push(audio.to_dtype(self.compute)?.detach());
-            let numbers = captions.iter().map(|texts| texts.each_ref().map(|text| self.texts.number(text)));
+            let numbers = captions
+                .iter()
+                .map(|texts| texts.each_ref().map(|text| self.texts.number(text)));
             made.captions.extend(numbers);
         }
         Ok(())

@@ -105,6 +105,12 @@ impl TavConfig {
         Self::authors(width.unwrap_or(768))
     }
 
+    /// Channels at the largest sides of both networks: as many waves a step of time is written as.
+    #[must_use]
+    pub fn first_channels(&self) -> [usize; 2] {
+        [&self.video, &self.audio].map(|unet| unet.block_out_channels.first().copied().unwrap_or(0))
+    }
+
     /// Refuses networks that cannot be.
     ///
     /// # Errors

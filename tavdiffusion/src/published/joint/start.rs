@@ -9,9 +9,9 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use fulgur_lightnet::config as files;
-use fulgur_lightnet::params::folder::{self, LoadError, Weights};
 use fulgur_lightnet::params::Params;
-use serde_json::{Map, Value, json};
+use fulgur_lightnet::params::folder::{self, LoadError, Weights};
+use serde_json::{Value, json};
 
 use super::super::names::{below, translated};
 use super::super::pipeline::{Piece, Places};
@@ -59,17 +59,13 @@ impl TavStart {
         let unet = places.require(Piece::Unet, "pictures")?;
         if TavUnet::is_in(unet)? {
             let file = InFile::find(unet)?;
-            let build = |vb: &VarBuilder| TavUnet::new(&file.config, &translated(vb, file.translation.clone()));
+            let build =
+                |vb: &VarBuilder| TavUnet::new(&file.config, &translated(vb, file.translation.clone()));
             folder::check_part(&file.weights, |_| true, |name| file.is_ignored(name), build)?;
-            let path = unet.join("config.json");
-            let config = match path.is_file() {
-                true => files::read(&path)?,
-                false => authors(&file.weights)?,
-            };
             let frozen = file.weights.load(&Device::Cpu).map_err(LoadError::from)?;
             let builder = translated(&frozen.builder(), file.translation.clone());
             return Ok(Self {
-                config,
+                config: Self::config_in(places)?,
                 sources: vec![Source { prefix: "", builder }],
             });
         }
@@ -77,35 +73,53 @@ impl TavStart {
         let audio = places.require(Piece::AudioUnet, "sounds")?;
         let [still, moved] = Unet::builders_with_motion(unet, motion)?;
         let heard = Unet::builder_in(audio)?;
-        let mut config = Map::from_iter([
-            ("_class_name".to_owned(), json!(CLASS_NAME)),
-            ("video".to_owned(), described(unet, "UNet2DConditionModel")?),
-            ("motion".to_owned(), described(motion, "MotionAdapter")?),
-            ("audio".to_owned(), described(audio, "UNet2DConditionModel")?),
-        ]);
         let source = |prefix, builder| Source { prefix, builder };
         // Modules first: the network over pictures has none of them.
         let mut sources = vec![source("", moved), source(AUDIO, heard), source("", still)];
-        let mut fuse = "apart";
-        if let Some(dir) = places.find(Piece::Fusion) {
-            let Some(weights) = Weights::find(dir).map_err(LoadError::from)? else {
-                return Err(LoadError::Absent { path: dir.to_owned() }.into());
-            };
+        if let Some(weights) = fusion_in(places)? {
             let frozen = weights.load(&Device::Cpu).map_err(LoadError::from)?;
-            let has = |name: &str| frozen.has_below(&format!("{name}."));
-            fuse = match FUSIONS.map(has) {
-                [true, true] => "both",
-                [true, false] => "v_from_a",
-                [false, true] => "a_from_v",
-                [false, false] => "apart",
-            };
             sources.push(source("", frozen.builder()));
         }
-        config.insert("fuse".to_owned(), json!(fuse));
         Ok(Self {
-            config: Value::Object(config),
+            config: Self::config_in(places)?,
             sources,
         })
+    }
+
+    /// What a folder says of its networks, as one `config.json` of both; no weight is read.
+    ///
+    /// # Errors
+    /// A network that is missing, of another class, or without a configuration.
+    pub fn config_in(places: &Places) -> std::result::Result<Value, Error> {
+        let unet = places.require(Piece::Unet, "pictures")?;
+        if TavUnet::is_in(unet)? {
+            let path = unet.join("config.json");
+            return match path.is_file() {
+                true => Ok(files::read(&path)?),
+                false => authors(unet),
+            };
+        }
+        let motion = places.require(Piece::MotionAdapter, "motion")?;
+        let audio = places.require(Piece::AudioUnet, "sounds")?;
+        let fuse = match fusion_in(places)? {
+            None => "apart",
+            Some(weights) => {
+                let shapes = weights.shapes().map_err(LoadError::from)?;
+                match FUSIONS.map(|name| shapes.keys().any(|key| below(key, name).is_some())) {
+                    [true, true] => "both",
+                    [true, false] => "v_from_a",
+                    [false, true] => "a_from_v",
+                    [false, false] => "apart",
+                }
+            }
+        };
+        Ok(json!({
+            "_class_name": CLASS_NAME,
+            "video": described(unet, "UNet2DConditionModel")?,
+            "motion": described(motion, "MotionAdapter")?,
+            "audio": described(audio, "UNet2DConditionModel")?,
+            "fuse": fuse,
+        }))
     }
 
     /// What the folder says of its networks, as their `config.json` has it.
@@ -117,21 +131,41 @@ impl TavStart {
     fn find(&self, name: &str) -> Option<(&Source, String)> {
         self.sources.iter().find_map(|source| {
             let own = source.name(name)?;
-            source.builder.contains_tensor(own).then(|| (source, own.to_owned()))
+            source
+                .builder
+                .contains_tensor(own)
+                .then(|| (source, own.to_owned()))
         })
     }
 
     fn get(&self, shape: &Shape, name: &str, init: Init, dtype: DType) -> Option<Result<Tensor>> {
         let (source, own) = self.find(name)?;
-        Some(source.builder.get_with_hints_dtype(shape.clone(), &own, init, dtype))
+        Some(
+            source
+                .builder
+                .get_with_hints_dtype(shape.clone(), &own, init, dtype),
+        )
+    }
+}
+
+/// Attentions between networks that lie apart, where the folder has them.
+fn fusion_in(places: &Places) -> std::result::Result<Option<Weights>, Error> {
+    let Some(dir) = places.find(Piece::Fusion) else {
+        return Ok(None);
+    };
+    match Weights::find(dir).map_err(LoadError::from)? {
+        Some(weights) => Ok(Some(weights)),
+        None => Err(LoadError::Absent { path: dir.to_owned() }.into()),
     }
 }
 
 /// What the authors' checkpoint is, which has no configuration.
-fn authors(weights: &Weights) -> std::result::Result<Value, Error> {
+fn authors(unet: &std::path::Path) -> std::result::Result<Value, Error> {
     const READS: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
-    let shapes = weights.shapes().map_err(LoadError::from)?;
-    let reads = shapes.iter().find(|(name, _)| name.ends_with(&format!("{AUDIO}.{READS}")));
+    let shapes = super::shapes_in(unet)?;
+    let reads = shapes
+        .iter()
+        .find(|(name, _)| name.ends_with(&format!("{AUDIO}.{READS}")));
     let width = reads.and_then(|(_, shape)| shape.get(1)).copied();
     let mut config = super::super::pipeline::published_config("unet")?;
     if let Some(width) = width {
@@ -148,7 +182,10 @@ fn described(dir: &std::path::Path, class: &str) -> std::result::Result<Value, E
         Some(found) if found == class => Ok(config),
         found => Err(Error::model(
             &path,
-            format!("_class_name: found {}, expected {class} of a network that is trained", found.unwrap_or("none")),
+            format!(
+                "_class_name: found {}, expected {class} of a network that is trained",
+                found.unwrap_or("none")
+            ),
         )),
     }
 }
@@ -167,7 +204,9 @@ impl SimpleBackend for Mixed {
         if !self.trained.contains(&TavPart::of(name)) {
             let Some(tensor) = stored(dtype) else {
                 let part = TavPart::of(name).word();
-                bail!("{name}: is not in the folder, expected it there, or {part:?} among the parts that are trained")
+                bail!(
+                    "{name}: is not in the folder, expected it there, or {part:?} among the parts that are trained"
+                )
             };
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.insert(name.to_owned(), shape.clone());
@@ -192,7 +231,11 @@ impl SimpleBackend for Mixed {
     fn contains_tensor(&self, name: &str) -> bool {
         // Tables follow from their size.
         let is_table = TABLES.iter().any(|table| name.ends_with(table));
-        !is_table && self.start.as_ref().is_some_and(|start| start.find(name).is_some())
+        !is_table
+            && self
+                .start
+                .as_ref()
+                .is_some_and(|start| start.find(name).is_some())
     }
 }
 
@@ -235,7 +278,11 @@ impl TrainedTav {
         let vb = VarBuilder::from_backend(Box::new(mixed), compute, params.device().clone());
         let networks = TavUnet::new(config, &vb)?;
         let kept = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Self { networks, start, kept })
+        Ok(Self {
+            networks,
+            start,
+            kept,
+        })
     }
 
     /// All tensors by name, f32 on the host: the parameters in `params` and what is not trained, as the folder has it.
@@ -248,7 +295,10 @@ impl TrainedTav {
             tensors.insert(name, var.as_detached_tensor());
         }
         for (name, shape) in &self.kept {
-            let stored = self.start.as_ref().and_then(|start| start.get(shape, name, Init::Const(0.0), DType::F32));
+            let stored = self
+                .start
+                .as_ref()
+                .and_then(|start| start.get(shape, name, Init::Const(0.0), DType::F32));
             let Some(tensor) = stored else {
                 bail!("{name}: is not in the folder any more")
             };

@@ -109,7 +109,11 @@ impl Sounds {
         let own = Marks::read(dir)?.patch.is_some();
         if own != Marks::read(place)?.stack.is_some() {
             let kinds = ["a published one", "one of the builtin generator"];
-            let (of_mels, of_waves) = if own { (kinds[1], kinds[0]) } else { (kinds[0], kinds[1]) };
+            let (of_mels, of_waves) = if own {
+                (kinds[1], kinds[0])
+            } else {
+                (kinds[0], kinds[1])
+            };
             let words = format!("{of_waves}, expected {of_mels} as in audio_vae: their spectrograms differ");
             return Err(Error::model(place, words));
         }
@@ -253,7 +257,10 @@ impl Encoders {
     /// # Errors
     /// A codec that is missing or not understood.
     pub fn channels_in(places: &Places) -> Result<[usize; 2], Error> {
-        Ok([Pictures::read(places)?.sizes(1).channels, Sounds::read(places)?.sizes().channels])
+        Ok([
+            Pictures::read(places)?.sizes(1).channels,
+            Sounds::read(places)?.sizes().channels,
+        ])
     }
 
     /// Of which spectrograms [`Self::sounds`] makes latents.

@@ -30,7 +30,10 @@ pub(super) fn pictures(
     };
     if let Some((codec, stride)) = own {
         for clip in 0..clips {
-            let latent = latents.narrow(0, clip, 1)?.permute((0, 2, 3, 4, 1))?.contiguous()?;
+            let latent = latents
+                .narrow(0, clip, 1)?
+                .permute((0, 2, 3, 4, 1))?
+                .contiguous()?;
             all.push(bytes(&codec.decode(&latent)?)?);
             if !on_frame((clip + 1) * count * stride) {
                 return Ok(None);
@@ -92,10 +95,15 @@ pub(super) fn encoded(
     if let Pictures::Patches(config) = Pictures::read(places)? {
         let codec = VideoCodec::load(dir, device)?;
         if !codec.has_encoder() {
-            return Err(Error::model(dir, "found no encoder, expected one for a picture to start from"));
+            return Err(Error::model(
+                dir,
+                "found no encoder, expected one for a picture to start from",
+            ));
         }
         let still = picture.unsqueeze(1)?;
-        let frames = still.broadcast_as((1, config.patch[0], height, width, 3))?.contiguous()?;
+        let frames = still
+            .broadcast_as((1, config.patch[0], height, width, 3))?
+            .contiguous()?;
         return Ok(codec.encode(&frames)?.permute((0, 4, 1, 2, 3))?.contiguous()?);
     }
     let vae = AutoencoderKl::load(dir, &[Half::Encoder], compute, device)?;

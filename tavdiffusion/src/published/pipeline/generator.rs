@@ -95,6 +95,12 @@ impl PublishedGenerator {
         self.places.name()
     }
 
+    /// Samples a second of the sounds; 0 where there are none.
+    #[must_use]
+    pub fn sample_rate(&self) -> u32 {
+        self.sizes.audio.map_or(0, |audio| audio.rate as u32)
+    }
+
     /// A request with the defaults of the folder, for the streams that it has.
     #[must_use]
     pub fn request(&self, prompt: &str) -> PublishedRequest {
@@ -124,7 +130,11 @@ impl PublishedGenerator {
             other.plan(&self.sizes)?;
             if !request.goes_with(other) {
                 let found = "requests of different settings";
-                return Err(Error::request("batch", found, "differences in texts and seed alone"));
+                return Err(Error::request(
+                    "batch",
+                    found,
+                    "differences in texts and seed alone",
+                ));
             }
         }
         let method = request.method.unwrap_or(self.method);
@@ -169,7 +179,7 @@ impl PublishedGenerator {
             height: request.height,
             fps: request.fps,
             samples: Vec::new(),
-            sample_rate: self.sizes.audio.map_or(0, |audio| audio.rate as u32),
+            sample_rate: self.sample_rate(),
         };
         let mut clips = vec![blank; requests.len()];
         if let Some(latents) = &latents.video {

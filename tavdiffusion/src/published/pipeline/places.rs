@@ -193,6 +193,21 @@ impl Places {
         })
     }
 
+    /// Takes a part from another place.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take(&mut self, piece: Piece, place: &Path) -> Result<(), Error> {
+        if !place.exists() {
+            return Err(Error::model(
+                place,
+                format!("there is no such folder, expected one for {}", piece.folder()),
+            ));
+        }
+        self.folders.insert(piece, place.to_owned());
+        Ok(())
+    }
+
     /// The noise schedule of the folder: the published one where it has none.
     ///
     /// # Errors

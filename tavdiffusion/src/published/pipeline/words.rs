@@ -84,7 +84,10 @@ impl Words {
         }
         match Clip::open(&encoder, DType::F32, &Device::Cpu)?.sizes(Side::Text) {
             Some(sizes) => Ok(sizes.trunk.width),
-            None => Err(Error::model(&encoder, "found no text_model, expected CLIP of texts")),
+            None => Err(Error::model(
+                &encoder,
+                "found no text_model, expected CLIP of texts",
+            )),
         }
     }
 
@@ -199,7 +202,9 @@ impl Texts {
         let read = |of: &dyn Fn(&PublishedRequest) -> String| {
             words.states(&requests.iter().map(of).collect::<Vec<_>>())
         };
-        let apart = requests.iter().any(|request| request.audio_negative_prompt.is_some());
+        let apart = requests
+            .iter()
+            .any(|request| request.audio_negative_prompt.is_some());
         let heard = |request: &PublishedRequest| match &request.audio_negative_prompt {
             Some(own) => own.clone(),
             None => request.negative_prompt.clone(),

@@ -546,11 +546,7 @@ impl Unet {
         let sets = self.sets(running);
         if !self.recompute {
             let Running {
-                x,
-                time,
-                text,
-                clips,
-                ..
+                x, time, text, clips, ..
             } = running;
             return layer.forward(motion, x, time, text.as_ref(), [sets, *clips]);
         }
