@@ -116,7 +116,7 @@ fn a_fresh_network_learns_and_its_folder_makes_clips() {
     let losses = figures(&setup.path("run"), "validation/loss");
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(losses.len() >= 2 && last < 0.9 * first, "{losses:?}");
-    let samples = fs::read_dir(setup.path("run/samples")).unwrap();
+    let samples = fs::read_dir(setup.path("run/samples/step-0000000060")).unwrap();
     let names: Vec<String> = samples
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -125,7 +125,19 @@ fn a_fresh_network_learns_and_its_folder_makes_clips() {
         "{names:?}"
     );
 
+    // What was told of its size before there was one.
+    let recipe = setup.recipe.display().to_string();
+    let fixed = ["estimate", "--json", &recipe].map(str::to_owned);
+    let sets = setup
+        .sets
+        .iter()
+        .flat_map(|value| ["--set".to_owned(), value.clone()]);
+    let told = run(fixed.into_iter().chain(sets)).json();
     let model = setup.path("run/model");
+    let weights = tensors(&model.join("unet/model.safetensors"));
+    let count: usize = weights.values().map(Tensor::elem_count).sum();
+    assert_eq!(told["parameters"], count);
+
     let clip = setup.path("clip.mp4");
     let report = generate(&model, &clip, &["--seed", "3"]);
     assert_eq!((&report["frames"], &report["fps"]), (&12.into(), &12.0.into()));

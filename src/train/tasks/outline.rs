@@ -426,7 +426,9 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
 fn tav_published(recipe: &Recipe) -> TaskResult<Needs> {
     let options: tav_published::Options = recipe.own()?;
     options.check()?;
-    let codecs = options.codec_places()?;
+    let codecs = options
+        .codec_places()
+        .map_err(|error| format!("{error}; without the codecs the needs of their latents are not known"))?;
     let start = options
         .start
         .as_deref()

@@ -19,6 +19,8 @@ use crate::error::Error;
 use crate::pipeline::{Clip, Progress, Stage};
 use crate::published::{Fusion, TavUnet, Unet, UnetSizes};
 
+/// Fewest frames at a time that are advised.
+const LEAST_WINDOW: usize = 4;
 /// The file of a schedule.
 const SCHEDULE: &str = "scheduler_config.json";
 /// What stands before the attention of the clip to the sound, and of the sound to the clip.
@@ -472,6 +474,7 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
     }
     let guided = request.guidance.video != 1.0 || request.guidance.audio != 1.0;
     let frames = request.frames();
+    let window = request.window.unwrap_or(frames).min(frames) / 2;
     let advice = match stage {
         Stage::Picture if request.tile.is_none() => "--vae-tile 256 decodes pictures out of tiles".to_owned(),
         Stage::Picture => format!(
@@ -481,9 +484,12 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
         Stage::Denoise if guided && !request.sequential => {
             "--sequential runs the prompt and the negative prompt one after the other".to_owned()
         }
-        Stage::Denoise if request.mode.has_video() && frames > 8 => {
-            let window = request.window.unwrap_or(frames).min(frames) / 2;
-            format!("--window {window} denoises fewer frames at a time")
+        Stage::Denoise if request.mode.has_video() && window >= LEAST_WINDOW => {
+            let overlap = match window / 2 {
+                half if half < request.overlap => format!(" --overlap {half}"),
+                _ => String::new(),
+            };
+            format!("--window {window}{overlap} denoises fewer frames at a time")
         }
         Stage::Denoise if request.mode.has_video() => {
             format!("a --size below {}x{} takes less", request.width, request.height)
@@ -491,4 +497,75 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
         _ => "--precision bf16 halves the weights".to_owned(),
     };
     Error::Memory { advice, line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::places::Defaults;
+    use super::*;
+    use crate::diffusion::Guidance;
+
+    /// What is advised when a stage of a request finds no memory, where the device says so in one of these ways.
+    fn advice(stage: Stage, change: impl Fn(&mut PublishedRequest)) -> String {
+        let mut request = PublishedRequest::of("a dog barks", &Defaults::default(), 24);
+        change(&mut request);
+        let said = [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\nstack backtrace",
+            "Out of memory",
+        ];
+        let lines = said.map(|words| {
+            let error = Error::Tensor(candle_core::Error::Msg(words.to_owned()));
+            match advised(error, stage, &request) {
+                Error::Memory { advice, line } => {
+                    assert!(!line.contains('\n'), "{line}");
+                    advice
+                }
+                other => panic!("{other}"),
+            }
+        });
+        assert_eq!(lines[0], lines[1]);
+        lines[0].clone()
+    }
+
+    /// One change after another, each of which takes less than the one before it, until none is left.
+    #[test]
+    fn too_little_memory_names_the_smallest_change() {
+        let tile = |tile| move |request: &mut PublishedRequest| request.tile = tile;
+        assert!(advice(Stage::Picture, tile(None)).starts_with("--vae-tile 256"));
+        assert!(advice(Stage::Picture, tile(Some(256))).starts_with("a --vae-tile below 256"));
+        assert!(advice(Stage::Denoise, |_| {}).starts_with("--sequential"));
+        let unguided = |request: &mut PublishedRequest| {
+            request.guidance = Guidance {
+                video: 1.0,
+                audio: 1.0,
+            };
+        };
+        for change in [&unguided as &dyn Fn(&mut _), &|request: &mut PublishedRequest| {
+            request.sequential = true
+        }] {
+            assert!(advice(Stage::Denoise, change).starts_with("--window 10 --overlap 5 "));
+        }
+        let windowed = |window, overlap| {
+            move |request: &mut PublishedRequest| {
+                request.sequential = true;
+                (request.window, request.overlap) = (Some(window), overlap);
+            }
+        };
+        assert!(advice(Stage::Denoise, windowed(12, 2)).starts_with("--window 6 denoises"));
+        // What is advised can be asked for.
+        assert!(advice(Stage::Denoise, windowed(10, 5)).starts_with("--window 5 --overlap 2 "));
+        assert!(advice(Stage::Denoise, windowed(5, 2)).starts_with("a --size below 320x256"));
+        let sound = |request: &mut PublishedRequest| {
+            (request.sequential, request.mode) = (true, PublishedMode::AudioOnly);
+        };
+        assert!(advice(Stage::Denoise, sound).starts_with("--precision bf16"));
+        assert!(advice(Stage::Text, |_| {}).starts_with("--precision bf16"));
+        // Anything else is told as it is.
+        let error = Error::Tensor(candle_core::Error::Msg("shape mismatch".to_owned()));
+        let request = PublishedRequest::of("a dog barks", &Defaults::default(), 24);
+        assert!(matches!(
+            advised(error, Stage::Denoise, &request),
+            Error::Tensor(_)
+        ));
+    }
 }
