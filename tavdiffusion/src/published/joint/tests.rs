@@ -306,3 +306,56 @@ fn a_stream_that_reads_itself_hears_nothing() -> Result<()> {
     assert!(far(&run(&alone, false, true)?.audio, &audio.audio)? < 1e-5);
     Ok(())
 }
+
+/// Networks that lie in folders of their own, as diffusers saves them, are the same as those in one file.
+#[test]
+fn training_starts_from_parts_that_lie_apart() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let stored = Params::random(17, &Device::Cpu);
+    let whole = TavUnet::new(&config("v_from_a"), &stored.builder())?;
+    perturb(&stored, 0.1)?;
+    let json = json("v_from_a");
+    for (folder, part, field, class) in [
+        ("unet", TavPart::Video, "video", "UNet2DConditionModel"),
+        ("motion_adapter", TavPart::Motion, "motion", "MotionAdapter"),
+        ("audio_unet", TavPart::Audio, "audio", "UNet2DConditionModel"),
+        ("fusion", TavPart::Fusion, "", ""),
+    ] {
+        let dir = root.path().join(folder);
+        std::fs::create_dir(&dir)?;
+        let own = |name: &str| name.strip_prefix("audio_unet.").unwrap_or(name).to_owned();
+        let tensors = stored
+            .vars()
+            .into_iter()
+            .filter(|(name, _)| TavPart::of(name) == part)
+            .map(|(name, var)| (own(&name), var.as_detached_tensor()));
+        let precision = fulgur_lightnet::params::Precision::F32;
+        let path = dir.join("model.safetensors");
+        fulgur_lightnet::params::file::write(&path, &tensors.collect(), &BTreeMap::new(), precision).unwrap();
+        if !class.is_empty() {
+            let mut config = json[field].clone();
+            config["_class_name"] = class.into();
+            std::fs::write(dir.join("config.json"), config.to_string())?;
+        }
+    }
+    let index = r#"{"_class_name": "AnimateDiffPipeline"}"#;
+    std::fs::write(root.path().join("model_index.json"), index)?;
+    let places = super::super::pipeline::Places::read(root.path()).unwrap();
+    let start = TavStart::read(&places).unwrap();
+    assert_eq!(start.config()["fuse"], "v_from_a");
+    let own: TavConfig = serde_json::from_value(start.config().clone()).unwrap();
+    let params = Params::random(18, &Device::Cpu);
+    let tav = TrainedTav::new(&own, &[TavPart::Audio].into(), Some(start), &params, DType::F32)?;
+    let (found, expected) = (run(&tav.networks, true, true)?, run(&whole, true, true)?);
+    assert!(far(&found.video, &expected.video)? < 1e-5 && far(&found.audio, &expected.audio)? < 1e-5);
+    assert_eq!(tav.tensors(&params)?.len(), stored.vars().len());
+    // What is no network of pictures is named.
+    let path = root.path().join("unet/config.json");
+    std::fs::write(&path, r#"{"_class_name": "UNetMotionModel"}"#)?;
+    let line = TavStart::config_in(&places).unwrap_err().to_string();
+    assert!(
+        line.contains("_class_name: found UNetMotionModel, expected UNet2DConditionModel"),
+        "{line}"
+    );
+    Ok(())
+}

@@ -197,13 +197,13 @@ pub struct ClipSizes {
 }
 
 enum PictureEncoder {
-    Kl(AutoencoderKl),
-    Patches(VideoCodec),
+    Kl(Box<AutoencoderKl>),
+    Patches(Box<VideoCodec>),
 }
 
 enum SoundEncoder {
-    Kl(AutoencoderKl),
-    Patches(MelCodec),
+    Kl(Box<AutoencoderKl>),
+    Patches(Box<MelCodec>),
 }
 
 /// The encoders of a generator's folder: clips to latents as its networks denoise them.
@@ -228,23 +228,27 @@ impl Encoders {
         let (pictures, sounds) = (Pictures::read(places)?, Sounds::read(places)?);
         let seen = places.require(Piece::Vae, "pictures")?;
         let heard = places.require(Piece::AudioVae, "sounds")?;
+        let autoencoder = |dir: &Path| {
+            Ok::<_, Error>(Box::new(AutoencoderKl::load(
+                dir,
+                &[Half::Encoder],
+                compute,
+                device,
+            )?))
+        };
         let without = |dir: &Path| Error::model(dir, "found no encoder, expected one for training");
         Ok(Self {
             pictures: match pictures {
-                Pictures::Kl(_) => {
-                    PictureEncoder::Kl(AutoencoderKl::load(seen, &[Half::Encoder], compute, device)?)
-                }
+                Pictures::Kl(_) => PictureEncoder::Kl(autoencoder(seen)?),
                 Pictures::Patches(_) => match VideoCodec::load(seen, device)? {
-                    codec if codec.has_encoder() => PictureEncoder::Patches(codec),
+                    codec if codec.has_encoder() => PictureEncoder::Patches(Box::new(codec)),
                     _ => return Err(without(seen)),
                 },
             },
             sounds: match sounds {
-                Sounds::Kl(_) => {
-                    SoundEncoder::Kl(AutoencoderKl::load(heard, &[Half::Encoder], compute, device)?)
-                }
+                Sounds::Kl(_) => SoundEncoder::Kl(autoencoder(heard)?),
                 Sounds::Patches(_) => match MelCodec::load(heard, device)? {
-                    codec if codec.has_encoder() => SoundEncoder::Patches(codec),
+                    codec if codec.has_encoder() => SoundEncoder::Patches(Box::new(codec)),
                     _ => return Err(without(heard)),
                 },
             },

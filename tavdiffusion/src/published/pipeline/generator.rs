@@ -541,7 +541,7 @@ mod tests {
             };
         };
         for change in [&unguided as &dyn Fn(&mut _), &|request: &mut PublishedRequest| {
-            request.sequential = true
+            request.sequential = true;
         }] {
             assert!(advice(Stage::Denoise, change).starts_with("--window 10 --overlap 5 "));
         }
