@@ -17,6 +17,9 @@ use crate::published::{AutoencoderKl, AutoencoderKlConfig, Half, HifiGan};
 const HOP: usize = 160;
 const RATE: usize = 16_000;
 
+/// Pixels that a published autoencoder encodes at a time: it keeps some hundred values of each.
+const PIXELS: usize = 1 << 21;
+
 /// Tells codecs of the builtin generator from published ones.
 #[derive(Deserialize)]
 struct Marks {
@@ -334,7 +337,15 @@ impl Encoders {
                 let (clips, count, height, width, _) = frames.dims5()?;
                 let pictures = frames.reshape((clips * count, height, width, 3))?;
                 let pictures = pictures.permute((0, 3, 1, 2))?.contiguous()?;
-                let mean = vae.encode(&pictures)?.mean.to_dtype(DType::F32)?;
+                let at_a_time = (PIXELS / (height * width).max(1)).max(1);
+                let parts: Vec<Tensor> = (0..clips * count)
+                    .step_by(at_a_time)
+                    .map(|first| {
+                        let part = pictures.narrow(0, first, at_a_time.min(clips * count - first))?;
+                        vae.encode(&part)?.mean.to_dtype(DType::F32)
+                    })
+                    .collect::<CandleResult<_>>()?;
+                let mean = Tensor::cat(&parts, 0)?;
                 let (_, channels, h, w) = mean.dims4()?;
                 (mean * vae.config().scaling_factor)?
                     .reshape((clips, count, channels, h, w))?
