@@ -8,6 +8,7 @@ pub mod additive;
 pub mod attention;
 mod autograd;
 pub mod average;
+pub mod convolution;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cublas;

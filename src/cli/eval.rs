@@ -7,15 +7,18 @@ mod image;
 mod speed;
 
 use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
 use fulgur_benchmark::judge::Judges;
+use fulgur_datasets::atomic::write_atomic;
 use fulgur_datasets::fetch::DataDir;
 use fulgur_datasets::media::{Picture, write_png};
 use fulgur_tavdiffusion::pipeline::Generator;
+use fulgur_tavdiffusion::published::{PublishedGenerator, is_published};
 use serde::Serialize;
 
 use super::answer::{Answer, Report, Status};
@@ -23,7 +26,8 @@ use super::context::Context;
 use super::encoder::{EncoderOptions, open_encoder};
 use super::files::check_output;
 use super::progress::{Progress, Unit};
-use crate::eval::{self, Evaluation, Figures, Jury, Options, Parts, Stage, Training, clip_spec};
+use crate::device::compute_dtype;
+use crate::eval::{self, Evaluation, Figures, Jury, Maker, Options, Parts, Stage, Training, clip_spec};
 use crate::models;
 use crate::train::TaskResult;
 
@@ -100,6 +104,9 @@ struct TavArguments {
     /// Draw the first clips with their sounds and what was found in them
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
+    /// Write what was found in each clip, a JSON object a line, to compare generators prompt by prompt
+    #[arg(long, value_name = "FILE.jsonl")]
+    clips: Option<PathBuf>,
     /// Look for the nearest training clips by pixels, and draw the first clips above theirs
     #[arg(long, value_name = "FILE.png")]
     neighbours: Option<PathBuf>,
@@ -130,7 +137,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
 }
 
 fn tav(context: &Context, arguments: TavArguments) -> anyhow::Result<Answer> {
-    for path in [&arguments.sheet, &arguments.neighbours].into_iter().flatten() {
+    for path in [&arguments.sheet, &arguments.neighbours, &arguments.clips]
+        .into_iter()
+        .flatten()
+    {
         check_output(path)?;
     }
     let began = Instant::now();
@@ -142,7 +152,7 @@ fn tav(context: &Context, arguments: TavArguments) -> anyhow::Result<Answer> {
         context.note("decoded: skipped, for the model folder has no encoders");
     }
     let parts = Parts {
-        generator: &loaded.generator,
+        generator: &*loaded.generator,
         jury: &loaded.jury,
         encoder: &*loaded.encoder,
         clips: &loaded.clips,
@@ -185,8 +195,11 @@ fn tav(context: &Context, arguments: TavArguments) -> anyhow::Result<Answer> {
     ] {
         write_sheet(path.as_deref(), picture.as_ref())?;
     }
+    if let Some(path) = &arguments.clips {
+        write_clips(path, &evaluation.clips)?;
+    }
     Answer::new(&Judged {
-        model: loaded.generator.index().name.clone(),
+        model: loaded.generator.name().to_owned(),
         encoder: loaded.encoder.name().to_owned(),
         judges: loaded.judges,
         wording: arguments.wording,
@@ -195,6 +208,7 @@ fn tav(context: &Context, arguments: TavArguments) -> anyhow::Result<Answer> {
         neighbour_sheet: arguments
             .neighbours
             .filter(|_| evaluation.neighbour_sheet.is_some()),
+        clips: arguments.clips,
         evaluation,
         load_seconds,
         seconds: began.elapsed().as_secs_f64(),
@@ -209,7 +223,7 @@ struct Loaded {
     clips: crate::train::tasks::clips::Clips,
     training: Option<crate::train::tasks::clips::Clips>,
     encoder: Box<dyn fulgur_benchmark::encoder::Encoder>,
-    generator: Generator,
+    generator: Box<dyn Maker>,
 }
 
 impl Loaded {
@@ -240,7 +254,10 @@ impl Loaded {
             .with_context(|| dir.join("config.json").display().to_string())?;
         Ok(Self {
             encoder: open_encoder(&arguments.encoder, EncoderOptions::default(), context)?,
-            generator: Generator::load(&model, &device)?,
+            generator: match is_published(&model)? {
+                true => Box::new(PublishedGenerator::open(&model, compute_dtype(&device), &device)?),
+                false => Box::new(Generator::load(&model, &device)?),
+            },
             device,
             judges: dir,
             jury,
@@ -248,6 +265,16 @@ impl Loaded {
             training,
         })
     }
+}
+
+fn write_clips(path: &Path, clips: &[eval::Judged]) -> anyhow::Result<()> {
+    let mut lines = String::new();
+    for clip in clips {
+        lines.push_str(&serde_json::to_string(clip)?);
+        lines.push('\n');
+    }
+    write_atomic(path, |file| file.write_all(lines.as_bytes()))
+        .with_context(|| format!("{}: cannot write", path.display()))
 }
 
 fn write_sheet(path: Option<&Path>, picture: Option<&Picture>) -> anyhow::Result<()> {
@@ -268,6 +295,8 @@ struct Judged {
     evaluation: Evaluation,
     sheet: Option<PathBuf>,
     neighbour_sheet: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clips: Option<PathBuf>,
     load_seconds: f64,
     seconds: f64,
 }

@@ -11,6 +11,7 @@
 mod figures;
 pub mod harmony;
 mod jury;
+mod maker;
 mod neighbours;
 pub mod pictures;
 mod run;
@@ -18,8 +19,9 @@ mod sheet;
 
 pub use figures::{Figures, Found, Shuffled, Truth, derangement, ratio};
 pub use jury::{ClassError, Jury, clip_spec};
+pub use maker::{Maker, Wanted};
 pub use neighbours::{Distances, Nearest};
 pub use run::{
-    EvalError, Evaluation, Options, Parts, Progress, Stage, Training, evaluate, open_clips,
+    EvalError, Evaluation, Judged, Options, Parts, Progress, Stage, Training, evaluate, open_clips,
     open_training_clips,
 };

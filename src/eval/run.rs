@@ -5,16 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use fulgur_benchmark::avhscore::frame_vectors;
+use fulgur_benchmark::avhscore::{frame_vectors, mean_cosine};
 use fulgur_benchmark::encoder::{EncodeError, Encoder};
+use fulgur_benchmark::judge::apart_ms;
 use fulgur_datasets::draw::Canvas;
 use fulgur_datasets::media::{MediaError, Picture, Sound, Video};
 use fulgur_datasets::scenes::{ClipSpec, Scene, Split};
-use fulgur_tavdiffusion::pipeline::{Clip, Generator, Request, Stage as Making};
+use fulgur_tavdiffusion::pipeline::{Clip, Stage as Making};
 use serde::Serialize;
 
 use super::figures::{Figures, Found, Shuffled, Truth, ratio};
 use super::jury::{Jury, SAMPLE_RATE};
+use super::maker::{Maker, Wanted};
 use super::neighbours::{self, Distances, Nearest};
 use super::sheet;
 use crate::train::TaskResult;
@@ -66,7 +68,7 @@ pub enum EvalError {
 /// What takes part.
 pub struct Parts<'a> {
     /// The generator that is judged.
-    pub generator: &'a Generator,
+    pub generator: &'a dyn Maker,
     /// The judges.
     pub jury: &'a Jury,
     /// The encoder of AVHScore.
@@ -131,6 +133,29 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// What was found in one generated clip: two generators are compared prompt by prompt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Judged {
+    /// What was asked for.
+    pub prompt: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The thing that is seen is the one of the prompt.
+    pub picture: bool,
+    /// The thing that is heard is.
+    pub sound: bool,
+    /// The motion is.
+    pub motion: bool,
+    /// When the sound starts, in seconds, where it does.
+    pub onset_s: Option<f64>,
+    /// When things meet in the picture, in seconds, where they do.
+    pub contact_s: Option<f64>,
+    /// Distance of the two in ms, 1,000 without one of them.
+    pub onset_error_ms: f64,
+    /// How well sound and picture belong together.
+    pub avhscore: Option<f64>,
+}
+
 /// The figures of a generator.
 #[derive(Clone, Debug, Serialize)]
 pub struct Evaluation {
@@ -158,6 +183,9 @@ pub struct Evaluation {
     pub neighbours: Option<Distances>,
     /// Seconds in which the generated clips were made.
     pub generate_seconds: f64,
+    /// What was found in each generated clip, in the order of the prompts.
+    #[serde(skip)]
+    pub clips: Vec<Judged>,
     /// Whether all prompts were judged and all training clips compared.
     #[serde(skip)]
     pub complete: bool,
@@ -206,7 +234,7 @@ pub fn evaluate(
     cancel: &AtomicBool,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Evaluation, EvalError> {
-    let rate = parts.generator.index().sample_rate;
+    let rate = parts.generator.sample_rate();
     if rate != SAMPLE_RATE {
         return Err(EvalError::Unfit {
             field: "sample_rate of the model",
@@ -220,7 +248,7 @@ pub fn evaluate(
         .zip(0..)
         .filter_map(|(scene, i)| Prompt::new(parts, options, scene, options.seed.wrapping_add(i)))
         .collect();
-    let Some(Request { steps, guidance, .. }) = prompts.first().map(|prompt| &prompt.request) else {
+    let Some(Wanted { steps, guidance, .. }) = prompts.first().map(|prompt| &prompt.wanted) else {
         return Err(EvalError::Stopped);
     };
     let steps = *steps;
@@ -232,13 +260,13 @@ pub fn evaluate(
     let mut rows = Rows::default();
     let mut generate_seconds = 0.0;
     for batch in prompts.chunks(options.batch.max(1)) {
-        let requests: Vec<Request> = batch.iter().map(|prompt| prompt.request.clone()).collect();
+        let wanted: Vec<Wanted> = batch.iter().map(|prompt| prompt.wanted.clone()).collect();
         let before = rows.truths.len() as f64;
         let began = Instant::now();
-        let made = parts.generator.generate_batch(&requests, &mut |step| {
+        let made = parts.generator.make(&wanted, &mut |step| {
             if step.stage == Making::Denoise {
                 let share = step.done as f64 / step.total.max(1) as f64;
-                on_progress(progress(before + share * requests.len() as f64));
+                on_progress(progress(before + share * wanted.len() as f64));
             }
             !cancel.load(Ordering::Relaxed)
         })?;
@@ -270,6 +298,7 @@ pub fn evaluate(
         shuffled,
         neighbours,
         generate_seconds,
+        clips: rows.judged(&prompts),
         complete: rows.truths.len() == options.prompts && compared,
         sheet: options.sheet.then(|| sheet::contact_sheet(&rows.panels)),
         neighbour_sheet,
@@ -280,7 +309,7 @@ pub fn evaluate(
 struct Prompt {
     scene: Scene,
     truth: Truth,
-    request: Request,
+    wanted: Wanted,
 }
 
 impl Prompt {
@@ -294,18 +323,20 @@ impl Prompt {
             &caption.text
         };
         let spec = parts.jury.spec();
-        let mut request = Request::new(words.clone(), parts.generator.index());
-        request.seed = seed;
-        (request.width, request.height) = (spec.width, spec.height);
-        (request.fps, request.duration_s) = (spec.fps, spec.duration_s);
-        request.steps = options.steps.unwrap_or(request.steps);
-        request.guidance.video = options.guidance_video.unwrap_or(request.guidance.video);
-        request.guidance.audio = options.guidance_audio.unwrap_or(request.guidance.audio);
-        Some(Self {
-            scene,
-            truth,
-            request,
-        })
+        let (steps, mut guidance) = parts.generator.settings();
+        guidance.video = options.guidance_video.unwrap_or(guidance.video);
+        guidance.audio = options.guidance_audio.unwrap_or(guidance.audio);
+        let wanted = Wanted {
+            prompt: words.clone(),
+            seed,
+            width: spec.width,
+            height: spec.height,
+            fps: spec.fps,
+            duration_s: spec.duration_s,
+            steps: options.steps.unwrap_or(steps),
+            guidance,
+        };
+        Some(Self { scene, truth, wanted })
     }
 }
 
@@ -345,13 +376,13 @@ impl Rows {
             parts.clips.rendered(prompts[i].scene.clone(), WANT)
         });
         let found = examine(parts, &generated)?;
-        for ((Prompt { truth, request, .. }, clip), found) in prompts.iter().zip(&generated).zip(found) {
+        for ((Prompt { truth, wanted, .. }, clip), found) in prompts.iter().zip(&generated).zip(found) {
             if options.sheet && self.panels.len() < ON_SHEET {
-                let panel = sheet::panel(&request.prompt, clip, truth, &found, parts.jury);
+                let panel = sheet::panel(&wanted.prompt, clip, truth, &found, parts.jury);
                 self.panels.push(panel);
             }
             if options.training.is_some() && self.kept.len() < NEIGHBOURS_ON_SHEET {
-                self.kept.push((request.prompt.clone(), clip.frames.clone()));
+                self.kept.push((wanted.prompt.clone(), clip.frames.clone()));
             }
             self.truths.push(truth.clone());
             self.generated.push(found);
@@ -368,6 +399,23 @@ impl Rows {
             }
         }
         Ok(())
+    }
+
+    /// What was found in each generated clip.
+    fn judged(&self, prompts: &[Prompt]) -> Vec<Judged> {
+        let rows = prompts.iter().zip(self.truths.iter().zip(&self.generated));
+        rows.map(|(Prompt { wanted, .. }, (truth, found))| Judged {
+            prompt: wanted.prompt.clone(),
+            seed: wanted.seed,
+            picture: found.verdict.picture.first() == Some(&truth.thing),
+            sound: found.verdict.sound == truth.thing,
+            motion: found.verdict.motion == truth.motion,
+            onset_s: found.onset_s,
+            contact_s: found.verdict.contact_s,
+            onset_error_ms: apart_ms(found.onset_s, found.verdict.contact_s),
+            avhscore: mean_cosine(&found.frames, &found.sound),
+        })
+        .collect()
     }
 
     /// Searches the training clips for neighbours, where that is wanted; `None` where it was stopped at once.

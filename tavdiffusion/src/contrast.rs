@@ -2,7 +2,6 @@
 //! different clips (TAVGBench section 4, pooled form).
 
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::ops::log_softmax;
 
 /// Temperature of the cosine similarities.
 pub const TEMPERATURE: f64 = 0.07;
@@ -13,11 +12,11 @@ pub fn pooled(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let x = x.to_dtype(DType::F32)?;
         x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-8)?.sqrt()?)
     };
-    let scores = (unit(a)?.matmul(&unit(b)?.t()?)? / TEMPERATURE)?;
-    let clips = scores.dim(0)?;
-    let diagonal = Tensor::eye(clips, DType::F32, scores.device())?;
-    let matched = |scores: &Tensor| (log_softmax(scores, D::Minus1)? * &diagonal)?.sum_all()? / clips as f64;
-    (matched(&scores)? + matched(&scores.t()?.contiguous()?)?)? * -0.5
+    let (a, b) = (unit(a)?, unit(b)?);
+    let matched = ((&a * &b)?.sum(D::Minus1)? / TEMPERATURE)?;
+    let scores = (a.matmul(&b.t()?)? / TEMPERATURE)?;
+    let both = (scores.log_sum_exp(1)? + scores.log_sum_exp(0)?)?;
+    (both * 0.5)?.sub(&matched)?.mean_all()
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ mod scaling;
 mod signals;
 mod speed;
 mod support;
+#[cfg(feature = "media")]
+mod tav_published;
 mod tavgbench;
 mod tiny;
 mod training;

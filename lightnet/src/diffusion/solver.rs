@@ -208,8 +208,9 @@ impl SolverConfig {
         }
     }
 
-    /// Remaining signal power after each step.
-    fn alpha_bars(&self) -> Vec<f64> {
+    /// Remaining signal power after each step of training.
+    #[must_use]
+    pub fn alpha_bars(&self) -> Vec<f64> {
         let count = self.num_train_timesteps;
         let along = |t: usize, first: f64, last: f64| match count {
             1 => first,

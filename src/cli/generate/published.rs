@@ -182,7 +182,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments, folder: &Path) -> an
     let mut progress = context.progress(Stage::Text.word(), Unit::Items("steps"));
     let mut shown = Stage::Text;
     let stop = context.interrupt.flag();
-    let made = generator.generate(&request, &mut |step: Progress| {
+    let made = generator.generate(std::slice::from_ref(&request), &mut |step: Progress| {
         if step.stage != shown {
             // A bar of its own for each stage, so that the time left is that of the stage.
             progress = context.progress(step.stage.word(), unit(step.stage));
@@ -192,8 +192,11 @@ pub(super) fn run(context: &Context, arguments: &Arguments, folder: &Path) -> an
         !stop.load(Ordering::Relaxed)
     })?;
     drop(progress);
-    let Some(Made { clip, seconds }) = made else {
+    let Some(Made { clips, seconds }) = made else {
         bail!("stopped before the clip was finished; nothing was written")
+    };
+    let Some(clip) = clips.into_iter().next() else {
+        bail!("the generator made no clip")
     };
     let timings = Timings {
         load_s,

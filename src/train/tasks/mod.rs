@@ -15,6 +15,7 @@ mod picture_codec;
 pub(crate) mod pictures;
 mod recall;
 pub(crate) mod tav;
+pub(crate) mod tav_published;
 mod text;
 mod video_codec;
 mod vocoder;
@@ -73,6 +74,14 @@ pub const TASKS: &[(&str, Build)] = &[
     }),
     ("tav", |r, d, stop| {
         Ok(Box::new(tav::TavTask::open(r.own()?, r.seed, d, stop)?))
+    }),
+    ("tav-published", |r, d, stop| {
+        Ok(Box::new(tav_published::PublishedTask::open(
+            r.own()?,
+            r.seed,
+            d,
+            stop,
+        )?))
     }),
 ];
 

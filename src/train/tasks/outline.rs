@@ -19,14 +19,15 @@ use fulgur_lightnet::vision::{Classifier, Dit};
 use fulgur_tavdiffusion::codec::{
     MelCodec, MelCodecConfig, PictureCodec, VideoCodec, VideoCodecConfig, Vocoder,
 };
+use fulgur_tavdiffusion::published::{Encoders, TavPart, TavUnet};
 use fulgur_tavdiffusion::streams::TwoStream;
 use fulgur_tavdiffusion::text::{TextConfig, TextEncoder};
 
 use super::super::error::{TaskResult, TrainError};
 use super::super::recipe::Recipe;
 use super::{
-    classify, encoder, image, judge, lm, lra, mel_codec, picture_codec, recall, tav, text, video_codec,
-    vocoder,
+    classify, encoder, image, judge, lm, lra, mel_codec, picture_codec, recall, tav, tav_published, text,
+    video_codec, vocoder,
 };
 use crate::estimate::time::Work;
 
@@ -82,6 +83,7 @@ const OUTLINES: &[(&str, Look)] = &[
     ("picture-codec", picture_codec),
     ("image", image),
     ("tav", tav),
+    ("tav-published", tav_published),
 ];
 
 /// What the task that `recipe` names needs. Data sets are looked at where the network depends on them; weights are not
@@ -417,6 +419,52 @@ fn tav(recipe: &Recipe) -> TaskResult<Needs> {
         flops: None,
         work: None,
         unknown,
+    })
+}
+
+/// Of networks of the published kind; weights of parts that are not trained are not counted.
+fn tav_published(recipe: &Recipe) -> TaskResult<Needs> {
+    let options: tav_published::Options = recipe.own()?;
+    options.check()?;
+    let codecs = options
+        .codec_places()
+        .map_err(|error| format!("{error}; without the codecs the needs of their latents are not known"))?;
+    let start = options
+        .start
+        .as_deref()
+        .map(tav_published::described)
+        .transpose()?;
+    let (_, config) = options.network(start.as_ref(), &codecs)?;
+    let (whole, params) = (Outline::new(), Outline::new());
+    TavUnet::new(&config, &whole.builder())?;
+    let own = params.builder();
+    for (name, shape) in whole.shapes() {
+        if options.trained.contains(&TavPart::of(&name)) {
+            own.get(shape, &name)?;
+        }
+    }
+    let sizes = Encoders::sizes_in(
+        &codecs,
+        options.frames,
+        options.fps,
+        [options.height, options.width],
+    )?;
+    let latents = values(&sizes.video).saturating_add(values(&sizes.audio));
+    // Clips and texts, weights of signal and noise, waves of steps, and noise.
+    let waves = config.first_channels();
+    let sample = latents.saturating_add(4 + waves.iter().sum::<usize>() as u64);
+    let mut unknown = vec!["states of captions, whose number is not known before they are read".to_owned()];
+    if options.start.is_some() {
+        unknown.push("weights of parts that are not trained".to_owned());
+    }
+    let clips = (options.pool as u64).saturating_add(options.validation as u64);
+    Ok(Needs {
+        params,
+        rounded: ALL,
+        pool: Some(NARROW.saturating_mul(latents.saturating_mul(clips))),
+        batch: Some(WIDE.saturating_mul(sample.saturating_mul(options.batch as u64))),
+        unknown,
+        ..Needs::default()
     })
 }
 

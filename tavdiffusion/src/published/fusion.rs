@@ -13,7 +13,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use candle_nn::ops::{log_softmax, softmax};
+use candle_nn::ops::softmax;
 use fulgur_lightnet::linear::{Linear, Start};
 use serde::Deserialize;
 
@@ -172,10 +172,11 @@ impl Alignment {
         if sounds != clips {
             bail!("alignment: {sounds} sounds and {clips} clips, expected pairs");
         }
-        let diagonal = Tensor::eye(clips, DType::F32, scores.device())?;
-        let matched =
-            |scores: &Tensor| (log_softmax(scores, D::Minus1)? * &diagonal)?.sum_all()? / clips as f64;
-        (matched(&scores)? + matched(&scores.t()?.contiguous()?)?)? * -0.5
+        let pairs = (0..clips)
+            .map(|pair| scores.narrow(0, pair, 1)?.narrow(1, pair, 1)?.reshape(1))
+            .collect::<Result<Vec<_>>>()?;
+        let both = (scores.log_sum_exp(1)? + scores.log_sum_exp(0)?)?;
+        ((both * 0.5)? - Tensor::cat(&pairs, 0)?)?.mean_all()
     }
 }
 

@@ -6,6 +6,8 @@ use candle_core::{Result, bail};
 pub(super) const MOST_BLOCKS: usize = 16;
 /// Layers of a block, and transformer blocks of a layer.
 pub(super) const MOST_LAYERS: usize = 64;
+/// Frames of a clip that there are places for: tables of them are made before any weight is read.
+pub(super) const MOST_FRAMES: usize = 1 << 10;
 /// Channels, heads and widths.
 pub(super) const MOST_CHANNELS: usize = 1 << 16;
 /// Sides of kernels, and strides.

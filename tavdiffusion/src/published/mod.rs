@@ -19,10 +19,10 @@ mod vae;
 
 pub use fusion::{Aligned, Alignment, Fusion};
 pub use hifigan::{HifiGan, HifiGanConfig};
-pub use joint::{Direction, Predicted, TavConfig, TavUnet};
+pub use joint::{Direction, Predicted, Reads, TavConfig, TavPart, TavStart, TavUnet, TrainedTav};
 pub use pipeline::{
-    Made, PIPELINE, Piece, Places, PublishedGenerator, PublishedMode, PublishedRequest, RandomPart,
-    StartPicture, is_published, letters, random_parts, random_weights,
+    ClipSizes, Encoders, Heard, Made, PIPELINE, Piece, Places, PublishedGenerator, PublishedMode,
+    PublishedRequest, RandomPart, StartPicture, Words, is_published, letters, random_parts, random_weights,
 };
 pub use unet::{MotionAdapterConfig, MotionUnetConfig, Unet, UnetConfig, UnetNames, UnetSizes};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig, Half, Posterior, Tiles};

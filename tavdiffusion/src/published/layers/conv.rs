@@ -12,6 +12,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
+use fulgur_kernels::convolution::convolution;
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::unfold::{Window, unfold};
 
@@ -185,6 +186,10 @@ impl Conv2d {
         }
         if !x.track_op() && !matrix.track_op() && !self.bias.track_op() {
             return self.frozen(x, &matrix);
+        }
+        if stride == 1 && size % 2 == 1 && self.padding == Padding::Even(size / 2) {
+            let at_a_time = places_at_a_time(x, channels * size * size);
+            return convolution(x, &matrix, &self.bias, size, at_a_time);
         }
         let [before, after] = self.padding.sides();
         let (high, wide) = (height + before + after, width + before + after);

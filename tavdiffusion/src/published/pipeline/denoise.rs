@@ -14,7 +14,7 @@ use crate::published::TavUnet;
 const FRAMES: usize = 2;
 const TIME: usize = 2;
 
-/// Latents of the streams that there are: `[1, C, F, h, w]` and `[1, C, T, bands]`, f32.
+/// Latents of the streams that there are, of N clips: `[N, C, F, h, w]` and `[N, C, T, bands]`, f32.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Streams {
     pub(super) video: Option<Tensor>,
@@ -41,11 +41,14 @@ impl Streams {
     }
 }
 
-/// Noise of a seed, drawn on the host: the same on every device.
-pub(super) fn noise(seed: u64, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+/// Noise of each seed, drawn on the host: the same on every device and at every place of a batch.
+pub(super) fn noise(seeds: &[u64], name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
     let count = shape.iter().product();
-    let shape = [&[1], shape].concat();
-    Tensor::from_vec(Philox::named(seed, name).normals(count), shape, device)
+    let mut values = Vec::with_capacity(seeds.len() * count);
+    for &seed in seeds {
+        values.extend(Philox::named(seed, name).normals(count));
+    }
+    Tensor::from_vec(values, [&[seeds.len()], shape].concat(), device)
 }
 
 /// Networks with the texts that they follow.
@@ -109,8 +112,9 @@ impl<'a> Guided<'a> {
         } else {
             let repeated = streams.map(|x| Tensor::cat(&vec![x; copies], 0))?;
             let all = self.ask(&repeated, &Tensor::cat(&self.texts, 0)?, timestep)?;
+            let part = |x: &Tensor, copy: usize| x.narrow(0, copy * x.dim(0)? / copies, x.dim(0)? / copies);
             (0..copies)
-                .map(|copy| all.map(|x| x.narrow(0, copy, 1)))
+                .map(|copy| all.map(|x| part(x, copy)))
                 .collect::<Result<_>>()?
         };
         let mix = |of: fn(&Streams) -> &Option<Tensor>, away: Option<usize>, scale: f64| {
@@ -181,8 +185,8 @@ pub(super) struct Loop<'a> {
     pub(super) fade: usize,
     /// The first step of the clip; a sound beside it takes all of them.
     pub(super) first: usize,
-    /// A name and a seed: what the clip reads in place of a sound is drawn anew at each step, in the published loop.
-    pub(super) fresh: Option<(&'a [usize], u64)>,
+    /// A shape and seeds: what the clips read in place of a sound is drawn anew at each step, in the published loop.
+    pub(super) fresh: Option<(&'a [usize], &'a [u64])>,
 }
 
 impl Loop<'_> {
@@ -212,9 +216,9 @@ impl Loop<'_> {
             if waits {
                 given.video = None;
             }
-            if let Some((shape, seed)) = self.fresh {
+            if let Some((shape, seeds)) = self.fresh {
                 given.audio = Some(noise(
-                    seed,
+                    seeds,
                     &format!("noise.heard.{k}"),
                     shape,
                     self.guided.networks.device(),

@@ -9,6 +9,7 @@ use fulgur_lightnet::diffusion::{Method, Solver, SolverConfig};
 use fulgur_lightnet::params::folder::{LoadError, Weights, load};
 use serde::Deserialize;
 
+use super::codecs::{Pictures, Sounds};
 use super::decode;
 use super::denoise::{Guided, Loop, Streams, noise};
 use super::places::{Piece, Places};
@@ -16,18 +17,20 @@ use super::request::{AudioSizes, Plan, PublishedMode, PublishedRequest, Sizes, V
 use super::words::Texts;
 use crate::error::Error;
 use crate::pipeline::{Clip, Progress, Stage};
-use crate::published::{AutoencoderKl, Fusion, HifiGan, TavUnet, Unet, UnetSizes};
+use crate::published::{Fusion, TavUnet, Unet, UnetSizes};
 
+/// Fewest frames at a time that are advised.
+const LEAST_WINDOW: usize = 4;
 /// The file of a schedule.
 const SCHEDULE: &str = "scheduler_config.json";
 /// What stands before the attention of the clip to the sound, and of the sound to the clip.
 const FUSIONS: [&str; 2] = ["cross_attn", "cross_attn_audio"];
 
-/// A clip and how long its stages took.
+/// Clips and how long their stages took.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// The clip.
-    pub clip: Clip,
+    /// The clips, in the order of the requests.
+    pub clips: Vec<Clip>,
     /// Seconds of each stage, with the time that it took to load its networks, in the order in which they ran.
     pub seconds: Vec<(Stage, f64)>,
 }
@@ -94,6 +97,12 @@ impl PublishedGenerator {
         self.places.name()
     }
 
+    /// Samples a second of the sounds; 0 where there are none.
+    #[must_use]
+    pub fn sample_rate(&self) -> u32 {
+        self.sizes.audio.map_or(0, |audio| audio.rate as u32)
+    }
+
     /// A request with the defaults of the folder, for the streams that it has.
     #[must_use]
     pub fn request(&self, prompt: &str) -> PublishedRequest {
@@ -104,17 +113,32 @@ impl PublishedGenerator {
         request
     }
 
-    /// Makes a clip; `on_progress` returns false to stop, and then there is no clip.
+    /// Makes clips at a time, from requests that differ in texts and seed alone; `on_progress` returns false to stop, and then there are
+    /// none. Its neighbours in a batch change a clip by no more than rounding.
     ///
     /// # Errors
-    /// A request that the networks cannot fulfil, weights that are missing or damaged, values that are not finite, or a device without
-    /// memory.
+    /// No request, requests that do not go together or that the networks cannot fulfil, weights that are missing or damaged, values that
+    /// are not finite, or a device without memory.
     pub fn generate(
         &self,
-        request: &PublishedRequest,
+        requests: &[PublishedRequest],
         on_progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<Made>, Error> {
+        let Some(request) = requests.first() else {
+            return Err(Error::request("batch", "no request", "one or more"));
+        };
         let plan = request.plan(&self.sizes)?;
+        for other in &requests[1..] {
+            other.plan(&self.sizes)?;
+            if !request.goes_with(other) {
+                let found = "requests of different settings";
+                return Err(Error::request(
+                    "batch",
+                    found,
+                    "differences in texts and seed alone",
+                ));
+            }
+        }
         let method = request.method.unwrap_or(self.method);
         let solver = Solver::new(&self.schedule, method, request.steps)
             .map_err(|error| Error::request("steps", request.steps, error.to_string()))?;
@@ -123,7 +147,7 @@ impl PublishedGenerator {
             seconds: Vec::new(),
         };
         let mut step = |stage, done, total| on_progress(Progress { stage, done, total });
-        let texts = Texts::read(&self.places, request, self.compute, &self.device)
+        let texts = Texts::read(&self.places, requests, self.compute, &self.device)
             .map_err(|error| advised(error, Stage::Text, request))?;
         watch.lap(Stage::Text);
         if !step(Stage::Text, 1, 1) {
@@ -143,27 +167,30 @@ impl PublishedGenerator {
             }
         };
         let latents = self
-            .latents(request, &plan, &solver, &texts, start, &mut |done, total| {
+            .latents(requests, &plan, &solver, &texts, start, &mut |done, total| {
                 step(Stage::Denoise, done, total)
             })
             .map_err(|error| advised(error, Stage::Denoise, request))?;
         drop(texts);
         watch.lap(Stage::Denoise);
         let Some(latents) = latents else { return Ok(None) };
-        let mut clip = Clip {
+        let blank = Clip {
             frames: Vec::new(),
             frame_count: 0,
             width: request.width,
             height: request.height,
             fps: request.fps,
             samples: Vec::new(),
-            sample_rate: self.sizes.audio.map_or(0, |audio| audio.rate as u32),
+            sample_rate: self.sample_rate(),
         };
-        if let Some(latent) = &latents.video {
-            let mut on_frame = |done| step(Stage::Picture, done, plan.frames);
+        let mut clips = vec![blank; requests.len()];
+        if let Some(latents) = &latents.video {
+            let total = plan.frames * clips.len();
+            // A codec of several frames at a time may make more than are shown.
+            let mut on_frame = |done: usize| step(Stage::Picture, done.min(total), total);
             let frames = decode::pictures(
                 &self.places,
-                latent,
+                latents,
                 request.tile,
                 self.compute,
                 &self.device,
@@ -172,18 +199,24 @@ impl PublishedGenerator {
             .map_err(|error| advised(error, Stage::Picture, request))?;
             watch.lap(Stage::Picture);
             let Some(frames) = frames else { return Ok(None) };
-            (clip.frames, clip.frame_count) = (frames, plan.frames);
+            for (clip, mut frames) in clips.iter_mut().zip(frames) {
+                frames.truncate(plan.frames * request.width * request.height * 3);
+                (clip.frames, clip.frame_count) = (frames, plan.frames);
+            }
         }
-        if let Some(latent) = &latents.audio {
-            clip.samples = decode::samples(&self.places, latent, plan.samples, self.compute, &self.device)
+        if let Some(latents) = &latents.audio {
+            let samples = decode::samples(&self.places, latents, plan.samples, self.compute, &self.device)
                 .map_err(|error| advised(error, Stage::Sound, request))?;
+            for (clip, samples) in clips.iter_mut().zip(samples) {
+                clip.samples = samples;
+            }
             watch.lap(Stage::Sound);
             if !step(Stage::Sound, 1, 1) {
                 return Ok(None);
             }
         }
         Ok(Some(Made {
-            clip,
+            clips,
             seconds: watch.seconds,
         }))
     }
@@ -191,23 +224,27 @@ impl PublishedGenerator {
     /// Denoised latents; the networks are freed.
     fn latents(
         &self,
-        request: &PublishedRequest,
+        requests: &[PublishedRequest],
         plan: &Plan,
         solver: &Solver,
         texts: &Texts,
         start: Option<Tensor>,
         on_step: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<Streams>, Error> {
-        let (mode, seed, device) = (request.mode, request.seed, &self.device);
+        let Some(request) = requests.first() else {
+            return Ok(None);
+        };
+        let (mode, device) = (request.mode, &self.device);
+        let seeds: Vec<u64> = requests.iter().map(|request| request.seed).collect();
         let networks = self.networks([mode.has_video(), mode.has_audio()])?;
         let guided = |streams| Guided::new(&networks, texts, request.guidance, streams, request.sequential);
         let draw =
-            |name: &str, shape: &[usize]| Ok::<_, Error>(solver.start(&noise(seed, name, shape, device)?)?);
+            |name: &str, shape: &[usize]| Ok::<_, Error>(solver.start(&noise(&seeds, name, shape, device)?)?);
         let video = match (plan.video, start) {
             (None, _) => None,
             (Some(shape), None) => Some(draw("noise.video", &shape)?),
             (Some(shape), Some(picture)) => {
-                let noise = noise(seed, "noise.video", &shape, device)?;
+                let noise = noise(&seeds, "noise.video", &shape, device)?;
                 let clean = picture.broadcast_as(noise.shape())?.contiguous()?;
                 Some(solver.noisy(&clean, &noise, plan.first)?)
             }
@@ -247,7 +284,7 @@ impl PublishedGenerator {
             None => &plan.sound_windows,
         };
         let fresh = match (&plan.audio, apart) {
-            (Some(shape), true) => Some((shape.as_slice(), seed)),
+            (Some(shape), true) => Some((shape.as_slice(), seeds.as_slice())),
             _ => None,
         };
         let streams = Streams {
@@ -357,60 +394,24 @@ fn video_sizes(places: &Places, unet: UnetSizes) -> Result<VideoSizes, Error> {
         let words = "a network over single pictures, expected UNetMotionModel, or the folder motion_adapter beside it";
         return Err(Error::model(own, words));
     };
-    let dir = places.require(Piece::Vae, "pictures")?;
-    let vae = AutoencoderKl::config_in(dir)?;
-    if (vae.in_channels(), vae.out_channels()) != (3, 3) {
-        let words = format!(
-            "in_channels and out_channels are {} and {}, expected 3 of pictures",
-            vae.in_channels(),
-            vae.out_channels()
-        );
-        return Err(Error::model(dir, words));
-    }
-    fits(own, unet, vae.latent_channels(), Piece::Vae.folder())?;
-    Ok(VideoSizes {
-        channels: unet.in_channels,
-        factor: vae.factor(),
-        most_frames,
-    })
+    let sizes = Pictures::read(places)?.sizes(most_frames);
+    fits(own, unet, sizes.channels, Piece::Vae.folder())?;
+    Ok(sizes)
 }
 
 fn audio_sizes(places: &Places, unet: UnetSizes) -> Result<AudioSizes, Error> {
     let dir = places.require(Piece::AudioVae, "sounds")?;
-    let vae = AutoencoderKl::config_in(dir)?;
+    let sizes = Sounds::read(places)?.sizes();
     let own = places
         .find(Piece::AudioUnet)
         .or(places.find(Piece::Unet))
         .unwrap_or(dir);
-    fits(own, unet, vae.latent_channels(), Piece::AudioVae.folder())?;
-    let place = places.require(Piece::Vocoder, "sounds")?;
-    let vocoder = HifiGan::config_in(place)?;
-    let bands = vocoder.model_in_dim;
-    if vae.out_channels() != 1 || !bands.is_multiple_of(vae.factor()) {
-        let words = format!(
-            "out_channels is {} and the sides shrink {} times, expected 1 channel and a divisor of the {bands} bands of the vocoder",
-            vae.out_channels(),
-            vae.factor()
-        );
-        return Err(Error::model(dir, words));
-    }
-    if vocoder.sampling_rate == 0 || u32::try_from(vocoder.sampling_rate).is_err() {
-        let words = format!(
-            "sampling_rate is {}, expected samples a second",
-            vocoder.sampling_rate
-        );
-        return Err(Error::model(place, words));
-    }
-    Ok(AudioSizes {
-        channels: unet.in_channels,
-        bands: bands / vae.factor(),
-        hop: vocoder.hop() * vae.factor(),
-        rate: vocoder.sampling_rate,
-    })
+    fits(own, unet, sizes.channels, Piece::AudioVae.folder())?;
+    Ok(sizes)
 }
 
 /// The schedule of the folder and how its steps are taken: the published ones where it has none.
-fn schedule(places: &Places) -> Result<(SolverConfig, Method), Error> {
+pub(super) fn schedule(places: &Places) -> Result<(SolverConfig, Method), Error> {
     let Some(dir) = places.find(Piece::Scheduler) else {
         return Ok((SolverConfig::published(), Method::Ddim));
     };
@@ -473,6 +474,7 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
     }
     let guided = request.guidance.video != 1.0 || request.guidance.audio != 1.0;
     let frames = request.frames();
+    let window = request.window.unwrap_or(frames).min(frames) / 2;
     let advice = match stage {
         Stage::Picture if request.tile.is_none() => "--vae-tile 256 decodes pictures out of tiles".to_owned(),
         Stage::Picture => format!(
@@ -482,9 +484,12 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
         Stage::Denoise if guided && !request.sequential => {
             "--sequential runs the prompt and the negative prompt one after the other".to_owned()
         }
-        Stage::Denoise if request.mode.has_video() && frames > 8 => {
-            let window = request.window.unwrap_or(frames).min(frames) / 2;
-            format!("--window {window} denoises fewer frames at a time")
+        Stage::Denoise if request.mode.has_video() && window >= LEAST_WINDOW => {
+            let overlap = match window / 2 {
+                half if half < request.overlap => format!(" --overlap {half}"),
+                _ => String::new(),
+            };
+            format!("--window {window}{overlap} denoises fewer frames at a time")
         }
         Stage::Denoise if request.mode.has_video() => {
             format!("a --size below {}x{} takes less", request.width, request.height)
@@ -492,4 +497,75 @@ fn advised(error: Error, stage: Stage, request: &PublishedRequest) -> Error {
         _ => "--precision bf16 halves the weights".to_owned(),
     };
     Error::Memory { advice, line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::places::Defaults;
+    use super::*;
+    use crate::diffusion::Guidance;
+
+    /// What is advised when a stage of a request finds no memory, where the device says so in one of these ways.
+    fn advice(stage: Stage, change: impl Fn(&mut PublishedRequest)) -> String {
+        let mut request = PublishedRequest::of("a dog barks", &Defaults::default(), 24);
+        change(&mut request);
+        let said = [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\nstack backtrace",
+            "Out of memory",
+        ];
+        let lines = said.map(|words| {
+            let error = Error::Tensor(candle_core::Error::Msg(words.to_owned()));
+            match advised(error, stage, &request) {
+                Error::Memory { advice, line } => {
+                    assert!(!line.contains('\n'), "{line}");
+                    advice
+                }
+                other => panic!("{other}"),
+            }
+        });
+        assert_eq!(lines[0], lines[1]);
+        lines[0].clone()
+    }
+
+    /// One change after another, each of which takes less than the one before it, until none is left.
+    #[test]
+    fn too_little_memory_names_the_smallest_change() {
+        let tile = |tile| move |request: &mut PublishedRequest| request.tile = tile;
+        assert!(advice(Stage::Picture, tile(None)).starts_with("--vae-tile 256"));
+        assert!(advice(Stage::Picture, tile(Some(256))).starts_with("a --vae-tile below 256"));
+        assert!(advice(Stage::Denoise, |_| {}).starts_with("--sequential"));
+        let unguided = |request: &mut PublishedRequest| {
+            request.guidance = Guidance {
+                video: 1.0,
+                audio: 1.0,
+            };
+        };
+        for change in [&unguided as &dyn Fn(&mut _), &|request: &mut PublishedRequest| {
+            request.sequential = true;
+        }] {
+            assert!(advice(Stage::Denoise, change).starts_with("--window 10 --overlap 5 "));
+        }
+        let windowed = |window, overlap| {
+            move |request: &mut PublishedRequest| {
+                request.sequential = true;
+                (request.window, request.overlap) = (Some(window), overlap);
+            }
+        };
+        assert!(advice(Stage::Denoise, windowed(12, 2)).starts_with("--window 6 denoises"));
+        // What is advised can be asked for.
+        assert!(advice(Stage::Denoise, windowed(10, 5)).starts_with("--window 5 --overlap 2 "));
+        assert!(advice(Stage::Denoise, windowed(5, 2)).starts_with("a --size below 320x256"));
+        let sound = |request: &mut PublishedRequest| {
+            (request.sequential, request.mode) = (true, PublishedMode::AudioOnly);
+        };
+        assert!(advice(Stage::Denoise, sound).starts_with("--precision bf16"));
+        assert!(advice(Stage::Text, |_| {}).starts_with("--precision bf16"));
+        // Anything else is told as it is.
+        let error = Error::Tensor(candle_core::Error::Msg("shape mismatch".to_owned()));
+        let request = PublishedRequest::of("a dog barks", &Defaults::default(), 24);
+        assert!(matches!(
+            advised(error, Stage::Denoise, &request),
+            Error::Tensor(_)
+        ));
+    }
 }

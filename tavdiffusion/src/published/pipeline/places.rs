@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fulgur_lightnet::config;
+use fulgur_lightnet::diffusion::SolverConfig;
 use serde::Deserialize;
 
+use super::generator::schedule;
 use crate::error::Error;
-use crate::pipeline::FILE_NAME;
+use crate::pipeline::{CLASS_NAME, FILE_NAME, Part};
 
 /// How the classes of published pipelines end.
 pub const PIPELINE: &str = "Pipeline";
@@ -167,6 +169,53 @@ impl Places {
         })
     }
 
+    /// The codecs and the text encoder of a generator of either kind, to train networks on: as [`Self::read`], and of the folder of a
+    /// builtin generator its `video_codec`, `mel_codec`, `vocoder` and `text_encoder`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_codecs(dir: &Path) -> Result<Self, Error> {
+        let marks: Marks = config::read(&dir.join(FILE_NAME))?;
+        if marks.class_name.as_deref() != Some(CLASS_NAME) {
+            return Self::read(dir);
+        }
+        let own = [
+            (Piece::TextEncoder, Part::TextEncoder),
+            (Piece::Vae, Part::VideoCodec),
+            (Piece::AudioVae, Part::MelCodec),
+            (Piece::Vocoder, Part::Vocoder),
+        ];
+        Ok(Self {
+            dir: dir.to_owned(),
+            name: CLASS_NAME.to_owned(),
+            folders: own.map(|(piece, part)| (piece, dir.join(part.folder()))).into(),
+            defaults: Defaults::default(),
+        })
+    }
+
+    /// Takes a part from another place.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take(&mut self, piece: Piece, place: &Path) -> Result<(), Error> {
+        if !place.exists() {
+            return Err(Error::model(
+                place,
+                format!("there is no such folder, expected one for {}", piece.folder()),
+            ));
+        }
+        self.folders.insert(piece, place.to_owned());
+        Ok(())
+    }
+
+    /// The noise schedule of the folder: the published one where it has none.
+    ///
+    /// # Errors
+    /// It is not understood.
+    pub fn noise_schedule(&self) -> Result<SolverConfig, Error> {
+        Ok(schedule(self)?.0)
+    }
+
     /// What clips say they were made with: `name` of the file, else that of the folder.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -183,7 +232,7 @@ impl Places {
     ///
     /// # Errors
     /// It is not there.
-    pub(super) fn require(&self, piece: Piece, what: &str) -> Result<&Path, Error> {
+    pub(crate) fn require(&self, piece: Piece, what: &str) -> Result<&Path, Error> {
         self.find(piece).ok_or_else(|| {
             let words = format!("there is no such folder, expected one for {what}");
             Error::model(&self.dir.join(piece.folder()), words)

@@ -37,12 +37,24 @@ pub struct RandomPart {
     pub shapes: BTreeMap<String, Vec<usize>>,
 }
 
+fn published() -> Result<Map<String, Value>> {
+    serde_json::from_str(PUBLISHED).map_err(candle_core::Error::wrap)
+}
+
+/// The published `config.json` of a part, by the name of its folder.
+pub(in crate::published) fn published_config(folder: &str) -> Result<Value> {
+    match published()?.remove(folder) {
+        Some(config) => Ok(config),
+        None => bail!("{folder}: there is no published configuration"),
+    }
+}
+
 /// The parts of the generator that `config` describes.
 ///
 /// # Errors
 /// A part that is not understood.
 pub fn random_parts(config: &Map<String, Value>) -> Result<Vec<RandomPart>> {
-    let published: Map<String, Value> = serde_json::from_str(PUBLISHED).map_err(candle_core::Error::wrap)?;
+    let published = published()?;
     let mut parts = Vec::new();
     for piece in Piece::ALL {
         let own = config.get(piece.folder());

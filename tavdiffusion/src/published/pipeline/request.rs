@@ -14,7 +14,7 @@ const LARGEST_SIDE: usize = 2048;
 const HIGHEST_FPS: f64 = 120.0;
 const STRONGEST_GUIDANCE: f64 = 100.0;
 /// Steps of latents of a sound are multiples of this, so that three halvings leave whole numbers: 5 s are 128 of them.
-const AUDIO_UNIT: usize = 8;
+pub(super) const AUDIO_UNIT: usize = 8;
 /// A sound alone is denoised in windows beyond so many steps of its latent, which share some.
 const LONGEST_SOUND: usize = 256;
 const SOUND_OVERLAP: usize = 32;
@@ -111,6 +111,9 @@ pub(super) struct VideoSizes {
     pub(super) channels: usize,
     /// Pixels a place of it.
     pub(super) factor: usize,
+    /// Frames a frame of it.
+    pub(super) stride: usize,
+    /// Frames of the clip that are denoised at once.
     pub(super) most_frames: usize,
 }
 
@@ -178,6 +181,18 @@ impl PublishedRequest {
     #[must_use]
     pub fn frames(&self) -> usize {
         ((self.duration_s * self.fps).round() as usize).max(1)
+    }
+
+    /// Whether both can be made in one batch: all but texts and seed is the same.
+    pub(super) fn goes_with(&self, other: &Self) -> bool {
+        let alike = Self {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            audio_negative_prompt: self.audio_negative_prompt.clone(),
+            seed: self.seed,
+            ..other.clone()
+        };
+        alike == *self
     }
 
     /// Checks what does not depend on the networks.
@@ -259,6 +274,11 @@ impl PublishedRequest {
                 return Err(Error::request(field, side, expected));
             }
         }
+        if sizes.stride > 1 && self.tile.is_some() {
+            let found = self.tile.unwrap_or_default();
+            let expected = "none: the codec of this folder decodes clips as a whole";
+            return Err(Error::request("vae-tile", found, expected));
+        }
         if let Some(tile) = self.tile
             && (tile < 4 * unit || !tile.is_multiple_of(unit))
         {
@@ -280,7 +300,12 @@ impl PublishedRequest {
                 self.overlap,
                 format!("less than the {window} frames of a window"),
             )),
-            _ => Ok([sizes.channels, frames, self.height / unit, self.width / unit]),
+            _ => Ok([
+                sizes.channels,
+                frames.div_ceil(sizes.stride),
+                self.height / unit,
+                self.width / unit,
+            ]),
         }
     }
 
@@ -316,13 +341,15 @@ impl PublishedRequest {
             PublishedMode::Reference => [channels, REFERENCE_LENGTHS * steps, bands],
             _ => [channels, steps, bands],
         });
+        let stride = sizes.video.map_or(1, |sizes| sizes.stride);
         let spans = video.map(|[_, frames, ..]| {
-            let window = self.window.unwrap_or(frames).min(frames);
-            cover(frames, window, self.overlap)
+            let window = self.window.map_or(frames, |window| (window / stride).max(1));
+            cover(frames, window.min(frames), self.overlap / stride)
         });
+        let latent_frames = video.map_or(0, |[_, frames, ..]| frames);
         let windows = match (spans, audio) {
             (Some(spans), Some([_, steps, _])) => {
-                let heard = alongside(&spans, frames, steps);
+                let heard = alongside(&spans, latent_frames, steps);
                 let pair = |(video, audio): (Span, Span)| Window {
                     video: Some(video),
                     audio: Some(audio),
@@ -368,6 +395,7 @@ mod tests {
         video: Some(VideoSizes {
             channels: 4,
             factor: 8,
+            stride: 1,
             most_frames: 24,
         }),
         audio: Some(AudioSizes {

@@ -128,6 +128,30 @@ impl Unet {
         Ok((still, moved))
     }
 
+    /// The weights of the network over pictures or spectrograms in `dir`, on the host, by the names of diffusers.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(in crate::published) fn builder_in(dir: &Path) -> Result<VarBuilder<'static>, LoadError> {
+        let plan = Self::plan_in(dir)?;
+        builder(dir, &plan, |vb| Self::of_plan(plan.clone(), vb))
+    }
+
+    /// As [`Self::builder_in`], of a network over pictures and of the motion modules for it.
+    ///
+    /// # Errors
+    /// As [`Self::load_with_motion`].
+    pub(in crate::published) fn builders_with_motion(
+        dir: &Path,
+        motion: &Path,
+    ) -> Result<[VarBuilder<'static>; 2], LoadError> {
+        let (still, plan) = Self::plans_in(dir, motion)?;
+        Ok([
+            builder(dir, &still, |vb| Self::of_plan(still.clone(), vb))?,
+            builder(motion, &plan, |vb| Builder { plan: &plan }.motions(vb))?,
+        ])
+    }
+
     /// As [`Self::load`], a UNet over pictures with the motion modules in the folder `motion`, which is a `MotionAdapter` of diffusers, or
     /// holds modules by the names of AnimateDiff.
     ///
@@ -175,6 +199,19 @@ fn names_in(dir: &Path) -> Result<UnetNames, LoadError> {
     Ok(UnetNames::of(&weights_in(dir)?.shapes()?))
 }
 
+/// Whether the tensor may be there or not.
+fn is_table(name: &str) -> bool {
+    name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE)
+}
+
+/// `vb` by the names that a network of this plan asks for.
+fn named<'a>(vb: &VarBuilder<'a>, names: UnetNames, plan: &Plan) -> VarBuilder<'a> {
+    match names.translation(plan) {
+        Some(translation) => translated(vb, translation),
+        None => vb.clone(),
+    }
+}
+
 /// Builds a network, or its modules, of the weights in `dir`, whatever they are called.
 fn load<M>(
     dir: &Path,
@@ -187,12 +224,21 @@ fn load<M>(
     let names = UnetNames::of(&weights.shapes()?);
     // What lies beside the network in a file of a whole pipeline is not read.
     let part = |name: &str| name.starts_with(names.prefix());
-    let ignored = |name: &str| name.ends_with(TABLE) || name.ends_with(ANIMATE_DIFF_TABLE);
-    folder::load_part(&weights, part, compute, device, ignored, |compute, vb| {
-        let vb = vb.to_dtype(compute);
-        match names.translation(plan) {
-            Some(translation) => build(&translated(&vb, translation)),
-            None => build(&vb),
-        }
+    folder::load_part(&weights, part, compute, device, is_table, |compute, vb| {
+        build(&named(&vb.to_dtype(compute), names, plan))
     })
+}
+
+/// The weights in `dir`, on the host, by the names that `build` asks for, after all were compared with those.
+fn builder<M>(
+    dir: &Path,
+    plan: &Plan,
+    build: impl Fn(&VarBuilder) -> candle_core::Result<M>,
+) -> Result<VarBuilder<'static>, LoadError> {
+    let weights = weights_in(dir)?;
+    let names = UnetNames::of(&weights.shapes()?);
+    let part = |name: &str| name.starts_with(names.prefix());
+    folder::check_part(&weights, part, is_table, |vb| build(&named(vb, names, plan)))?;
+    let frozen = weights.load_part(&Device::Cpu, part)?;
+    Ok(named(&frozen.builder(), names, plan))
 }

@@ -22,6 +22,7 @@ pub use names::UnetNames;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use fulgur_kernels::tape::recompute;
 
 use self::motion::{MotionModule, MotionShape};
 use self::plan::{AttentionPlan, BlockPlan, MidPlan, MotionPlan, Plan};
@@ -35,6 +36,27 @@ use super::layers::{
 struct Layer {
     resnet: Resnet,
     attention: Option<Transformer>,
+}
+
+impl Layer {
+    /// Maps `x` `[B F, H, W, C]` with `sets` sets of statistics of the norms, the pictures of `clips` clips.
+    fn forward(
+        &self,
+        motion: Option<&MotionModule>,
+        x: &Tensor,
+        time: &Tensor,
+        text: Option<&Tensor>,
+        [sets, clips]: [usize; 2],
+    ) -> Result<Tensor> {
+        let mut x = self.resnet.forward(x, Some(time), sets)?;
+        if let (Some(attention), Some(text)) = (&self.attention, text) {
+            x = attention.forward(&x, text)?;
+        }
+        match motion {
+            Some(motion) => motion.forward(&x, clips),
+            None => Ok(x),
+        }
+    }
 }
 
 /// Layers at one resolution on the way down.
@@ -79,6 +101,7 @@ pub struct Unet {
     norm: GroupNorm,
     output: Conv2d,
     motions: Option<Motions>,
+    recompute: bool,
 }
 
 /// A pass that is under way: what the parts of the network hand on.
@@ -317,6 +340,7 @@ impl Unet {
                 &vb.pp("conv_out"),
             )?,
             motions: builder.motions(vb)?,
+            recompute: false,
             plan,
         })
     }
@@ -325,6 +349,21 @@ impl Unet {
     fn set_in_motion(&mut self, plan: Plan, motions: Option<Motions>) {
         self.plan = plan;
         self.motions = motions;
+    }
+
+    /// Whether a step of training keeps the results of layers alone, and makes what lies within them again on its way back: less memory
+    /// for more time.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// The waves `[B, W]` of B steps of time, f32 on the CPU, which [`Self::forward`] takes in place of the steps: then it asks a device
+    /// for nothing.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn waves(&self, steps: &[f32]) -> Result<Tensor> {
+        self.time.waves(steps)
     }
 
     /// Channels of the sample.
@@ -352,7 +391,7 @@ impl Unet {
     }
 
     /// What the network predicts for `sample` `[B, C, H, W]`, or `[B, C, F, H, W]` over clips, of sides of any size, at the steps
-    /// `timestep` `[B]`, reading `text` `[B, L, c]`, which is given once a clip: the shape of `sample`, with the channels of the output.
+    /// `timestep` `[B]`, or their [`Self::waves`], reading `text` `[B, L, c]`, which is given once a clip: the shape of `sample`, with the channels of the output.
     ///
     /// # Errors
     /// Shapes that do not fit, more frames than there are places for, no text where one is read.
@@ -370,7 +409,7 @@ impl Unet {
         text: Option<&Tensor>,
     ) -> Result<Running> {
         let (x, clips, frames) = self.pictures(sample)?;
-        if timestep.dims() != [clips] {
+        if timestep.dims() != [clips] && timestep.dims() != [clips, self.plan.down[0].channels] {
             bail!(
                 "timestep is {:?}, expected [{clips}], one a sample",
                 timestep.dims()
@@ -504,16 +543,23 @@ impl Unet {
     }
 
     fn run(&self, layer: &Layer, motion: Option<&MotionModule>, running: &Running) -> Result<Tensor> {
-        let mut x = layer
-            .resnet
-            .forward(&running.x, Some(&running.time), self.sets(running))?;
-        if let (Some(attention), Some(text)) = (&layer.attention, &running.text) {
-            x = attention.forward(&x, text)?;
+        let sets = self.sets(running);
+        if !self.recompute {
+            let Running {
+                x, time, text, clips, ..
+            } = running;
+            return layer.forward(motion, x, time, text.as_ref(), [sets, *clips]);
         }
-        if let Some(motion) = motion {
-            x = motion.forward(&x, running.clips)?;
+        let (layer, motion, clips) = (layer.clone(), motion.cloned(), running.clips);
+        let (x, time, text) = (running.x.clone(), running.time.clone(), running.text.clone());
+        let made = recompute(move || {
+            let x = layer.forward(motion.as_ref(), &x, &time, text.as_ref(), [sets, clips])?;
+            Ok(vec![x])
+        })?;
+        match made.into_iter().next() {
+            Some(x) => Ok(x),
+            None => bail!("a layer gave nothing"),
         }
-        Ok(x)
     }
 
     /// Element type of the weights: samples of it are computed in it without rounding weights at each call.

@@ -38,8 +38,8 @@ struct Block {
     norms: [LayerNorm; 3],
     attentions: [Attention; 2],
     feed_forward: FeedForward,
-    /// `[1, frames, C]`, where the file has it.
-    table: Option<Tensor>,
+    /// Where a frame lies, `[1, frames, C]`, for as many as there are places for.
+    table: Tensor,
 }
 
 impl Block {
@@ -57,25 +57,21 @@ impl Block {
             Attention::new(shape, &vb.pp(name))
         };
         let norm = |name: &str| LayerNorm::new(channels, &vb.pp(name));
-        let table = vb
-            .contains_tensor(TABLE)
-            .then(|| vb.get((1, shape.most_frames, channels), TABLE));
+        let table = match vb.contains_tensor(TABLE) {
+            true => vb.get((1, shape.most_frames, channels), TABLE)?,
+            false => positions(shape.most_frames, channels, vb.device())?,
+        };
         Ok(Self {
             norms: [norm("norm1")?, norm("norm2")?, norm("norm3")?],
             attentions: [attention("attn1")?, attention("attn2")?],
             feed_forward: FeedForward::new(channels, &vb.pp("ff"))?,
-            table: table.transpose()?,
+            table,
         })
     }
 
     /// `x` `[B H W, F, C]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, frames, channels) = x.dims3()?;
-        let table = match &self.table {
-            Some(table) => table.narrow(1, 0, frames)?,
-            None => positions(frames, channels, x.device())?,
-        }
-        .to_dtype(x.dtype())?;
+        let table = self.table.narrow(1, 0, x.dim(1)?)?.to_dtype(x.dtype())?;
         let mut x = x.clone();
         for (norm, attention) in self.norms.iter().zip(&self.attentions) {
             let placed = norm.forward(&x)?.broadcast_add(&table)?;

@@ -4,7 +4,7 @@ use candle_core::Result;
 
 use super::super::layers::Activation;
 use super::super::limits::{
-    MOST_BLOCKS, MOST_CHANNELS, MOST_LAYERS, MOST_TAPS, as_long, in_groups, positive, within,
+    MOST_BLOCKS, MOST_CHANNELS, MOST_FRAMES, MOST_LAYERS, MOST_TAPS, as_long, in_groups, positive, within,
 };
 
 /// Attention of a block to its own places and to the text.
@@ -130,7 +130,7 @@ impl Plan {
             }
         }
         within("time_embedding_dim", self.time_width, 4 * MOST_CHANNELS)?;
-        within("motion_max_seq_length", self.most_frames, MOST_CHANNELS)?;
+        within("motion_max_seq_length", self.most_frames, MOST_FRAMES)?;
         positive("norm_eps", self.eps)?;
         positive("mid_block_scale_factor", self.mid_divisor)?;
         if self.downsample_padding > 1 {
