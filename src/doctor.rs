@@ -62,6 +62,7 @@ impl Check {
 #[must_use]
 pub fn examine(data: &DataDir) -> Vec<Check> {
     let mut checks = vec![cpu(), cores(), memory(), gpu()];
+    checks.extend(ranks());
     checks.extend(media());
     checks.extend(clients());
     // Preparing a set needs the codecs; what is prepared is read without them.
@@ -255,6 +256,92 @@ fn driver_version() -> Option<String> {
         .split_whitespace()
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
         .map(str::to_owned)
+}
+
+/// What ranks can meet by, and the libraries that some of it needs.
+fn ranks() -> Vec<Check> {
+    let mut backends = vec!["threads", "tcp"];
+    backends.extend(cfg!(feature = "mpi").then_some("mpi"));
+    backends.extend(cfg!(feature = "nccl").then_some("nccl"));
+    vec![Check::good("ranks", backends.join(", ")), mpi(), nccl()]
+}
+
+#[cfg(feature = "mpi")]
+fn mpi() -> Check {
+    match mpi::environment::library_version() {
+        // Libraries tell more in further lines, and end them with a zero.
+        Ok(version) => {
+            let line = version.lines().next().unwrap_or_default();
+            Check::good("mpi", line.trim_end_matches('\0').trim())
+        }
+        Err(error) => Check::bad("mpi", error.to_string(), "install Open MPI or MPICH"),
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn mpi() -> Check {
+    match find_library("libmpi.so") {
+        Some(path) => Check::bad(
+            "mpi",
+            format!("{}, built without mpi", path.display()),
+            "optional: for ranks of MPI, build with `cargo build --release --features mpi`",
+        ),
+        None => Check::bad(
+            "mpi",
+            "no MPI library, built without mpi",
+            "optional: for ranks of MPI, install libopenmpi-dev, openmpi-bin and libclang-dev, and build with --features mpi",
+        ),
+    }
+}
+
+#[cfg(feature = "nccl")]
+fn nccl() -> Check {
+    match fulgur_kernels::nccl::version() {
+        Ok((major, minor, patch)) => Check::good("nccl", format!("NCCL {major}.{minor}.{patch}")),
+        Err(error) => Check::bad(
+            "nccl",
+            error.to_string(),
+            "optional: install libnccl2, or put its folder into LD_LIBRARY_PATH",
+        ),
+    }
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl() -> Check {
+    let found = match find_library("libnccl.so") {
+        Some(path) => path.display().to_string(),
+        None => "no NCCL library".to_owned(),
+    };
+    Check::bad(
+        "nccl",
+        format!("{found}, built without nccl"),
+        "optional: for ranks on several GPUs, build with `cargo build --release --features cuda,nccl`",
+    )
+}
+
+/// A shared library whose file name begins with `name`, where the loader looks for such files.
+#[cfg(any(not(feature = "mpi"), not(feature = "nccl")))]
+fn find_library(name: &str) -> Option<PathBuf> {
+    let listed = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let machine = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let usual = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/usr/local/cuda/lib64",
+        &machine,
+    ];
+    std::env::split_paths(&listed)
+        .chain(usual.map(PathBuf::from))
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|file| file.to_string_lossy().starts_with(name))
+        })
+        .min()
 }
 
 #[cfg(feature = "media")]

@@ -18,11 +18,11 @@ mod joined;
 mod kept;
 mod threads;
 
-pub use joined::{Direction, gathered, halo, incoming, part_borders};
+pub use joined::{Direction, gathered, halo, incoming, part_borders, shared, summed, summed_alike};
 pub use kept::Kept;
 pub use threads::threads;
 
-pub(crate) use joined::arriving;
+pub(crate) use joined::{arriving, start_arriving};
 
 use candle_core::{Result, Tensor, bail};
 use std::fmt::Debug;
@@ -90,6 +90,35 @@ fn scale_rows(num: &Tensor, factor: &Tensor) -> Result<Tensor> {
     num.broadcast_mul(&factor.unsqueeze(3)?)
 }
 
+/// A state that is on its way from other parts.
+pub struct Coming<'a>(Box<dyn FnOnce() -> Result<Tensor> + 'a>);
+
+impl<'a> Coming<'a> {
+    /// One that has arrived.
+    pub fn here(state: Tensor) -> Self {
+        Self::later(move || Ok(state))
+    }
+
+    /// One that `wait` waits for.
+    pub fn later(wait: impl FnOnce() -> Result<Tensor> + 'a) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// The state, once it is here.
+    ///
+    /// # Errors
+    /// A part is missing.
+    pub fn wait(self) -> Result<Tensor> {
+        (self.0)()
+    }
+}
+
+impl Debug for Coming<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Coming")
+    }
+}
+
 /// How parts of one sequence exchange states. The default of every method is a sequence of one part.
 ///
 /// All tensors are detached. An error on one part (a timeout, a mismatched shape) ends the step there; the other
@@ -121,6 +150,17 @@ pub trait StateExchange: Debug + Send + Sync {
     fn suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
         let _ = log_decay;
         state.zeros_like()
+    }
+
+    /// Starts [`Self::prefix`]: what needs no other parts may be done before its result is asked for, and before anything else is
+    /// exchanged.
+    fn start_prefix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
+        self.prefix(state, log_decay).map(Coming::here)
+    }
+
+    /// Starts [`Self::suffix`], as [`Self::start_prefix`].
+    fn start_suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
+        self.suffix(state, log_decay).map(Coming::here)
     }
 
     /// Merges the statistics of all parts; every part gets the same result, bit for bit.

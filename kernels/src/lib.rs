@@ -32,7 +32,10 @@ pub mod likeliest;
 pub mod linear;
 pub mod log_sum;
 pub mod lrpe;
+pub mod memory;
 mod named;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 pub mod norm;
 pub mod order;
 mod pass;

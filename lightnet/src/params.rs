@@ -132,6 +132,7 @@ struct Shared {
     seed: u64,
     device: Device,
     vars: Mutex<BTreeMap<String, Var>>,
+    stand_in: Mutex<Option<BTreeMap<String, Tensor>>>,
 }
 
 impl std::fmt::Debug for Params {
@@ -152,10 +153,24 @@ impl Params {
             seed,
             device: device.clone(),
             vars: Mutex::default(),
+            stand_in: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// Parameters with these values, f32 on `device`, in memory of their own.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn of(tensors: &BTreeMap<String, Tensor>, device: &Device) -> candle_core::Result<Self> {
+        let params = Self::random(0, device);
+        for (name, tensor) in tensors {
+            let own = tensor.detach().to_dtype(DType::F32)?.to_device(device)?.copy()?;
+            params.shared.lock().insert(name.clone(), Var::from_tensor(&own)?);
+        }
+        Ok(params)
     }
 
     /// The device of the parameters.
@@ -189,11 +204,33 @@ impl Params {
         metadata: &BTreeMap<String, String>,
         precision: Precision,
     ) -> Result<(), ParamsError> {
-        let tensors = self
-            .vars()
-            .into_iter()
-            .map(|(name, var)| (name, var.as_detached_tensor()));
-        file::write(path, &tensors.collect(), metadata, precision)
+        file::write(path, &self.values(), metadata, precision)
+    }
+
+    /// The values by name: those of the parameters, or those that stand in for them.
+    pub fn values(&self) -> BTreeMap<String, Tensor> {
+        let stand_in = self.shared.stand_in.lock();
+        if let Some(values) = &*stand_in.unwrap_or_else(PoisonError::into_inner) {
+            return values.clone();
+        }
+        let vars = self.vars().into_iter();
+        vars.map(|(name, var)| (name, var.as_detached_tensor())).collect()
+    }
+
+    /// Runs `work`, in which `values` are saved instead of those of the parameters: of models that several ranks have only
+    /// together, while one of them writes the whole.
+    pub fn with_values<T>(&self, values: BTreeMap<String, Tensor>, work: impl FnOnce() -> T) -> T {
+        let set = |values| {
+            *self
+                .shared
+                .stand_in
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = values;
+        };
+        set(Some(values));
+        let result = work();
+        set(None);
+        result
     }
 
     /// Replaces every parameter by the tensor of the same name in the file; files in fewer bits are widened. The

@@ -12,7 +12,7 @@ use super::answer::{Answer, Report as _, Status};
 use super::context::Context;
 use super::progress::Unit;
 use crate::distributed::threads::Settings;
-use crate::distributed::{Distributed, Network, Place, tcp};
+use crate::distributed::{CommError, Communicator, Distributed, Network, Place, tcp};
 use crate::train::checkpoint::portable;
 use crate::train::{self, Options, Outcome, Recipe, Report, TrainError, tasks};
 
@@ -86,6 +86,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     };
     let local = place.as_ref().map_or(0, |place| place.local);
     let device = context.open_local_device(local)?;
+    let joined = match joined {
+        Some((comm, hub)) => Some((over_gpus(comm, &device, settings)?, hub)),
+        None => None,
+    };
     let build = |device: &Device| tasks::build(tasks::TASKS, &recipe, device, context.interrupt.flag());
     let mut task = build(&device).inspect_err(|error| {
         if let Some((comm, _)) = &joined {
@@ -155,6 +159,27 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> anyhow::Result<Ans
     Answer::new(&Trained::from(outcome))
 }
 
+/// The ranks of `comm`, joined by NCCL where the program has it and each has a GPU. A network that is imagined delays what goes
+/// through the host alone.
+#[cfg_attr(
+    not(feature = "nccl"),
+    expect(clippy::unnecessary_wraps, reason = "NCCL may refuse")
+)]
+fn over_gpus(
+    comm: Arc<dyn Communicator>,
+    device: &Device,
+    settings: Settings,
+) -> Result<Arc<dyn Communicator>, CommError> {
+    #[cfg(feature = "nccl")]
+    if device.is_cuda() && settings.network.is_none() {
+        let told = comm.clone();
+        return crate::distributed::nccl::join(comm, device, settings.timeout)
+            .inspect_err(|error| told.fail(&error.to_string()));
+    }
+    let _ = (device, settings);
+    Ok(comm)
+}
+
 /// Trains as one process of an MPI job.
 #[cfg(feature = "mpi")]
 fn run_by_mpi(
@@ -165,14 +190,11 @@ fn run_by_mpi(
 ) -> anyhow::Result<Answer> {
     let (comm, job) = crate::distributed::mpi::join(settings)?;
     let local = Place::of_process().ok().flatten().map_or(0, |place| place.local);
-    let built = context.open_local_device(local).and_then(|device| {
-        Ok(tasks::build(
-            tasks::TASKS,
-            recipe,
-            &device,
-            context.interrupt.flag(),
-        )?)
-    });
+    let device = context
+        .open_local_device(local)
+        .inspect_err(|error| comm.fail(&error.to_string()))?;
+    let comm = over_gpus(comm, &device, settings)?;
+    let built = tasks::build(tasks::TASKS, recipe, &device, context.interrupt.flag());
     let mut task = built.inspect_err(|error| comm.fail(&error.to_string()))?;
     let options = Options {
         resume: arguments.resume,

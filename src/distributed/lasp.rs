@@ -9,15 +9,15 @@
 //! ```
 //!
 //! U_i is the state of the rank's own tokens from a zero start and A_i their total log-decay. Both methods fold in the same order
-//! and give the same bits. The non-causal form needs neither: an all-reduce of (max, den, num).
+//! and give the same bits. Operators compute what needs no other rank while states are on their way. The non-causal form needs neither: an all-reduce of (max, den, num).
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
-use fulgur_kernels::exchange::{AdditiveState, StateExchange};
+use fulgur_kernels::exchange::{AdditiveState, Coming, StateExchange};
 use serde::{Deserialize, Serialize};
 
-use super::communicator::{Communicator, Reduce};
+use super::communicator::{Call, Communicator, Reduce};
 
 /// How states reach the ranks behind.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -54,19 +54,23 @@ impl Lasp {
         &self,
         state: &Tensor,
         log_decay: &Tensor,
-        order: impl Fn(usize, usize) -> Vec<usize>,
-    ) -> Result<Tensor> {
+        order: impl Fn(usize, usize) -> Vec<usize> + 'static,
+    ) -> Result<Coming<'_>> {
         // One message: steps are what a network charges for.
         let count = state.elem_count();
         let own = Tensor::cat(&[state.flatten_all()?, log_decay.flatten_all()?], 0)?;
-        let all = self.group.all_gather(&own)?;
-        let mut sum = state.zeros_like()?;
-        for member in order(self.group.rank(), self.group.size()) {
-            let added = all[member].narrow(0, 0, count)?.reshape(state.shape())?;
-            let log = all[member].narrow(0, count, log_decay.elem_count())?;
-            sum = leaving(&sum, &added, &log.reshape(log_decay.shape())?)?;
-        }
-        Ok(sum)
+        let pending = self.group.start(Call::AllGather, &own)?;
+        let (state, log_decay) = (state.clone(), log_decay.clone());
+        Ok(Coming::later(move || {
+            let all = pending.wait()?;
+            let mut sum = state.zeros_like()?;
+            for member in order(self.group.rank(), self.group.size()) {
+                let added = all[member].narrow(0, 0, count)?.reshape(state.shape())?;
+                let log = all[member].narrow(0, count, log_decay.elem_count())?;
+                sum = leaving(&sum, &added, &log.reshape(log_decay.shape())?)?;
+            }
+            Ok(sum)
+        }))
     }
 
     /// The state that reaches this rank from its neighbour `from`; what leaves it goes on to `to`.
@@ -76,15 +80,23 @@ impl Lasp {
         log_decay: &Tensor,
         from: Option<usize>,
         to: Option<usize>,
-    ) -> Result<Tensor> {
-        let entering = match from {
-            Some(from) => self.group.receive(from, state)?,
-            None => state.zeros_like()?,
+    ) -> Result<Coming<'_>> {
+        let (state, log_decay) = (state.clone(), log_decay.clone());
+        let pass = move || {
+            let entering = match from {
+                Some(from) => self.group.receive(from, &state)?,
+                None => state.zeros_like()?,
+            };
+            if let Some(to) = to {
+                self.group.send(to, &leaving(&entering, &state, &log_decay)?)?;
+            }
+            Ok(entering)
         };
-        if let Some(to) = to {
-            self.group.send(to, &leaving(&entering, state, log_decay)?)?;
+        match from {
+            Some(_) => Ok(Coming::later(pass)),
+            // It waits for nobody, and others wait for it.
+            None => pass().map(Coming::here),
         }
-        Ok(entering)
     }
 
     fn neighbours(&self) -> [Option<usize>; 2] {
@@ -112,6 +124,14 @@ impl StateExchange for Lasp {
     }
 
     fn prefix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+        self.start_prefix(state, log_decay)?.wait()
+    }
+
+    fn suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+        self.start_suffix(state, log_decay)?.wait()
+    }
+
+    fn start_prefix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
         let [before, behind] = self.neighbours();
         match self.method {
             Method::Ring => self.passed(state, log_decay, before, behind),
@@ -119,7 +139,7 @@ impl StateExchange for Lasp {
         }
     }
 
-    fn suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+    fn start_suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
         let [before, behind] = self.neighbours();
         match self.method {
             Method::Ring => self.passed(state, log_decay, behind, before),
@@ -168,4 +188,4 @@ impl StateExchange for Lasp {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

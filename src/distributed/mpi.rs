@@ -156,3 +156,6 @@ fn receive(mesh: &Weak<Mesh>, stop: &AtomicBool) {
 fn rank_of(status: &Status) -> usize {
     status.source_rank() as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,11 +16,14 @@ pub enum Shard {
     Moments,
     /// Moments, and gradients once they are summed (stage 2).
     Gradients,
+    /// Moments, gradients, and the matrices of the model while they are not needed (stage 3).
+    Parameters,
 }
 
 /// How ranks share the work.
 ///
-/// Ranks `g W .. (g + 1) W` share sequences, where W is `sequence`; the groups g share the rows of a batch. A step of the
+/// Ranks `g W m .. (g + 1) W m` share sequences, where W is `sequence` and m is `tensor`; the groups g share the rows of a batch.
+/// Of them, ranks `m i .. m (i + 1)` have the layers of the model together. A step of the
 /// recipe has the same batch for any number of ranks.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,6 +34,9 @@ pub struct Distributed {
     pub sequence: usize,
     /// How states pass between them.
     pub method: Method,
+    /// Ranks that have the layers of the model together.
+    #[serde(skip_serializing_if = "is_one")]
+    pub tensor: usize,
     /// What ranks keep in shards.
     pub shard: Shard,
     /// Seconds that a rank waits for others.
@@ -46,6 +52,7 @@ impl Default for Distributed {
             world: 0,
             sequence: 1,
             method: Method::default(),
+            tensor: 1,
             shard: Shard::default(),
             timeout_s: 600.0,
             outer: None,
@@ -60,9 +67,16 @@ impl Distributed {
         if self.sequence == 0 {
             return wrong("distributed.sequence", "0".to_owned(), "1 or more");
         }
+        if self.tensor == 0 {
+            return wrong("distributed.tensor", "0".to_owned(), "1 or more");
+        }
         if self.world > 0 && !self.world.is_multiple_of(self.sequence) {
             let expected = format!("a number that divides the world of {}", self.world);
             return wrong("distributed.sequence", self.sequence.to_string(), &expected);
+        }
+        if self.tensor > 1 && (self.outer.is_some() || self.shard != Shard::None) {
+            let expected = "1 with shards or with workers that take steps of their own";
+            return wrong("distributed.tensor", self.tensor.to_string(), expected);
         }
         if !(self.timeout_s > 0.0 && self.timeout_s <= MOST_SECONDS) {
             let expected = format!("above 0, at most {MOST_SECONDS}");
@@ -78,6 +92,11 @@ impl Distributed {
         }
         self.outer.as_ref().and_then(OuterOptions::wrong)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_one(count: &usize) -> bool {
+    *count == 1
 }
 
 /// Longer waits are none.

@@ -1,14 +1,18 @@
 //! One rank of a training job: who it shares sequences, batches and steps with.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use fulgur_kernels::exchange::StateExchange;
+use fulgur_lightnet::lm::Cut;
 
 use super::communicator::{Communicator, Reduce};
 use super::error::CommError;
 use super::lasp::Lasp;
-use super::options::Distributed;
+use super::options::{Distributed, Shard};
+use super::parameters::Parameters;
+use super::slices::Slices;
 
 /// The part of every batch that a rank works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,10 @@ pub struct Ranks {
     sequence: Arc<dyn Communicator>,
     step: Arc<dyn Communicator>,
     workers: Option<Arc<dyn Communicator>>,
+    tensor: Arc<dyn Communicator>,
+    /// Once a task has said what its parameters are for.
+    parameters: OnceLock<Arc<Parameters>>,
+    slices: OnceLock<Arc<Slices>>,
     options: Distributed,
 }
 
@@ -91,12 +99,20 @@ impl Ranks {
             let expected = format!("{size}, the number of ranks that were started");
             return refuse("distributed.world", options.world, expected);
         }
-        let parts = options.sequence;
-        if !size.is_multiple_of(parts) {
+        let (parts, tensor) = (options.sequence, options.tensor);
+        if !size.is_multiple_of(tensor) {
+            return refuse(
+                "distributed.tensor",
+                tensor,
+                format!("a number that divides {size}"),
+            );
+        }
+        if !(size / tensor).is_multiple_of(parts) {
+            let all = size / tensor;
             return refuse(
                 "distributed.sequence",
                 parts,
-                format!("a number that divides {size}"),
+                format!("a number that divides {all}"),
             );
         }
         let step = match &options.outer {
@@ -115,10 +131,19 @@ impl Ranks {
             .outer
             .is_some()
             .then(|| world.group(&line(own % step, size / step, step)));
+        // Without workers of their own, those take a step together that have the same part of the model.
+        let together = match tensor {
+            1 => line(own / step * step, step, 1),
+            _ => line(own % tensor, size / tensor, tensor),
+        };
+        let shared = parts * tensor;
         Ok(Self {
-            sequence: world.group(&line(own / parts * parts, parts, 1))?,
-            step: world.group(&line(own / step * step, step, 1))?,
+            sequence: world.group(&line(own / shared * shared + own % tensor, parts, tensor))?,
+            step: world.group(&together)?,
             workers: workers.transpose()?,
+            tensor: world.group(&line(own / tensor * tensor, tensor, 1))?,
+            parameters: OnceLock::new(),
+            slices: OnceLock::new(),
             options,
             world,
         })
@@ -152,9 +177,10 @@ impl Ranks {
     /// Its part of every batch.
     pub fn share(&self) -> Share {
         let parts = self.sequence.size();
+        let shared = parts * self.tensor.size();
         Share {
-            group: self.world.rank() / parts,
-            groups: self.world.size() / parts,
+            group: self.world.rank() / shared,
+            groups: self.world.size() / shared,
             part: self.sequence.rank(),
             parts,
         }
@@ -164,6 +190,46 @@ impl Ranks {
     pub fn exchange(&self, tokens: usize) -> Option<Arc<dyn StateExchange>> {
         let lasp = || Lasp::new(self.sequence.clone(), self.options.method, tokens);
         (self.sequence.size() > 1).then(|| Arc::new(lasp()) as Arc<dyn StateExchange>)
+    }
+
+    /// Shares parameters, each with the unit of the model that borrows it, among the ranks that take steps together, where the
+    /// recipe says so. All ranks call it.
+    pub fn share_parameters(
+        &self,
+        vars: impl IntoIterator<Item = (Var, Option<usize>)>,
+    ) -> Option<&Arc<Parameters>> {
+        let is_due = self.options.shard == Shard::Parameters && self.step.size() > 1;
+        is_due.then(|| {
+            let make = || Arc::new(Parameters::new(self.step.clone(), vars.into_iter().collect()));
+            self.parameters.get_or_init(make)
+        })
+    }
+
+    /// The ranks that have the layers of the model together with this one.
+    pub fn tensor(&self) -> &Arc<dyn Communicator> {
+        &self.tensor
+    }
+
+    /// What joins the parts of layers; none where they are whole.
+    pub fn tensor_exchange(&self) -> Option<Arc<dyn StateExchange>> {
+        let join = || Lasp::new(self.tensor.clone(), self.options.method, 0);
+        (self.tensor.size() > 1).then(|| Arc::new(join()) as Arc<dyn StateExchange>)
+    }
+
+    /// Notes which part of which parameters this rank has.
+    pub fn set_slices(&self, cuts: BTreeMap<String, Cut>) {
+        self.slices
+            .get_or_init(|| Arc::new(Slices::new(self.tensor.clone(), cuts)));
+    }
+
+    /// The parts of parameters, where the model was split.
+    pub fn slices(&self) -> Option<&Arc<Slices>> {
+        self.slices.get()
+    }
+
+    /// The parameters that were shared.
+    pub fn parameters(&self) -> Option<&Arc<Parameters>> {
+        self.parameters.get()
     }
 
     /// The largest of what all ranks say.

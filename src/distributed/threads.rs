@@ -2,16 +2,19 @@
 //!
 //! Tensors lie on the host in between: threads on GPUs have streams of their own.
 
+mod round;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 
-use super::communicator::{Call, Communicator, Counter, Pending, Reduce, Traffic};
+use super::communicator::{Call, Communicator, Counter, Pending, Traffic};
 use super::error::CommError;
 use super::network::Network;
+use round::{Post, Round};
 
 /// How ranks wait, and what is between them.
 #[derive(Clone, Copy, Debug)]
@@ -84,49 +87,6 @@ struct State {
 struct Letter {
     tensor: Tensor,
     arrives: Instant,
-}
-
-/// What a rank brought to an operation.
-#[derive(Clone, Debug)]
-struct Post {
-    call: Call,
-    tensor: Tensor,
-}
-
-impl Post {
-    fn words(&self) -> String {
-        match self.call {
-            Call::Barrier => self.call.name().to_owned(),
-            call => format!(
-                "{}{} of {:?} {:?}",
-                call.name(),
-                match call {
-                    Call::Broadcast { root } => format!(" from member {root}"),
-                    Call::AllReduce(Reduce::Max) => " (largest)".to_owned(),
-                    _ => String::new(),
-                },
-                self.tensor.dims(),
-                self.tensor.dtype()
-            ),
-        }
-    }
-}
-
-/// One operation of a group.
-#[derive(Debug)]
-struct Round {
-    posts: Mutex<Posts>,
-    /// Of all members, made by the first that asks; reductions only.
-    reduced: OnceLock<Result<Tensor, String>>,
-}
-
-#[derive(Debug)]
-struct Posts {
-    by_member: Vec<Option<Post>>,
-    /// When the network has brought the result, once all have posted.
-    ready: Option<Instant>,
-    /// Members that have yet to take the result.
-    left: usize,
 }
 
 impl World {
@@ -248,17 +208,8 @@ impl Communicator for Group {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let key = (self.name.clone(), number);
         let mut state = world.state();
-        let round = state.rounds.entry(key.clone()).or_insert_with(|| {
-            Arc::new(Round {
-                posts: Mutex::new(Posts {
-                    by_member: vec![None; members],
-                    ready: None,
-                    left: members,
-                }),
-                reduced: OnceLock::new(),
-            })
-        });
-        let round = round.clone();
+        let round = state.rounds.entry(key.clone());
+        let round = round.or_insert_with(|| Arc::new(Round::of(members))).clone();
         {
             let mut posts = round.posts();
             posts.by_member[self.own] = Some(post);
@@ -351,63 +302,6 @@ impl Communicator for Group {
 
     fn traffic(&self) -> Traffic {
         self.rank.counter.read()
-    }
-}
-
-impl Round {
-    fn posts(&self) -> MutexGuard<'_, Posts> {
-        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The posts of all members; the first of them that differ, where they do.
-    fn all(&self) -> Result<Vec<Post>, [(usize, String); 2]> {
-        let posts: Vec<Post> = self.posts().by_member.iter().flatten().cloned().collect();
-        let first = &posts[0];
-        let differs = |post: &Post| {
-            let shape = post.call != Call::Barrier
-                && (post.tensor.dims() != first.tensor.dims() || post.tensor.dtype() != first.tensor.dtype());
-            post.call != first.call || shape
-        };
-        match posts.iter().position(differs) {
-            None => Ok(posts),
-            Some(other) => Err([(0, first.words()), (other, posts[other].words())]),
-        }
-    }
-
-    /// What the member `own` gets out of it, on the host.
-    fn result(&self, call: Call, posts: &[Post], own: usize) -> Result<Vec<Tensor>, String> {
-        let line =
-            |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
-        match call {
-            Call::Barrier => Ok(Vec::new()),
-            Call::AllGather => Ok(posts.iter().map(|post| post.tensor.clone()).collect()),
-            Call::Broadcast { root } => Ok(vec![posts[root].tensor.clone()]),
-            Call::AllReduce(reduce) => self.reduced(posts, reduce).map(|tensor| vec![tensor]),
-            Call::ReduceScatter => {
-                let sum = self.reduced(posts, Reduce::Sum)?;
-                Ok(vec![
-                    sum.get(own)
-                        .and_then(|row| row.force_contiguous())
-                        .map_err(line)?,
-                ])
-            }
-        }
-    }
-
-    /// The reduction in the order of members, made once for all of them.
-    fn reduced(&self, posts: &[Post], reduce: Reduce) -> Result<Tensor, String> {
-        let make = || {
-            let mut sum = posts[0].tensor.clone();
-            for post in &posts[1..] {
-                sum = match reduce {
-                    Reduce::Sum => sum + &post.tensor,
-                    Reduce::Max => sum.maximum(&post.tensor),
-                }
-                .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?;
-            }
-            Ok(sum)
-        };
-        self.reduced.get_or_init(make).clone()
     }
 }
 

@@ -32,6 +32,15 @@ impl Ema {
         })
     }
 
+    /// Follows only the weights whose number, in the order of names, is one that `which` says; other ranks follow the others.
+    pub(super) fn keep(&mut self, which: impl Fn(usize) -> bool) {
+        let mut index = 0;
+        self.pairs.retain(|_, _| {
+            index += 1;
+            which(index - 1)
+        });
+    }
+
     /// Moves the average towards the weights after the update of `clip`, unless that was skipped. Waits for nothing.
     ///
     /// # Errors

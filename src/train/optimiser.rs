@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::muon;
 
-const MOMENTS: &str = "moments.";
+/// What the names of moments begin with.
+pub(super) const MOMENTS: &str = "moments.";
 
 /// The constants of the optimiser.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -145,6 +146,11 @@ impl Optimiser {
             clipper: Clipper::new(limit, params.device())?,
             device: params.device().clone(),
         })
+    }
+
+    /// Whether the updates of some matrices are to be those of Muon, which looks at them as a whole.
+    pub(super) fn needs_whole_matrices(&self) -> bool {
+        !self.config.muon.is_empty()
     }
 
     /// Leaves the parameters `others` to other ranks: their moments are given up, and they are not updated here. By their number

@@ -216,20 +216,36 @@ impl<'a> Session<'a> {
             None if options.resume => checkpoint::load_newest(&root, note)?,
             None => None,
         };
+        let slices = options.ranks.as_ref().and_then(|ranks| ranks.slices());
+        let found = match (found, slices) {
+            (Some(found), Some(slices)) => Some(Checkpoint {
+                weights: slices.own(&found.weights)?,
+                optimiser: slices.own(&found.optimiser)?,
+                ema: slices.own(&found.ema)?,
+                ..found
+            }),
+            (found, _) => found,
+        };
         // What was imported has yet to be written into this folder.
         let resumed = found.as_ref().filter(|_| options.import.is_none());
         let resumed = resumed.map(|found| found.state.step);
         if let (None, Some(start)) = (&found, &recipe.train.start) {
             let weights = Frozen::open(start, &Device::Cpu)?;
-            task.params().assign(start, weights.tensors())?;
+            match slices {
+                Some(slices) => task.params().assign(start, &slices.own(weights.tensors())?)?,
+                None => task.params().assign(start, weights.tensors())?,
+            }
         }
+        // Where ranks have parts of the weights, each follows the averages of its own.
+        let shares = |ranks: &Arc<Ranks>| ranks.parameters().is_some() || ranks.slices().is_some();
+        let follows = leads || options.ranks.as_ref().is_some_and(shares);
         let mut session = Self {
             task,
             recipe,
             options,
             optimiser: Optimiser::new(task.params(), recipe.optimiser.clone())?,
             steps: Steps::default(),
-            ema: (leads && recipe.train.ema > 0.0)
+            ema: (follows && recipe.train.ema > 0.0)
                 .then(|| Ema::new(task.params(), recipe.train.ema))
                 .transpose()?,
             log: leads
@@ -264,7 +280,11 @@ impl<'a> Session<'a> {
         if let Some(ranks) = &options.ranks {
             let kept = found.map(|found| found.optimiser).unwrap_or_default();
             let (vars, state) = (task.params().vars(), &session.state);
-            session.team = Some(Team::new(ranks, &vars, &mut session.optimiser, state, &kept)?);
+            let team = Team::new(ranks, &vars, &mut session.optimiser, state, &kept)?;
+            if let Some(ema) = &mut session.ema {
+                ema.keep(|index| team.averages(index));
+            }
+            session.team = Some(team);
             session.saved = Instant::now();
         }
         if options.import.is_some() {

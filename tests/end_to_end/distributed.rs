@@ -298,3 +298,83 @@ fn steps_on_more_ranks_are_foretold() {
         assert!(ran.code == 2 && ran.stderr.contains(words), "{}", ran.stderr);
     }
 }
+
+/// The whole training by processes of MPI: the run of one, with rows, sequences, layers and parameters over ranks; a run goes on
+/// with other ranks.
+#[cfg(feature = "mpi")]
+#[test]
+fn processes_of_mpi_make_the_run_of_one() {
+    if Command::new("mpirun").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no mpirun");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let recipe = recipe(root);
+    let tnl = "lm.model.architecture='tnl'";
+    let one = Ran::of(train(&recipe, &["--set", tnl]).output().unwrap());
+    assert_eq!((one.code, one.stderr.as_str()), (0, ""));
+    let expected = losses(root, "run");
+    assert_eq!(expected.len(), 8);
+    let program = fulgur();
+    let by_mpi = |ranks: &str, run: &str, more: &[&str]| {
+        let mut command = Command::new("mpirun");
+        command
+            .args(["--oversubscribe", "--allow-run-as-root", "-n", ranks])
+            .arg(program.get_program())
+            .args(["train", "--device", "cpu", "--json", "-q"])
+            .arg(&recipe)
+            .args(["--set", tnl, "--set", &of(root, run)])
+            .args(more)
+            .env("RAYON_NUM_THREADS", "1");
+        Ran::of(command.output().unwrap())
+    };
+    for (ranks, run, settings) in [
+        ("2", "rows", &[][..]),
+        ("2", "tensor", &["--set", "distributed.tensor=2"]),
+        (
+            "4",
+            "mixed",
+            &[
+                "--set",
+                "distributed.sequence=2",
+                "--set",
+                "distributed.shard='parameters'",
+            ],
+        ),
+        (
+            "4",
+            "ring",
+            &[
+                "--set",
+                "distributed.sequence=4",
+                "--set",
+                "distributed.method='lasp1'",
+            ],
+        ),
+    ] {
+        let ran = by_mpi(ranks, run, settings);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{run}");
+        assert_eq!(ran.json()["step"], 8, "{run}");
+        let found = losses(root, run);
+        assert_eq!(found.len(), 8, "{run}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{run}: {found} {expected}");
+        }
+        assert!(root.join(run).join("model/model.safetensors").exists(), "{run}");
+    }
+    // Four more steps by two ranks after those of four.
+    let more = ["--resume", "--set", "train.max_steps=12"];
+    let ran = by_mpi("2", "mixed", &more);
+    assert_eq!((ran.code, losses(root, "mixed").len()), (0, 12), "{}", ran.stderr);
+    // What does not fit is one line of each rank, and nothing is trained.
+    let ran = by_mpi("2", "refused", &["--set", "distributed.tensor=3"]);
+    assert_ne!(ran.code, 0);
+    assert!(
+        ran.stderr
+            .contains("distributed.tensor: found 3, expected a number that divides 2"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!root.join("refused/checkpoints").exists());
+}

@@ -114,7 +114,8 @@ fn doctor_reports_every_check() {
     assert_eq!(ran.code, i32::from(required_fails));
     let text = run(["doctor"]).stdout;
     for name in [
-        "cpu", "cores", "memory", "gpu", "ffmpeg", "apt-get", "dpkg-deb", "pip", "npm", "data", "disk",
+        "cpu", "cores", "memory", "gpu", "ranks", "mpi", "nccl", "ffmpeg", "apt-get", "dpkg-deb", "pip",
+        "npm", "data", "disk",
     ] {
         assert!(
             checks.iter().any(|check| check["name"] == name),

@@ -160,7 +160,7 @@ impl<T: SliceMath> Scratch<T> {
         &mut self,
         inputs: &Inputs<T>,
         (chunk, head): (&Chunk, usize),
-        state: Mat<T>,
+        state: Option<Mat<T>>,
         (o, stride): (&mut [T], usize),
     ) {
         self.prepare(inputs, (chunk, head));
@@ -173,7 +173,9 @@ impl<T: SliceMath> Scratch<T> {
             self.advance(&block);
         }
         let v = inputs.v.tokens(chunk.batch, &chunk.tokens, head);
-        matmul(o, stride, Mat::packed(&self.queries, rows, d), state, Into::Set);
+        if let Some(state) = state {
+            matmul(o, stride, Mat::packed(&self.queries, rows, d), state, Into::Set);
+        }
         triangle::add_times((o, stride), &self.scores, rows, v, inputs.v.channels());
     }
 

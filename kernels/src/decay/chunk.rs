@@ -318,8 +318,8 @@ pub(super) fn scan<T: SliceMath>(
     states
 }
 
-/// Outputs `[B, N, H, E]`, given the states that enter every chunk.
-pub(super) fn outputs<T: SliceMath>(plan: &Plan, inputs: &Inputs<T>, states: &[T]) -> Vec<T> {
+/// Outputs `[B, N, H, E]`, given the states that enter every chunk; without them, what tokens of the same chunk give.
+pub(super) fn outputs<T: SliceMath>(plan: &Plan, inputs: &Inputs<T>, states: Option<&[T]>) -> Vec<T> {
     let Dims { b, n, h, d, e } = plan.dims;
     let mut o = vec![T::zero(); b * n * h * e];
     let tasks: Vec<_> = plan
@@ -333,7 +333,7 @@ pub(super) fn outputs<T: SliceMath>(plan: &Plan, inputs: &Inputs<T>, states: &[T
         let mut channel = channel::Scratch::default();
         for head in 0..h {
             let slot = place.slot + head * place.stride;
-            let state = Mat::packed(&states[slot * d * e..][..d * e], d, e);
+            let state = states.map(|states| Mat::packed(&states[slot * d * e..][..d * e], d, e));
             let o = &mut o[head * e..];
             match inputs.decay {
                 Decay::Channel(_) => channel.output(inputs, (chunk, head), state, (o, h * e)),

@@ -42,6 +42,7 @@ mod chunk;
 pub(crate) mod cuda;
 mod forward;
 mod gate;
+mod late;
 mod plan;
 pub mod reference;
 mod step;
@@ -55,7 +56,7 @@ pub use step::{Fused, step, step_fused, step_fused_in_place, step_in_place};
 
 use crate::autograd::{Gradient, GradientOfMany, Value, attach_many, attach1};
 use crate::error::OpError;
-use crate::exchange::{Direction, StateExchange, arriving};
+use crate::exchange::{Coming, Direction, StateExchange, start_arriving};
 use crate::sequences;
 use crate::slice_math::SliceMath;
 use crate::strided::{View, contiguous};
@@ -324,7 +325,18 @@ impl CausalPass {
             (Some(initial), Some(guard)) => Some(contiguous::<T>(initial, guard)?),
             _ => None,
         };
-        let entering = self.entering(&totals, &states, initial, Direction::Forward)?;
+        if let Some(exchange) = &self.exchange {
+            // What tokens of a chunk give to each other is computed while the states of other parts are on their way.
+            let coming = self.started(&**exchange, &totals, &states, initial, Direction::Forward)?;
+            let mut o = chunk::outputs(&self.plan, &inputs, None);
+            let entering = joined(coming, initial)?;
+            let direction = Direction::Forward;
+            let finals = chunk::scan(&self.plan, &totals, &mut states, Some(&entering), direction);
+            late::add_outputs(&self.plan, &inputs, &states, &mut o);
+            let entering = Some(entering);
+            return Ok(Forward { o, finals, entering });
+        }
+        let entering = initial.map(<[T]>::to_vec);
         let finals = chunk::scan(
             &self.plan,
             &totals,
@@ -332,7 +344,7 @@ impl CausalPass {
             entering.as_deref(),
             Direction::Forward,
         );
-        let o = chunk::outputs(&self.plan, &inputs, &states);
+        let o = chunk::outputs(&self.plan, &inputs, Some(&states));
         Ok(Forward { o, finals, entering })
     }
 
@@ -355,29 +367,22 @@ impl CausalPass {
         })
     }
 
-    /// The states (or their adjoints, backward) that enter this part: its own and those from other parts.
-    fn entering<T: SliceMath>(
+    /// Hands what leaves this part (states, or their adjoints backward) to the others, and starts to wait for what enters it.
+    fn started<'a, T: SliceMath>(
         &self,
+        exchange: &'a dyn StateExchange,
         totals: &[T],
         locals: &[T],
         own: Option<&[T]>,
         direction: Direction,
-    ) -> Result<Option<Vec<T>>> {
-        let Some(exchange) = &self.exchange else {
-            return Ok(own.map(<[T]>::to_vec));
-        };
+    ) -> Result<Coming<'a>> {
         let (sequences, h, d, e) = self.state_shape();
         let leaving = chunk::leaving(&self.plan, totals, locals, own, direction);
         let leaving = Tensor::from_vec(leaving, (sequences, h, d, e), &Device::Cpu)?;
         let log = chunk::sequence_totals(&self.plan, totals);
         let width = log.len() / (sequences * h);
         let log = Tensor::from_vec(log, (sequences, h, width, 1), &Device::Cpu)?;
-        let others = arriving(exchange, &leaving, &log, direction, self.packed)?;
-        let mut entering = others.flatten_all()?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
-        if let Some(own) = own {
-            chunk::add(&mut entering, own);
-        }
-        Ok(Some(entering))
+        start_arriving(exchange, &leaving, &log, direction, self.packed)
     }
 
     fn backward<T: SliceMath>(
@@ -393,28 +398,19 @@ impl CausalPass {
         let d_o_guard = d_o.storage_and_layout().0;
         let d_o = View::of(d_o, &d_o_guard)?;
         let totals = chunk::log_totals(&self.plan, inputs.decay);
-        let mut states = chunk::local_states(&self.plan, &inputs);
-        let finals = chunk::scan(&self.plan, &totals, &mut states, entering, Direction::Forward);
-        let mut adjoints = chunk::local_adjoints(&self.plan, &inputs, d_o);
+        let adjoints = chunk::local_adjoints(&self.plan, &inputs, d_o);
         let own = d_state
             .map(|d_state| d_state.flatten_all()?.to_vec1::<T>())
             .transpose()?;
-        let arriving = self.entering(&totals, &adjoints, own.as_deref(), Direction::Backward)?;
-        let d_initial = chunk::scan(
-            &self.plan,
-            &totals,
-            &mut adjoints,
-            arriving.as_deref(),
-            Direction::Backward,
-        );
         let has_decay = self.kind != Kind::None;
         let want_decay = has_decay && args[3].track_op();
-        let saved = chunk::Saved {
-            states: &states,
-            finals: &finals,
-            adjoints: &adjoints,
-        };
-        let found = chunk::backward(&self.plan, &inputs, d_o, saved, want_decay);
+        let (found, d_initial) = self.adjoints(
+            &inputs,
+            d_o,
+            (&totals, entering),
+            (adjoints, own.as_deref()),
+            want_decay,
+        )?;
         let mut all = vec![found.dq, found.dk, found.dv];
         if has_decay {
             all.push(found.dlog);
@@ -432,6 +428,58 @@ impl CausalPass {
             })
             .collect()
     }
+}
+
+impl CausalPass {
+    /// Adjoints of the inputs and of the states that entered, given what every chunk adds to the adjoint of the state, and the
+    /// own adjoint of the final states.
+    fn adjoints<T: SliceMath>(
+        &self,
+        inputs: &Inputs<T>,
+        d_o: View<T>,
+        (totals, entering): (&[T], Option<&[T]>),
+        (mut adjoints, own): (Vec<T>, Option<&[T]>),
+        want_decay: bool,
+    ) -> Result<(chunk::Adjoints<T>, Vec<T>)> {
+        let plan = &self.plan;
+        let coming = match &self.exchange {
+            Some(exchange) => Some(self.started(&**exchange, totals, &adjoints, own, Direction::Backward)?),
+            None => None,
+        };
+        let mut states = chunk::local_states(plan, inputs);
+        let finals = chunk::scan(plan, totals, &mut states, entering, Direction::Forward);
+        // With other parts, first the adjoints without theirs, which are on their way.
+        let mut passed = vec![T::zero(); if coming.is_some() { adjoints.len() } else { 0 }];
+        let mut d_initial = chunk::scan(plan, totals, &mut adjoints, own, Direction::Backward);
+        let mut saved = chunk::Saved {
+            states: &states,
+            finals: &finals,
+            adjoints: &adjoints,
+        };
+        let fused = want_decay && coming.is_none();
+        let mut found = chunk::backward(plan, inputs, d_o, saved, fused);
+        if let Some(coming) = coming {
+            let others = joined::<T>(coming, None)?;
+            let more = chunk::scan(plan, totals, &mut passed, Some(&others), Direction::Backward);
+            late::add_adjoints(plan, inputs, &passed, &mut found);
+            chunk::add(&mut d_initial, &more);
+            if want_decay {
+                chunk::add(&mut passed, &adjoints);
+                saved.adjoints = &passed;
+                found.dlog = late::gates(plan, inputs, saved, &found);
+            }
+        }
+        Ok((found, d_initial))
+    }
+}
+
+/// What has come from other parts, with the `own`.
+fn joined<T: SliceMath>(coming: Coming<'_>, own: Option<&[T]>) -> Result<Vec<T>> {
+    let mut entering = coming.wait()?.flatten_all()?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
+    if let Some(own) = own {
+        chunk::add(&mut entering, own);
+    }
+    Ok(entering)
 }
 
 fn lock<'a>(list: &[&'a Tensor]) -> Vec<StorageRef<'a>> {

@@ -87,14 +87,17 @@ impl<T: SliceMath> Scratch<T> {
         &mut self,
         inputs: &Inputs<T>,
         (chunk, head): (&Chunk, usize),
-        state: Mat<T>,
+        state: Option<Mat<T>>,
         (o, stride): (&mut [T], usize),
     ) {
         self.prepare(&inputs.decay, (chunk, head));
         let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|x| x.tokens(chunk.batch, &chunk.tokens, head));
         let (rows, d, e) = (self.rows, inputs.q.channels(), inputs.v.channels());
-        matmul(o, stride, q, state, Into::Set);
-        scale_rows(o, stride, e, &self.start, 1);
+        // Without a state, `o` holds zeros.
+        if let Some(state) = state {
+            matmul(o, stride, q, state, Into::Set);
+            scale_rows(o, stride, e, &self.start, 1);
+        }
         triangle::product(&mut self.scores, rows, q, k.turned(&mut self.turned), d);
         mask(&mut self.scores, &self.powers, rows);
         triangle::add_times((o, stride), &self.scores, rows, v, e);

@@ -1,7 +1,8 @@
 //! Exchanges as nodes of the graph: every part joins in forward, and again in backward.
 
-use super::StateExchange;
+use super::{Coming, StateExchange};
 use crate::autograd::{Gradient, Value, attach1, attach2};
+use crate::tape::{Needs, Set};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 use std::sync::Arc;
@@ -137,6 +138,67 @@ pub fn part_borders(borders: &[usize], tokens: &Range<usize>) -> Vec<usize> {
     own
 }
 
+/// The sum over all parts of what each computed of the same thing, which all of them read on. Differentiable: the adjoint of the
+/// sum is that of each term.
+///
+/// # Errors
+/// An exchange that fails.
+pub fn summed(exchange: &Arc<dyn StateExchange>, own: &Tensor) -> Result<Tensor> {
+    let sum = exchange.sum(&own.detach().contiguous()?)?;
+    attach1(Value::Tensor(sum), own, Shared::new(exchange, false))
+}
+
+/// `x`, which all parts have, where each goes on to compute something else from it. Differentiable: adjoints of all parts are
+/// summed.
+///
+/// # Errors
+/// A device that is out of memory.
+pub fn shared(exchange: &Arc<dyn StateExchange>, x: &Tensor) -> Result<Tensor> {
+    attach1(Value::Tensor(x.detach()), x, Shared::new(exchange, true))
+}
+
+/// The sum over all parts, from which each goes on to compute something else: [`summed`], then [`shared`].
+///
+/// # Errors
+/// An exchange that fails.
+pub fn summed_alike(exchange: &Arc<dyn StateExchange>, own: &Tensor) -> Result<Tensor> {
+    let sum = exchange.sum(&own.detach().contiguous()?)?;
+    attach1(Value::Tensor(sum), own, Shared::new(exchange, true))
+}
+
+/// Passes adjoints on as they are, or as the sum of those of all parts.
+struct Shared {
+    exchange: Arc<dyn StateExchange>,
+    sums: bool,
+}
+
+impl Shared {
+    fn new(exchange: &Arc<dyn StateExchange>, sums: bool) -> Self {
+        Self {
+            exchange: exchange.clone(),
+            sums,
+        }
+    }
+}
+
+impl Gradient<1> for Shared {
+    fn name(&self) -> &'static str {
+        "shared"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::operands(Set::NONE)
+    }
+
+    fn backward(&self, _: [&Tensor; 1], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let grad = grad.detach().contiguous()?;
+        Ok([Some(match self.sums {
+            true => self.exchange.sum(&grad)?,
+            false => grad,
+        })])
+    }
+}
+
 /// What other parts hand to this one, `[S, ..]`, where the states `leaving` `[S, ..]` of S sequences leave it, with the
 /// log-decays `log` of the sequences.
 ///
@@ -149,20 +211,31 @@ pub(crate) fn arriving(
     direction: Direction,
     packed: bool,
 ) -> Result<Tensor> {
+    start_arriving(&**exchange, leaving, log, direction, packed)?.wait()
+}
+
+/// Starts [`arriving`]: what does not need the states of other parts may be done before it is waited for.
+pub(crate) fn start_arriving<'a>(
+    exchange: &'a dyn StateExchange,
+    leaving: &Tensor,
+    log: &Tensor,
+    direction: Direction,
+    packed: bool,
+) -> Result<Coming<'a>> {
     let sequences = leaving.dim(0)?;
     let hand_over = |state: &Tensor, log: &Tensor| {
-        let found = match direction {
-            Direction::Forward => exchange.prefix(state, log)?,
-            Direction::Backward => exchange.suffix(state, log)?,
+        let coming = match direction {
+            Direction::Forward => exchange.start_prefix(state, log)?,
+            Direction::Backward => exchange.start_suffix(state, log)?,
         };
-        if found.shape() != state.shape() {
-            bail!(
-                "exchanged state: expected {:?}, found {:?}",
-                state.dims(),
-                found.dims()
-            );
-        }
-        Ok(found)
+        let expected = state.shape().clone();
+        Ok(Coming::later(move || {
+            let found = coming.wait()?;
+            if found.shape() != &expected {
+                bail!("exchanged state: expected {expected:?}, found {:?}", found.dims());
+            }
+            Ok(found)
+        }))
     };
     if !packed || sequences == 1 {
         return hand_over(leaving, log);
@@ -174,6 +247,8 @@ pub(crate) fn arriving(
     let state = leaving.narrow(0, from, 1)?.contiguous()?;
     let log = log.narrow(0, from, 1)?;
     let closed = Tensor::full(f32::NEG_INFINITY, log.shape(), log.device())?.to_dtype(log.dtype())?;
-    let found = hand_over(&state, &closed)?;
-    found.pad_with_zeros(0, to, sequences - 1 - to)
+    let coming = hand_over(&state, &closed)?;
+    Ok(Coming::later(move || {
+        coming.wait()?.pad_with_zeros(0, to, sequences - 1 - to)
+    }))
 }

@@ -1,6 +1,6 @@
 //! An exchange for work that is done twice: what it brought the first time is there the second time.
 
-use super::{AdditiveState, StateExchange};
+use super::{AdditiveState, Coming, StateExchange};
 use candle_core::{Result, Tensor, bail};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,11 +40,7 @@ impl Kept {
     }
 
     fn once(&self, bring: impl FnOnce() -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
-        let (again, kept) = {
-            let mut log = self.log();
-            let again = log.runs > 1;
-            (again, if again { log.brought.pop_front() } else { None })
-        };
+        let (again, kept) = self.again();
         if let Some(kept) = kept {
             return Ok(kept);
         }
@@ -53,6 +49,28 @@ impl Kept {
             self.log().brought.push_back(brought.clone());
         }
         Ok(brought)
+    }
+
+    /// What was brought the first time, if this is the second, and whether it is.
+    fn again(&self) -> (bool, Option<Vec<Tensor>>) {
+        let mut log = self.log();
+        let again = log.runs > 1;
+        (again, if again { log.brought.pop_front() } else { None })
+    }
+
+    fn start<'a>(&'a self, start: impl FnOnce() -> Result<Coming<'a>>) -> Result<Coming<'a>> {
+        let (again, kept) = self.again();
+        if let Some(state) = kept.and_then(|mut kept| kept.pop()) {
+            return Ok(Coming::here(state));
+        }
+        let coming = start()?;
+        Ok(Coming::later(move || {
+            let state = coming.wait()?;
+            if !again {
+                self.log().brought.push_back(vec![state.clone()]);
+            }
+            Ok(state)
+        }))
     }
 
     fn one(&self, bring: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
@@ -82,6 +100,14 @@ impl StateExchange for Kept {
 
     fn suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
         self.one(|| self.exchange.suffix(state, log_decay))
+    }
+
+    fn start_prefix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
+        self.start(|| self.exchange.start_prefix(state, log_decay))
+    }
+
+    fn start_suffix(&self, state: &Tensor, log_decay: &Tensor) -> Result<Coming<'_>> {
+        self.start(|| self.exchange.start_suffix(state, log_decay))
     }
 
     fn reduce(&self, part: AdditiveState) -> Result<AdditiveState> {

@@ -66,6 +66,20 @@ enum Work {
     Operator(Box<dyn Recorded>),
     /// Work that is done again in the backward pass.
     Replay(Box<Replay>),
+    /// What is done when the backward pass comes by.
+    Mark(Box<Mark>),
+}
+
+type Mark = dyn FnOnce(&mut Gradients<'_>) -> Result<()>;
+
+/// The gradients of variables that the part of the backward pass behind a mark has found, from [`on_the_way_back`].
+pub struct Gradients<'a>(&'a mut walk::Adjoints);
+
+impl Gradients<'_> {
+    /// Takes that of `variable` away: what is found later begins anew.
+    pub fn take(&mut self, variable: &Tensor) -> Option<Tensor> {
+        self.0.take(variable.id())
+    }
 }
 
 type Replay = dyn Fn() -> Result<Vec<Tensor>>;
@@ -135,6 +149,19 @@ fn note_work(work: Work, needs: Needs, operands: &[&Tensor], results: &[Tensor])
         Some(tape) => tape.enter(work, needs, operands, results),
         None => Ok(()),
     })
+}
+
+/// Has `work` done when the backward pass comes to this place: after the adjoints of all operators that run from here on, and
+/// before those of the operators so far. Only the gradient of a weight by which something is multiplied that the last operator
+/// before this place made may come after it. Without a recording tape nothing is done.
+///
+/// # Errors
+/// None at present.
+pub fn on_the_way_back(work: impl FnOnce(&mut Gradients<'_>) -> Result<()> + 'static) -> Result<()> {
+    if !is_recording() {
+        return Ok(());
+    }
+    note_work(Work::Mark(Box::new(work)), Needs::operands(Set::NONE), &[], &[])
 }
 
 /// Runs `work` and forgets what lies between its operands and its results: the backward pass runs it again. `work` must give

@@ -1,5 +1,7 @@
 //! Gradients by a tape against those of the graph, and what a tape keeps.
 
+use std::rc::Rc;
+
 use super::*;
 use crate::glu::swiglu;
 use crate::linear::{joined, linear};
@@ -343,4 +345,41 @@ fn records_nest_and_end_with_their_work() {
     let weight = vars[0].as_detached_tensor();
     let (y, tape) = record(|| linear(&x, &weight, None).unwrap());
     assert!(tape.entries.is_empty() && !y.track_op());
+}
+
+/// Marks come by in the reverse order, between the operators before and behind them, and find the gradients so far.
+#[test]
+fn marks_are_passed_on_the_way_back() -> Result<()> {
+    let (x, vars) = inputs();
+    let weights: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let expected = network(&x, &weights)?.backward()?;
+    let passed = Rc::new(RefCell::new(Vec::new()));
+    let taken = Rc::new(RefCell::new(None));
+    let (loss, tape) = record(|| -> Result<Tensor> {
+        for place in 0..2 {
+            let (passed, taken, weight) = (passed.clone(), taken.clone(), weights[1].clone());
+            on_the_way_back(move |gradients| {
+                passed.borrow_mut().push(place);
+                if place == 0 {
+                    *taken.borrow_mut() = gradients.take(&weight);
+                }
+                Ok(())
+            })?;
+        }
+        let loss = network(&x, &weights)?;
+        let passed = passed.clone();
+        on_the_way_back(move |_| {
+            passed.borrow_mut().push(2);
+            Ok(())
+        })?;
+        Ok(loss)
+    });
+    let found = tape.backward(&loss?)?;
+    assert_eq!(*passed.borrow(), [2, 1, 0]);
+    assert!(found.get(&vars[1]).is_none());
+    let taken = taken.borrow_mut().take().unwrap();
+    for (found, var) in [(&taken, &vars[1]), (found.get(&vars[0]).unwrap(), &vars[0])] {
+        assert!(relative_rms(&values(found), &values(expected.get(var).unwrap())) < 1e-13);
+    }
+    on_the_way_back(|_| candle_core::bail!("there is no way back"))
 }

@@ -6,7 +6,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, TensorId, bail};
 
 use super::{
-    Entry, Needs, Operand, Outcome, Part, Place, Recorded, Replay, Set, Tape, Waiting, Work, record,
+    Entry, Gradients, Needs, Operand, Outcome, Part, Place, Recorded, Replay, Set, Tape, Waiting, Work,
+    record,
 };
 use crate::autograd::{Gradient, Value, attach1, attach2};
 
@@ -58,6 +59,18 @@ impl Tape {
                 pieces.walk_if_they_lead_to(id, &mut adjoints)?;
             }
             let own: Vec<Option<Tensor>> = ids.iter().map(|&id| adjoints.take(id)).collect();
+            if let Work::Mark(_) = entry.work {
+                // What is done may take away what pieces that wait read, or the gradients that they lead to.
+                pieces.walk(&mut adjoints)?;
+                if let Some(Entry {
+                    work: Work::Mark(work),
+                    ..
+                }) = self.entries.pop()
+                {
+                    work(&mut Gradients(&mut adjoints))?;
+                }
+                continue;
+            }
             // Where the loss depends on no result, nothing is due.
             if own.iter().all(Option::is_none) && entry.waiting.is_empty() {
                 self.entries.pop();
@@ -67,6 +80,7 @@ impl Tape {
             let Some(entry) = self.entries.pop() else { break };
             match entry.work {
                 Work::Replay(work) => replay(&work, own, &mut adjoints)?,
+                Work::Mark(_) => bail!("tape: a mark has no results"),
                 Work::Operator(node) => match self.worth_waiting(entry.needs, &entry.operands) {
                     Some(place) if entry.waiting.is_empty() => {
                         let operands = self.gather(&entry.operands, Set::NONE)?;
@@ -252,7 +266,7 @@ fn replay(work: &Replay, own: Vec<Option<Tensor>>, adjoints: &mut Adjoints) -> R
 
 /// Sums of adjoints of variables so far.
 #[derive(Default)]
-struct Adjoints(HashMap<TensorId, Tensor>);
+pub(super) struct Adjoints(HashMap<TensorId, Tensor>);
 
 impl Adjoints {
     fn add(&mut self, id: TensorId, adjoint: Tensor) -> Result<()> {
@@ -264,7 +278,7 @@ impl Adjoints {
         Ok(())
     }
 
-    fn take(&mut self, id: TensorId) -> Option<Tensor> {
+    pub(super) fn take(&mut self, id: TensorId) -> Option<Tensor> {
         self.0.remove(&id)
     }
 

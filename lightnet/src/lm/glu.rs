@@ -1,7 +1,10 @@
 //! The gated linear unit of a layer.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
+use fulgur_kernels::exchange::{StateExchange, shared, summed};
 use fulgur_kernels::glu::swiglu;
 use fulgur_kernels::linear::linear_swiglu;
 use fulgur_kernels::split::{Part, split};
@@ -17,6 +20,8 @@ pub(super) struct Glu {
     wide: Joined,
     hidden: usize,
     down: Linear,
+    /// Ranks that have the other columns.
+    ranks: Option<Arc<dyn StateExchange>>,
 }
 
 impl Glu {
@@ -36,7 +41,13 @@ impl Glu {
             wide: Joined::new(vec![map(width, hidden, names[0])?, map(width, hidden, names[1])?])?,
             hidden,
             down: map(hidden, width, names[2])?,
+            ranks: None,
         })
+    }
+
+    /// That of some columns; `ranks` have the others.
+    pub(super) fn over(&mut self, ranks: &Arc<dyn StateExchange>) {
+        self.ranks = Some(ranks.clone());
     }
 
     /// As [`Linear::round`].
@@ -46,6 +57,14 @@ impl Glu {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.ranks {
+            Some(ranks) => summed(ranks, &self.own(&shared(ranks, x)?)?),
+            None => self.own(x),
+        }
+    }
+
+    /// What its columns give.
+    fn own(&self, x: &Tensor) -> Result<Tensor> {
         if self.act == Activation::Silu
             && let Some(weight) = self.wide.frozen_weight()
         {

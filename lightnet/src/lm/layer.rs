@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{VarBuilder, ops::softmax};
 use fulgur_kernels::exchange::{Direction, StateExchange, halo};
 use fulgur_kernels::shift::token_shift;
@@ -65,6 +65,31 @@ impl Layer {
             mixer: Mixer::new(config, index, &vb.pp(names.mixer))?,
             glu: Glu::new(config, &vb.pp(names.glu))?,
             token_shift: config.token_shift,
+        })
+    }
+
+    /// What one of `ranks` has of layer number `index` of a model of this `config`; `vb` stands at its own tensors.
+    pub(super) fn in_tensor_part(
+        config: &Config,
+        index: usize,
+        vb: &VarBuilder,
+        ranks: &Arc<dyn StateExchange>,
+    ) -> Result<Self> {
+        let own = config.of_tensor_part(ranks.parts());
+        let Self {
+            mixer,
+            mut glu,
+            token_shift,
+        } = Self::new(&own, index, vb)?;
+        glu.over(ranks);
+        Ok(Self {
+            mixer: match mixer {
+                Mixer::Tnl(mixer) => Mixer::Tnl(mixer.over(config, index, ranks)?),
+                Mixer::TransNormer(mixer) => Mixer::TransNormer(mixer.over(config, index, ranks)?),
+                _ => bail!("layers of {} do not split over ranks", config.architecture.name()),
+            },
+            glu,
+            token_shift,
         })
     }
 

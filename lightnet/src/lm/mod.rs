@@ -42,6 +42,7 @@
 //! # Ok(()) }
 //! ```
 
+mod block;
 pub mod classifier;
 mod config;
 pub mod generate;
@@ -50,6 +51,7 @@ mod kept;
 mod layer;
 pub mod likelihood;
 mod load;
+mod loan;
 mod model;
 mod replay;
 mod rope;
@@ -57,6 +59,7 @@ pub mod sampling;
 mod session;
 mod state;
 mod state_file;
+mod tensor;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -67,8 +70,10 @@ pub use config::{
 };
 pub(crate) use layer::lower_bounds;
 pub use load::expected_shapes;
+pub use loan::Lender;
 pub use model::LanguageModel;
 pub use rope::{RopeParameters, Rotary, Scaling};
 pub use session::{MOST_TOGETHER, Session, SessionError};
 pub use state::State;
 pub use state_file::StateFileError;
+pub use tensor::Cut;

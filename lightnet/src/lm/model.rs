@@ -9,15 +9,16 @@ use fulgur_kernels::embedding::{Ids, lookup, lookup_at};
 use fulgur_kernels::exchange::{Kept, StateExchange};
 use fulgur_kernels::linear::linear;
 use fulgur_kernels::lrpe::token_phases;
-use fulgur_kernels::norm::{add_norm, rms_norm_to};
+use fulgur_kernels::norm::rms_norm_to;
 use fulgur_kernels::tape;
 
+use super::block::Block;
 use super::config::Config;
 use super::layer::{Layer, Names, lower_bounds};
+use super::loan::{self, Lender, Loan};
 use super::rope::Rotary;
 use super::state::State;
 use crate::linear::{Linear, Start};
-use crate::mixer::causal::{CausalContext, Memory};
 use crate::norm::RmsNorm;
 use crate::position::{Grid, MdTpe, TpeConfig};
 
@@ -40,6 +41,8 @@ pub struct LanguageModel {
     recompute: bool,
     /// The other parts, where it sees a part of each sequence.
     exchange: Option<Arc<dyn StateExchange>>,
+    /// Who has the weights while they are not needed.
+    lender: Option<Arc<dyn Lender>>,
 }
 
 /// What a model that nobody trains makes once instead of at each token.
@@ -64,6 +67,32 @@ impl LanguageModel {
     /// # Errors
     /// The shape is none, or a tensor is missing or has another shape.
     pub fn new(config: &Config, compute: DType, vb: &VarBuilder) -> Result<Self> {
+        Self::build(config, compute, vb, None)
+    }
+
+    /// What one of several ranks has of a model ([`Config::cut_of`]), with its own tensors in `vb`. All `ranks` call the same
+    /// methods in the same order.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and layers that do not split over so many ranks.
+    pub fn in_tensor_part(
+        config: &Config,
+        compute: DType,
+        vb: &VarBuilder,
+        ranks: &Arc<dyn StateExchange>,
+    ) -> Result<Self> {
+        config
+            .check_tensor(ranks.parts())
+            .map_err(candle_core::Error::Msg)?;
+        Self::build(config, compute, vb, Some(ranks))
+    }
+
+    fn build(
+        config: &Config,
+        compute: DType,
+        vb: &VarBuilder,
+        ranks: Option<&Arc<dyn StateExchange>>,
+    ) -> Result<Self> {
         config.check()?;
         let Config {
             architecture,
@@ -88,7 +117,10 @@ impl LanguageModel {
         let (mut layers, mut gains) = (Vec::new(), Vec::new());
         for index in 0..num_hidden_layers {
             let vb = model.pp("layers").pp(index);
-            layers.push(Arc::new(Layer::new(config, index, &vb)?));
+            layers.push(Arc::new(match ranks {
+                Some(ranks) => Layer::in_tensor_part(config, index, &vb, ranks)?,
+                None => Layer::new(config, index, &vb)?,
+            }));
             gains.push(gain(&vb, 0)?);
             gains.push(gain(&vb, 1)?);
         }
@@ -135,6 +167,7 @@ impl LanguageModel {
             compute,
             recompute: false,
             exchange: None,
+            lender: None,
         })
     }
 
@@ -144,6 +177,15 @@ impl LanguageModel {
     pub fn in_parts(self, exchange: Arc<dyn StateExchange>) -> Self {
         Self {
             exchange: Some(exchange).filter(|exchange| exchange.parts() > 1),
+            ..self
+        }
+    }
+
+    /// The model whose units ([`Config::units`]) borrow their weights from `lender` while they work, in training and validation.
+    #[must_use]
+    pub fn lent_by(self, lender: Arc<dyn Lender>) -> Self {
+        Self {
+            lender: Some(lender),
             ..self
         }
     }
@@ -241,7 +283,8 @@ impl LanguageModel {
     /// # Errors
     /// Ids that are not `[B, N]`, or a failing operation.
     pub fn logits(&self, ids: &Ids) -> Result<Tensor> {
-        linear(&self.hidden(ids, None, None)?, &self.head, None)
+        let hidden = self.hidden(ids, None, None)?;
+        self.through_head(|head| linear(&hidden, head, None))
     }
 
     /// As [`Self::logits`], where tokens at which `mask` `[B, N]` is zero are padding: for models in both directions.
@@ -317,7 +360,7 @@ impl LanguageModel {
         let hidden = self
             .hidden(ids, None, None)?
             .reshape(((), self.config.hidden_size))?;
-        cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
+        self.through_head(|head| cross_entropy::head(&hidden, head, &targets.flatten_all()?, options))
     }
 
     /// As [`Self::loss`], of packed sequences in a batch of one: `borders` start with 0, end with N and never fall, and tokens see
@@ -336,7 +379,7 @@ impl LanguageModel {
         let hidden = self
             .packed_hidden(ids, borders)?
             .reshape(((), self.config.hidden_size))?;
-        cross_entropy::head(&hidden, &self.head, &targets.flatten_all()?, options)
+        self.through_head(|head| cross_entropy::head(&hidden, head, &targets.flatten_all()?, options))
     }
 
     /// As [`Self::losses`], of packed sequences.
@@ -353,7 +396,7 @@ impl LanguageModel {
         let hidden = self
             .packed_hidden(ids, borders)?
             .reshape(((), self.config.hidden_size))?;
-        cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
+        self.through_head(|head| cross_entropy::head_losses(&hidden, head, &targets.flatten_all()?, options))
     }
 
     fn packed_hidden(&self, ids: &Ids, borders: &[usize]) -> Result<Tensor> {
@@ -371,7 +414,7 @@ impl LanguageModel {
         let hidden = self
             .hidden(ids, None, None)?
             .reshape(((), self.config.hidden_size))?;
-        cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)
+        self.through_head(|head| cross_entropy::head_losses(&hidden, head, &targets.flatten_all()?, options))
     }
 
     /// The loss of every token `[B N]`, as [`Self::losses`], of `ids` `[B, N]` that go on behind `state`.
@@ -389,9 +432,17 @@ impl LanguageModel {
         let hidden = self
             .extended(ids, &mut next)?
             .reshape(((), self.config.hidden_size))?;
-        let losses = cross_entropy::head_losses(&hidden, &self.head, &targets.flatten_all()?, options)?;
+        let targets = targets.flatten_all()?;
+        let losses =
+            self.through_head(|head| cross_entropy::head_losses(&hidden, head, &targets, options))?;
         *state = next;
         Ok(losses)
+    }
+
+    /// `work` with the weights of the head. Adjoints of the loss do not read them; those of logits do, and are not for weights
+    /// that are lent.
+    fn through_head<T>(&self, work: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
+        loan::with(self.lender.as_ref(), self.config.head_unit(), || work(&self.head))
     }
 
     /// The normalised end of the residual stream, `[B, N, d]`.
@@ -422,7 +473,9 @@ impl LanguageModel {
             Some(fixed) => fixed.bounds.clone(),
             None => lower_bounds(&self.config, self.lower_bounds.as_ref())?,
         };
-        let mut x = self.embed(ids, state.as_deref_mut())?;
+        let lender = self.lender.as_ref();
+        loan::finished(lender, &[1, 0])?;
+        let mut x = loan::with(lender, 0, || self.embed(ids, state.as_deref_mut()))?;
         let mut normed = rms_norm_to(&x, self.gains[0].as_ref(), 1, eps, self.compute)?;
         // Layers with the same positions, most often all, share their phases.
         let mut phases: Option<(Rotary, Tensor)> = None;
@@ -437,7 +490,12 @@ impl LanguageModel {
                 };
                 phases = Some((*rotary, token_phases(&theta, tokens, position)?));
             }
+            if index + 2 < self.config.units() {
+                // Gradients of this layer's weights may still follow its adjoints; those of the next one are complete.
+                loan::finished(lender, &[index + 2])?;
+            }
             let block = Block {
+                loan: lender.map(|lender| Arc::new(Loan::new(lender.clone(), index + 1))),
                 layer: layer.clone(),
                 phase: layer
                     .rotary()
@@ -529,52 +587,5 @@ impl Tokens<'_> {
             Self::Known(_) => None,
             Self::At { clock, .. } => Some(clock),
         }
-    }
-}
-
-/// A layer with all that it needs beside the stream.
-struct Block {
-    layer: Arc<Layer>,
-    phase: Option<Tensor>,
-    lower_bound: Option<Tensor>,
-    mask: Option<Tensor>,
-    /// Borders of packed sequences.
-    packed: Option<Arc<[usize]>>,
-    position: usize,
-    /// The same where the device knows it.
-    clock: Option<Tensor>,
-    /// Of the norm before the gated linear unit, and of the one after it.
-    gains: [Option<Tensor>; 2],
-    eps: f64,
-    /// Other parts of split sequences; what they gave is kept for a layer that is recomputed.
-    parts: Option<Arc<Kept>>,
-}
-
-impl Block {
-    /// The stream and its norm behind the layer, from those before it.
-    fn run(&self, x: &Tensor, normed: &Tensor, memory: Option<&mut Memory>) -> Result<[Tensor; 2]> {
-        let context = CausalContext {
-            phase: self.phase.as_ref(),
-            lower_bound: self.lower_bound.as_ref(),
-            position: self.position,
-            clock: self.clock.as_ref(),
-            ..CausalContext::default()
-        };
-        let exchange = self.parts.clone().map(|parts| {
-            parts.begin();
-            parts as Arc<dyn StateExchange>
-        });
-        let mut passing = match (&exchange, self.packed.clone()) {
-            (Some(exchange), borders) => Some(Memory::split(exchange.clone(), borders)),
-            (None, borders) => borders.map(Memory::packed),
-        };
-        let memory = memory.or(passing.as_mut());
-        let branch = self.layer.mix(normed, &context, self.mask.as_ref(), memory)?;
-        let (x, normed) = add_norm(x, &branch, self.gains[0].as_ref(), self.eps)?;
-        let branch = self
-            .layer
-            .expand(&normed, self.mask.as_ref(), exchange.as_ref())?;
-        let (x, normed) = add_norm(&x, &branch, self.gains[1].as_ref(), self.eps)?;
-        Ok([x, normed])
     }
 }

@@ -174,24 +174,71 @@ fn over_ranks(
     weights: &Tensor,
     borders: Option<&[usize]>,
 ) -> Vec<(Vec<Tensor>, Traffic)> {
-    let tokens = weights.dims()[1] / ranks;
     each(ranks, Settings::default(), |comm| {
-        let range = comm.rank() * tokens..(comm.rank() + 1) * tokens;
-        let cut = |x: &Tensor| {
-            x.narrow(1, range.start, tokens)
-                .and_then(|x| x.contiguous())
-                .unwrap()
-        };
-        let own: Vec<Tensor> = operands
-            .iter()
-            .map(|(x, by_token)| if *by_token { cut(x) } else { x.clone() })
-            .collect();
-        let borders = borders.map(|borders| part_borders(borders, &range));
-        let exchange =
-            (ranks > 1).then(|| Arc::new(Lasp::new(comm.clone(), method, tokens)) as Arc<dyn StateExchange>);
-        let found = results(kind, &own, &cut(weights), exchange, borders.as_deref()).unwrap();
+        let found = of_rank(kind, method, &comm, operands, weights, borders);
         (found, comm.traffic())
     })
+}
+
+/// What the rank of `comm` finds.
+fn of_rank(
+    kind: Kind,
+    method: Method,
+    comm: &Arc<dyn Communicator>,
+    operands: &[(Tensor, bool)],
+    weights: &Tensor,
+    borders: Option<&[usize]>,
+) -> Vec<Tensor> {
+    let tokens = weights.dims()[1] / comm.size();
+    let range = comm.rank() * tokens..(comm.rank() + 1) * tokens;
+    let cut = |x: &Tensor| {
+        x.narrow(1, range.start, tokens)
+            .and_then(|x| x.contiguous())
+            .unwrap()
+    };
+    let own: Vec<Tensor> = operands
+        .iter()
+        .map(|(x, by_token)| if *by_token { cut(x) } else { x.clone() })
+        .collect();
+    let borders = borders.map(|borders| part_borders(borders, &range));
+    let join = || Arc::new(Lasp::new(comm.clone(), method, tokens)) as Arc<dyn StateExchange>;
+    let exchange = (comm.size() > 1).then(join);
+    results(kind, &own, &cut(weights), exchange, borders.as_deref()).unwrap()
+}
+
+/// Checks as the rank of `comm`, whatever is between ranks, that all operators give their part of the whole: outputs, states and
+/// gradients, by both methods.
+#[cfg(feature = "mpi")]
+pub(in crate::distributed) fn check_as_rank(comm: &Arc<dyn Communicator>) {
+    let tokens = 72;
+    for (dtype, most) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+        for kind in KINDS {
+            let operands = operands(kind, B, tokens, dtype);
+            let whole: Vec<Tensor> = operands.iter().map(|(x, _)| x.clone()).collect();
+            let shape = operate(kind, &whole, None, None).unwrap()[0].dims().to_vec();
+            let weights = normal("weights", &shape, dtype);
+            let expected = results(kind, &whole, &weights, None, None).unwrap();
+            for method in [Method::Ring, Method::Gather] {
+                let found = of_rank(kind, method, comm, &operands, &weights, None);
+                for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let own = tokens / comm.size();
+                    let (found, expected) = match index {
+                        // The state of the last rank.
+                        1 => (comm.broadcast(comm.size() - 1, found).unwrap(), expected.clone()),
+                        _ if index == 0 || operands[index - 2].1 => {
+                            (found.clone(), expected.narrow(1, comm.rank() * own, own).unwrap())
+                        }
+                        _ => (comm.all_reduce(found, Reduce::Sum).unwrap(), expected.clone()),
+                    };
+                    let error = apart(&found, &expected);
+                    assert!(
+                        error < most,
+                        "{kind:?}, {method:?}, {dtype:?}, result {index}: {error:e}"
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Outputs, states and gradients of 1, 2, 4 and 8 ranks are those of the whole; both methods give the same bits.

@@ -5,6 +5,7 @@ use candle_core::DType;
 use crate::distributed::Moved;
 
 use super::*;
+use crate::distributed::communicator::Reduce;
 
 /// What `work` answers on each rank of a world.
 pub(in crate::distributed) fn each<T: Send>(

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Instant;
 
+use candle_core::Tensor;
 use fulgur_lightnet::params::Precision;
 
-use super::{Ema, Outcome, Report, Session, TrainError};
+use super::shards::Kind;
+use super::{Ema, Outcome, Report, Session, Team, TrainError};
 
 impl Session<'_> {
     /// Runs `work` with the averaged weights; its time does not count as training.
@@ -30,8 +32,26 @@ impl Session<'_> {
         self.window.since += spent;
     }
 
+    /// Whether work with the model is the work of all ranks.
+    fn has_parts(&self) -> bool {
+        self.team.as_ref().is_some_and(Team::has_parts)
+    }
+
+    /// The weights that are judged and exported, averaged where the run averages them, where this rank has no more than a part
+    /// of them: on the rank that leads; all ranks call it together.
+    fn whole_weights(&self) -> Result<Option<BTreeMap<String, Tensor>>, TrainError> {
+        let Some(team) = self.team.as_ref().filter(|team| team.has_parts()) else {
+            return Ok(None);
+        };
+        let own = match &self.ema {
+            Some(ema) => ema.tensors(),
+            None => self.task.params().values(),
+        };
+        team.whole(Kind::Weights, own).map(Some)
+    }
+
     pub(super) fn validate(&mut self) -> Result<(), TrainError> {
-        if !self.leads() {
+        if !self.leads() && !self.has_parts() {
             return Ok(());
         }
         let doing = format!("step {}: validation", self.state.step);
@@ -40,6 +60,13 @@ impl Session<'_> {
         let Some(&(_, first)) = figures.first() else {
             return Ok(());
         };
+        let whole = match self.recipe.train.keep_best {
+            true => self.whole_weights()?,
+            false => None,
+        };
+        if !self.leads() {
+            return Ok(());
+        }
         for (name, _) in &mut figures {
             name.insert_str(0, "validation/");
         }
@@ -57,15 +84,19 @@ impl Session<'_> {
                 ("step".to_string(), self.state.step.to_string()),
                 (figures[0].0.clone(), first.to_string()),
             ]);
-            self.with_averages(|session| {
-                Ok(session.task.params().save(&path, &metadata, Precision::F32)?)
-            })?;
+            let params = self.task.params();
+            let save = || Ok(params.save(&path, &metadata, Precision::F32)?);
+            match whole {
+                Some(whole) => params.with_values(whole, save),
+                None => self.with_averages(|_| save()),
+            }?;
         }
         Ok(())
     }
 
     pub(super) fn sample(&mut self) -> Result<(), TrainError> {
-        if !self.leads() {
+        // A rank that has a part of the weights cannot show anything alone.
+        if !self.leads() || self.has_parts() {
             return Ok(());
         }
         let step = self.state.step;
@@ -118,8 +149,14 @@ impl Session<'_> {
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
         let mut moments = BTreeMap::new();
         let mut outer = BTreeMap::new();
+        let mut weights = self.task.params().values();
+        let mut ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
         if let Some(team) = self.team.as_mut().filter(|team| team.saves_together()) {
-            moments = team.moments(self.optimiser.moments())?;
+            moments = team.whole(Kind::Moments, self.optimiser.moments())?;
+            weights = team.whole(Kind::Weights, weights)?;
+            if self.recipe.train.ema > 0.0 && team.has_parts() {
+                ema = team.whole(Kind::Weights, ema)?;
+            }
             outer = team.settle()?;
         }
         if !self.leads() {
@@ -135,20 +172,13 @@ impl Session<'_> {
         }
         let mut checkpoint = self.saver.buffers()?;
         self.state.elapsed_s = self.elapsed();
-        let weights = self
-            .task
-            .params()
-            .vars()
-            .into_iter()
-            .map(|(name, var)| (name, var.as_detached_tensor()));
         let mut optimiser = match moments.is_empty() {
             true => self.optimiser.moments(),
             false => moments,
         };
         optimiser.extend(self.window.tensors());
         optimiser.extend(outer);
-        let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
-        checkpoint.copy(self.state.clone(), &weights.collect(), &optimiser, &ema)?;
+        checkpoint.copy(self.state.clone(), &weights, &optimiser, &ema)?;
         self.saver.start(checkpoint)?;
         self.set_aside(began);
         self.saved = Instant::now();
@@ -181,6 +211,10 @@ impl Session<'_> {
 
     /// Writes the finished model under another name first, so that `model` is always whole.
     fn export(&mut self) -> Result<(), TrainError> {
+        let whole = self.whole_weights()?;
+        if !self.leads() {
+            return Ok(());
+        }
         let at = |name: &str| self.recipe.run_dir.join(name);
         let (target, fresh, old) = (at("model"), at("model.tmp"), at("model.old"));
         for leftover in [&fresh, &old] {
@@ -189,7 +223,12 @@ impl Session<'_> {
             }
         }
         fs::create_dir(&fresh).map_err(TrainError::io(&fresh))?;
-        self.with_averages(|session| session.task.export(&fresh).map_err(TrainError::task("export")))?;
+        let task = self.task;
+        let export = || task.export(&fresh).map_err(TrainError::task("export"));
+        match whole {
+            Some(whole) => task.params().with_values(whole, export),
+            None => self.with_averages(|_| export()),
+        }?;
         if target.exists() {
             fs::rename(&target, &old).map_err(TrainError::io(&target))?;
         }
@@ -211,7 +250,7 @@ impl Session<'_> {
         }
         self.save()?;
         self.saver.wait()?;
-        if finished && self.leads() {
+        if finished {
             self.validate()?;
             self.sample()?;
             self.export()?;

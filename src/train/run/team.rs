@@ -12,9 +12,9 @@ use super::super::checkpoint::State;
 use super::super::error::TrainError;
 use super::super::optimiser::{Gradients, Optimiser};
 use super::Report;
-use super::shards::Shards;
+use super::shards::{Kind, Shards};
 use crate::distributed::outer::{Outer, OuterState, least_steps};
-use crate::distributed::{Call, Communicator, Pending, Ranks, Reduce, Shard};
+use crate::distributed::{Call, CommError, Communicator, Pending, Ranks, Reduce, Shard};
 
 /// Where outer tensors are kept among those of a checkpoint.
 const PREFIX: &str = "outer.";
@@ -87,7 +87,13 @@ impl<'a> Team<'a> {
         world.agree("version of the program", env!("CARGO_PKG_VERSION"))?;
         world.agree("recipe", &state.recipe)?;
         world.agree("step of the checkpoint", &state.step.to_string())?;
-        world.agree("weights", &digest(vars)?)?;
+        // Of a model that several ranks have together, those that have the same part.
+        let alike = match ranks.tensor().size() {
+            1 => world,
+            _ => ranks.step(),
+        };
+        alike.agree("weights", &digest(vars)?)?;
+        check_slices(ranks, optimiser)?;
         let mut team = Self {
             ranks,
             word: Word::default(),
@@ -96,7 +102,20 @@ impl<'a> Team<'a> {
         };
         let kind = ranks.options().shard;
         if kind != Shard::None {
-            team.shards = Some(Shards::new(ranks.step().clone(), kind, optimiser)?);
+            let parameters = ranks.parameters().cloned();
+            if kind == Shard::Parameters && ranks.step().size() > 1 && parameters.is_none() {
+                return Err(CommError::Launch {
+                    rank: world.own(),
+                    reason: "distributed.shard: found parameters, expected none, moments or gradients: the model of this \
+                             task keeps its parameters"
+                        .to_owned(),
+                }
+                .into());
+            }
+            if let Some(parameters) = &parameters {
+                parameters.begin()?;
+            }
+            team.shards = Some(Shards::new(ranks.step().clone(), kind, parameters, optimiser)?);
         }
         if let (Some(options), Some(workers)) = (&ranks.options().outer, ranks.workers()) {
             let rule = options.rule(workers.size());
@@ -126,14 +145,14 @@ impl<'a> Team<'a> {
         self.ranks.leads()
     }
 
-    /// Number of ranks.
+    /// Number of ranks, or of those that have a model together.
     pub(super) fn size(&self) -> u64 {
-        self.ranks.world().size() as u64
+        (self.ranks.world().size() / self.ranks.tensor().size()) as u64
     }
 
     /// Whether ranks have to come together for a checkpoint.
     pub(super) fn saves_together(&self) -> bool {
-        self.rounds.is_some() || self.shards.is_some()
+        self.rounds.is_some() || self.shards.is_some() || self.ranks.slices().is_some()
     }
 
     /// Whether all workers hold the same weights.
@@ -166,10 +185,11 @@ impl<'a> Team<'a> {
             if self.rounds.is_none() {
                 self.word = word;
             }
+            let norm = self.norm_over_slices(&mut gradients)?;
             return Ok(Summed {
                 gradients,
                 scalars,
-                norm: None,
+                norm,
             });
         }
         let own = if self.leads() { word } else { Word::default() };
@@ -178,7 +198,7 @@ impl<'a> Team<'a> {
         let apart = self
             .shards
             .as_ref()
-            .filter(|shards| shards.kind == Shard::Gradients);
+            .filter(|shards| shards.kind != Shard::Moments);
         let mut heard = None;
         let norm = match apart {
             None => {
@@ -213,11 +233,50 @@ impl<'a> Team<'a> {
         if let (None, Some(numbers)) = (&self.rounds, heard) {
             self.word = Word::of(&numbers[1..]);
         }
+        let norm = match self.norm_over_slices(&mut gradients)? {
+            Some(all) => Some(all),
+            None => norm,
+        };
         Ok(Summed {
             gradients,
             scalars,
             norm,
         })
+    }
+
+    /// The norm `[1]` of all gradients where ranks have parts of the parameters; `None` where each has the whole of them. Hears the
+    /// word from the rank that is among those of the one that leads.
+    fn norm_over_slices(&mut self, gradients: &mut Gradients) -> Result<Option<Tensor>, TrainError> {
+        let Some(slices) = self.ranks.slices() else {
+            return Ok(None);
+        };
+        let device = gradients
+            .tensors()
+            .next()
+            .map_or(Device::Cpu, |tensor| tensor.device().clone());
+        let nothing = Tensor::zeros(1, DType::F32, &device)?;
+        let mut squares = [nothing.clone(), nothing];
+        for (index, gradient) in gradients.slots().iter().enumerate() {
+            if let Some(gradient) = gradient {
+                let square = gradient.to_dtype(DType::F32)?.sqr()?.sum_all()?.reshape(1)?;
+                let sum = &mut squares[usize::from(slices.is_cut(index))];
+                *sum = (&*sum + square)?;
+            }
+        }
+        let [whole, cut] = squares;
+        // The first of them has heard the rank that leads, or is that rank.
+        let heard = match slices.group().rank() {
+            0 => self.word,
+            _ => Word::default(),
+        };
+        let heard = Tensor::new(&heard.numbers(), &Device::Cpu)?.to_dtype(DType::F32)?;
+        let message = Tensor::cat(&[cut, heard.to_device(&device)?], 0)?;
+        let sums = slices.group().all_reduce(&message, Reduce::Sum)?;
+        let norm = (whole + sums.narrow(0, 0, 1)?)?.sqrt()?;
+        let numbers = sums.narrow(0, 1, 3)?.to_vec1::<f32>()?;
+        let numbers: Vec<f64> = numbers.into_iter().map(f64::from).collect();
+        self.word = Word::of(&numbers);
+        Ok(Some(norm))
     }
 
     /// Takes the parameters that other ranks have updated, where each has its own.
@@ -231,17 +290,42 @@ impl<'a> Team<'a> {
         }
     }
 
-    /// The moments of all parameters, for a checkpoint; all ranks call it together.
+    /// Whether a rank has no more than its part of the weights: then work with the model is the work of all ranks.
+    pub(super) fn has_parts(&self) -> bool {
+        let shares = |shards: &Shards| shards.parameters.is_some();
+        self.shards.as_ref().is_some_and(shares) || self.ranks.slices().is_some()
+    }
+
+    /// Whether this rank follows the average of the parameter of this number, in the order of names.
+    pub(super) fn averages(&self, index: usize) -> bool {
+        let lent = |shards: &Shards| {
+            let parameters = shards.parameters.as_ref();
+            parameters.is_some_and(|parameters| parameters.is_lent(index))
+        };
+        self.shards
+            .as_ref()
+            .is_none_or(|shards| shards.owns(index) || !lent(shards))
+    }
+
+    /// The tensors of all parameters on the host of the rank that leads, from those that this one has; all ranks call it
+    /// together. `own` itself where this rank has all.
     ///
     /// # Errors
     /// A rank is missing.
-    pub(super) fn moments(
+    pub(super) fn whole(
         &self,
+        kind: Kind,
         own: BTreeMap<String, Tensor>,
     ) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        if let Some(slices) = self.ranks.slices() {
+            let whole = slices.whole(&own)?;
+            return Ok(if self.leads() { whole } else { BTreeMap::new() });
+        }
         match &self.shards {
-            Some(shards) => shards.all_moments(&own),
-            None => Ok(own),
+            Some(shards) if kind == Kind::Moments || shards.parameters.is_some() => {
+                shards.whole(kind, &own, self.leads())
+            }
+            _ => Ok(own),
         }
     }
 
@@ -370,6 +454,21 @@ impl<'a> Team<'a> {
     pub(super) fn fail(ranks: &Ranks, error: &TrainError) {
         ranks.world().fail(&error.to_string());
     }
+}
+
+/// Refuses a model that several ranks are to have together, but its task does not split it, or its optimiser looks at whole matrices.
+fn check_slices(ranks: &Ranks, optimiser: &Optimiser) -> Result<(), CommError> {
+    let degree = ranks.tensor().size();
+    let reason = match ranks.slices() {
+        _ if degree == 1 => return Ok(()),
+        None => "1: the model of this task does not split",
+        Some(_) if optimiser.needs_whole_matrices() => "1 with optimiser.muon, which looks at whole matrices",
+        Some(_) => return Ok(()),
+    };
+    Err(CommError::Launch {
+        rank: ranks.world().own(),
+        reason: format!("distributed.tensor: found {degree}, expected {reason}"),
+    })
 }
 
 /// What comes out of [`Team::sum`].

@@ -9,6 +9,7 @@ mod tests;
 pub(super) mod flops;
 pub(super) mod shape;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,9 @@ use candle_core::{DType, Device, Tensor};
 use fulgur_datasets::text::Documents;
 use fulgur_kernels::cross_entropy;
 use fulgur_kernels::embedding::Ids;
+use fulgur_kernels::exchange::StateExchange;
 use fulgur_kernels::philox::Philox;
-use fulgur_lightnet::lm::LanguageModel;
+use fulgur_lightnet::lm::{Cut, LanguageModel};
 use fulgur_lightnet::params::{Params, Precision};
 use serde::{Deserialize, Serialize};
 
@@ -249,6 +251,23 @@ impl LmTask {
         }
     }
 
+    /// Leaves of the model what one of the ranks that `others` joins has of its layers. Gives what it has of each parameter.
+    fn split(&mut self, others: &Arc<dyn StateExchange>) -> TaskResult<BTreeMap<String, Cut>> {
+        let config = self.model.config().clone();
+        config.check_tensor(others.parts())?;
+        let (mut own, mut cuts) = (BTreeMap::new(), BTreeMap::new());
+        for (name, value) in self.params.values() {
+            let cut = config.cut_of(&name);
+            own.insert(name.clone(), cut.part(&value, 0, others.part(), others.parts())?);
+            cuts.insert(name, cut);
+        }
+        self.params = Params::of(&own, self.params.device())?;
+        let vb = self.params.builder();
+        let model = LanguageModel::in_tensor_part(&config, self.model.compute(), &vb, others)?;
+        self.model = model.recomputed(self.options.recompute);
+        Ok(cuts)
+    }
+
     fn ids(&self, ids: &Tensor) -> TaskResult<Ids> {
         Ok(Ids::of(ids, self.model.config().vocab_size)?)
     }
@@ -281,6 +300,14 @@ impl Task for LmTask {
         let wrong = |reason: String| format!("[lm]: {reason}");
         share.rows(batch).map_err(wrong)?;
         let tokens = share.tokens(context).map_err(wrong)?;
+        if let Some(others) = ranks.tensor_exchange() {
+            ranks.set_slices(self.split(&others).map_err(|e| wrong(e.to_string()))?);
+        }
+        let vars = self.params.vars().into_iter();
+        let units = vars.map(|(name, var)| (var, self.model.config().unit_of(&name)));
+        if let Some(parameters) = ranks.share_parameters(units) {
+            self.model = self.model.clone().lent_by(parameters.clone());
+        }
         self.part = ranks
             .exchange(match self.end {
                 // Windows lie behind each other, and ranks take a piece of the line.

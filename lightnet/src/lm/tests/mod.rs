@@ -8,6 +8,7 @@ mod parts;
 mod published;
 mod sight;
 mod size;
+mod tensor;
 
 use candle_core::{Result, Tensor};
 use fulgur_kernels::philox::Philox;

@@ -18,7 +18,7 @@ const BATCH: usize = 2;
 const TOKENS: usize = 40;
 
 /// A model of its own, of the same weights each time, and its variables.
-fn model(config: &Config, dtype: DType) -> Result<(LanguageModel, BTreeMap<String, Var>)> {
+pub(super) fn model(config: &Config, dtype: DType) -> Result<(LanguageModel, BTreeMap<String, Var>)> {
     let params = Params::random(3, &Device::Cpu);
     LanguageModel::new(config, DType::F32, &params.builder())?;
     let vars: BTreeMap<String, Var> = params

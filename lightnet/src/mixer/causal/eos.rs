@@ -227,7 +227,11 @@ impl Eos {
             }
         };
         let y = y.to_dtype(x.dtype())?.flatten_from(2)?;
-        let gate = self.gate.as_ref().map(|gate| gate.forward(x, &[])).transpose()?;
+        let gate = self
+            .gate
+            .as_ref()
+            .map(|gate| gate.forward(x, &[], None))
+            .transpose()?;
         self.output.forward(&self.norm.forward(&y, gate.as_ref())?)
     }
 

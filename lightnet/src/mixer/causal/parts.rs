@@ -1,9 +1,11 @@
 //! What causal mixers are made of: maps that run as one product, short convolutions, the norm and gate of the output.
 
-use candle_core::{DType, Result, Tensor, bail};
+use std::sync::Arc;
+
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
-use fulgur_kernels::exchange::{Direction, halo};
+use fulgur_kernels::exchange::{Direction, StateExchange, halo, shared, summed_alike};
 use fulgur_kernels::lrpe::{double, token_phases, token_phases_at};
 use fulgur_kernels::norm::{Gate, layer_norm, rms_norm_gated, rms_norm_to};
 use fulgur_kernels::short_conv::{Padding, short_conv};
@@ -131,12 +133,15 @@ impl Activation {
 pub(super) struct Output {
     norm: OutputNorm,
     groups: usize,
+    per_head: bool,
     eps: f64,
     gain: Option<Tensor>,
     /// The gain in another type, for a model that nobody trains.
     rounded: Option<Tensor>,
     gate: OutputGate,
     gate_first: bool,
+    /// Ranks that have the other heads.
+    ranks: Option<Arc<dyn StateExchange>>,
 }
 
 impl Output {
@@ -153,12 +158,20 @@ impl Output {
             } else {
                 1
             },
+            per_head: config.norm_per_head,
             eps: config.unscaled_output_eps(),
             gain: config.elementwise_affine.then(gain).transpose()?,
             rounded: None,
             gate: config.output_gate,
             gate_first: config.gate_first,
+            ranks: None,
         })
+    }
+
+    /// That of some heads, whose statistics are of all heads on all `ranks`.
+    pub(super) fn over(&mut self, ranks: &Arc<dyn StateExchange>) {
+        // Heads that are normed one by one need no others.
+        self.ranks = (self.groups == 1 && !self.per_head).then(|| ranks.clone());
     }
 
     /// Keeps the gain in `dtype` too, for branches that compute in it.
@@ -176,7 +189,7 @@ impl Output {
         if self.gate_first {
             return self.normed(&(o * self.activated(gate)?)?);
         }
-        if self.norm == OutputNorm::Rms {
+        if self.norm == OutputNorm::Rms && self.ranks.is_none() {
             let activation = match self.gate {
                 OutputGate::None => Gate::Identity,
                 OutputGate::Sigmoid => Gate::Sigmoid,
@@ -193,6 +206,13 @@ impl Output {
             (Some(gain), _) => Some(gain.clone()),
             (None, gain) => gain.as_ref().map(|gain| gain.to_dtype(o.dtype())).transpose()?,
         };
+        if let Some(ranks) = &self.ranks {
+            let normed = normed_over(ranks, o, self.eps)?;
+            return match gain {
+                Some(gain) => normed.broadcast_mul(&gain),
+                None => Ok(normed),
+            };
+        }
         match self.norm {
             OutputNorm::Rms => rms_norm_to(o, gain.as_ref(), self.groups, self.eps, o.dtype()),
             OutputNorm::Layer if self.groups == 1 => layer_norm(o, gain.as_ref(), None, self.eps),
@@ -215,6 +235,15 @@ impl Output {
             OutputGate::Silu => gate * sigmoid(gate)?,
         }
     }
+}
+
+/// `o / rms(o)` where `o` `[B, N, d / m]` is what one of m ranks has of the channels: squares are summed over all ranks.
+fn normed_over(ranks: &Arc<dyn StateExchange>, o: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = o.to_dtype(super::memory::wide(o))?;
+    let channels = (o.dim(D::Minus1)? * ranks.parts()) as f64;
+    let squares = summed_alike(ranks, &wide.sqr()?.sum_keepdim(D::Minus1)?)?;
+    let root = ((squares / channels)? + eps)?.sqrt()?;
+    wide.broadcast_div(&root)?.to_dtype(o.dtype())
 }
 
 /// The low-rank output gate `x W_1 W_2`, d -> rank -> d.
@@ -249,10 +278,22 @@ impl LowRankGate {
         self.down.is_none().then_some(Part::Plain(rank))
     }
 
-    /// The gate of `x`, by the last of `parts` where the narrow side is among them.
-    pub(super) fn forward(&self, x: &Tensor, parts: &[Tensor]) -> Result<Tensor> {
+    /// The gate of `x`, by the last of `parts` where the narrow side is among them; where it is that of some heads, `ranks` have the
+    /// others and the same narrow side.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        parts: &[Tensor],
+        ranks: Option<&Arc<dyn StateExchange>>,
+    ) -> Result<Tensor> {
         match (&self.down, parts) {
-            (Some(down), _) => self.up.forward(&down.forward(x)?),
+            (Some(down), _) => {
+                let narrow = down.forward(x)?;
+                match ranks {
+                    Some(ranks) => self.up.forward(&shared(ranks, &narrow)?),
+                    None => self.up.forward(&narrow),
+                }
+            }
             (None, [.., narrow]) => self.up.forward(narrow),
             (None, []) => bail!("the gate's narrow side is missing"),
         }

@@ -1,7 +1,10 @@
 //! What is around the recurrence of a mixer: the maps of its input, and the gate, norm and map of its output.
 
-use candle_core::{DType, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
+use fulgur_kernels::exchange::{StateExchange, shared, summed};
 use fulgur_kernels::split::{Part, split};
 
 use super::parts::{LowRankGate, Maps, Output};
@@ -40,6 +43,8 @@ pub(super) struct Projections {
     gate: Option<LowRankGate>,
     norm: Output,
     output: Linear,
+    /// Ranks that have the other heads.
+    ranks: Option<Arc<dyn StateExchange>>,
 }
 
 impl Projections {
@@ -58,7 +63,19 @@ impl Projections {
                 .transpose()?,
             norm: Output::new(config, vb)?,
             output: map(config, config.value_size(), config.hidden_size, &vb.pp("o_proj"))?,
+            ranks: None,
         })
+    }
+
+    /// Where its weights are.
+    pub(super) fn device(&self) -> &Device {
+        self.output.weight().device()
+    }
+
+    /// Those of some heads; `ranks` have the others.
+    pub(super) fn over(&mut self, ranks: &Arc<dyn StateExchange>) {
+        self.norm.over(ranks);
+        self.ranks = Some(ranks.clone());
     }
 
     /// As [`Linear::round`], of all maps; the narrow side of the gate becomes one of the input's.
@@ -80,7 +97,10 @@ impl Projections {
 
     /// `x` `[B, N, d]` to the columns of all maps.
     pub(super) fn wide(&self, x: &Tensor, memory: Option<&mut Memory>) -> Result<Tensor> {
-        self.maps.forward(x, memory)
+        match &self.ranks {
+            Some(ranks) => self.maps.forward(&shared(ranks, x)?, memory),
+            None => self.maps.forward(x, memory),
+        }
     }
 
     /// Columns of the maps, without those of the gate.
@@ -129,8 +149,12 @@ impl Projections {
         let gate = self
             .gate
             .as_ref()
-            .map(|gate| gate.forward(x, parts))
+            .map(|gate| gate.forward(x, parts, self.ranks.as_ref()))
             .transpose()?;
-        self.output.forward(&self.norm.forward(o, gate.as_ref())?)
+        let branch = self.output.forward(&self.norm.forward(o, gate.as_ref())?)?;
+        match &self.ranks {
+            Some(ranks) => summed(ranks, &branch),
+            None => Ok(branch),
+        }
     }
 }

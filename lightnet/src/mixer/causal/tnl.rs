@@ -10,9 +10,12 @@
 //! place of its gate are those of the configuration; layers with LRPE turn queries and keys after their activation, and on pictures
 //! they may turn by MD-LRPE.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::{Fused, LogDecay};
+use fulgur_kernels::exchange::StateExchange;
 use fulgur_kernels::lrpe::double;
 use fulgur_kernels::split::{Part, split};
 
@@ -58,6 +61,22 @@ impl Tnl {
             fused: (theta.is_none() && acts.iter().all(known)).then_some(fused),
             theta,
         })
+    }
+
+    /// The mixer of some heads of the layer of `whole`; `ranks` have the others.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub(crate) fn over(
+        mut self,
+        whole: &Config,
+        layer: usize,
+        ranks: &Arc<dyn StateExchange>,
+    ) -> Result<Self> {
+        let device = self.projections.device();
+        self.log_decay = of_heads(log_decays(whole, layer, device)?, &**ranks)?;
+        self.projections.over(ranks);
+        Ok(self)
     }
 
     /// As [`crate::linear::Linear::round`], of all its maps.
@@ -129,6 +148,15 @@ pub(super) fn log_decays(config: &Config, layer: usize, device: &Device) -> Resu
     };
     let logs: Vec<f32> = rates.iter().map(|rate| -rate as f32).collect();
     Tensor::new(logs, device).map(Some)
+}
+
+/// Of the decays of all heads, those that this one of the `ranks` has.
+pub(super) fn of_heads(decays: Option<Tensor>, ranks: &dyn StateExchange) -> Result<Option<Tensor>> {
+    let own = |decays: Tensor| {
+        let heads = decays.dim(0)? / ranks.parts();
+        decays.narrow(0, ranks.part() * heads, heads)?.force_contiguous()
+    };
+    decays.map(own).transpose()
 }
 
 /// Rates of decay, `-log lambda`, of the heads of a layer: slopes times a factor that falls from 1 in the first layer to 1e-5 in

@@ -9,14 +9,17 @@
 //! Names and the order of the fused map are those of the published checkpoints (`modeling_transnormer.py`): `qkvu_proj`,
 //! `out_proj`, `lrpe.theta` `[H, 1, D]`.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use fulgur_kernels::decay::LogDecay;
+use fulgur_kernels::exchange::{StateExchange, shared, summed};
 use fulgur_kernels::split::split;
 
 use super::memory::decayed;
 use super::parts::{Output, Theta};
-use super::tnl::{log_decays, theta};
+use super::tnl::{log_decays, of_heads, theta};
 use super::{CausalContext, Memory, heads};
 use crate::linear::{Linear, Start};
 use crate::lm::{Activation, Config};
@@ -32,6 +35,8 @@ pub struct TransNormer {
     output: Linear,
     log_decay: Option<Tensor>,
     theta: Option<Theta>,
+    /// Ranks that have the other heads.
+    ranks: Option<Arc<dyn StateExchange>>,
 }
 
 impl TransNormer {
@@ -57,7 +62,24 @@ impl TransNormer {
             output: Linear::new(inner, width, bias, start, &vb.pp("out_proj"))?,
             log_decay: log_decays(config, layer, vb.device())?,
             theta: theta(config, layer, vb)?,
+            ranks: None,
         })
+    }
+
+    /// The mixer of some heads of the layer of `whole`; `ranks` have the others.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub(crate) fn over(
+        mut self,
+        whole: &Config,
+        layer: usize,
+        ranks: &Arc<dyn StateExchange>,
+    ) -> Result<Self> {
+        self.log_decay = of_heads(log_decays(whole, layer, self.input.weight().device())?, &**ranks)?;
+        self.norm.over(ranks);
+        self.ranks = Some(ranks.clone());
+        Ok(self)
     }
 
     /// As [`Linear::round`], of all its maps.
@@ -80,14 +102,19 @@ impl TransNormer {
         context: &CausalContext<'_>,
         memory: Option<&mut Memory>,
     ) -> Result<Tensor> {
-        let parts = split(
-            &self.input.forward(x)?,
-            &self.acts.map(|act| act.part(self.width)),
-        )?;
+        let wide = match &self.ranks {
+            Some(ranks) => self.input.forward(&shared(ranks, x)?)?,
+            None => self.input.forward(x)?,
+        };
+        let parts = split(&wide, &self.acts.map(|act| act.part(self.width)))?;
         let [q, k, v] = [0, 1, 2].map(|part| heads(&self.acts[part].finish(&parts[part])?, self.heads));
         let [q, k] = Theta::turn(self.theta.as_ref(), [q?, k?], context)?;
         let decay = self.log_decay.as_ref().map_or(LogDecay::None, LogDecay::Head);
         let o = decayed(&q, &k, &v?, decay, memory)?.flatten_from(2)?;
-        self.output.forward(&self.norm.forward(&o, Some(&parts[3]))?)
+        let branch = self.output.forward(&self.norm.forward(&o, Some(&parts[3]))?)?;
+        match &self.ranks {
+            Some(ranks) => summed(ranks, &branch),
+            None => Ok(branch),
+        }
     }
 }

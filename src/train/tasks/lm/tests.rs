@@ -1,6 +1,8 @@
 //! Tests of the task.
 
+mod parameters;
 mod ranks;
+mod tensor;
 
 use super::*;
 use crate::train::{Options as RunOptions, Recipe, run};

@@ -27,7 +27,7 @@ fn data(folder: &Path, documents: bool) -> PathBuf {
     path
 }
 
-fn recipe(folder: &Path, run: &str, settings: &str, own: &str, model: &str) -> Recipe {
+pub(super) fn recipe(folder: &Path, run: &str, settings: &str, own: &str, model: &str) -> Recipe {
     let tokens = data(folder, own.contains("documents"));
     let text = format!(
         "task = 'lm'\nseed = 3\n[train]\nmax_steps = 12\nlog_every = 1\nema = 0.9\n{settings}\n\
@@ -39,7 +39,7 @@ fn recipe(folder: &Path, run: &str, settings: &str, own: &str, model: &str) -> R
 }
 
 /// The recipe with another number of steps.
-fn of_steps(max_steps: u64, recipe: Recipe) -> Recipe {
+pub(super) fn of_steps(max_steps: u64, recipe: Recipe) -> Recipe {
     let train = crate::train::recipe::Train {
         max_steps,
         ..recipe.train.clone()
@@ -47,19 +47,19 @@ fn of_steps(max_steps: u64, recipe: Recipe) -> Recipe {
     Recipe { train, ..recipe }
 }
 
-fn task(recipe: &Recipe) -> Result<Box<dyn Task>, TrainError> {
+pub(super) fn task(recipe: &Recipe) -> Result<Box<dyn Task>, TrainError> {
     let built = LmTask::open(recipe.own().unwrap(), recipe.seed, &Device::Cpu);
     Ok(Box::new(built.map_err(TrainError::task("test"))?))
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         timeout: Duration::from_secs(60),
         network: None,
     }
 }
 
-fn over_ranks(recipe: &Recipe, size: usize, options: &RunOptions) -> Result<Outcome, TrainError> {
+pub(super) fn over_ranks(recipe: &Recipe, size: usize, options: &RunOptions) -> Result<Outcome, TrainError> {
     run_threads(
         size,
         settings(),
@@ -72,7 +72,7 @@ fn over_ranks(recipe: &Recipe, size: usize, options: &RunOptions) -> Result<Outc
 }
 
 /// Losses, and the weights of the last checkpoint.
-fn left(recipe: &Recipe) -> (Vec<f64>, BTreeMap<String, Tensor>) {
+pub(super) fn left(recipe: &Recipe) -> (Vec<f64>, BTreeMap<String, Tensor>) {
     let lines = std::fs::read_to_string(recipe.run_dir.join("metrics.jsonl")).unwrap();
     let losses = lines
         .lines()
@@ -82,7 +82,7 @@ fn left(recipe: &Recipe) -> (Vec<f64>, BTreeMap<String, Tensor>) {
     (losses, found.unwrap().unwrap().weights)
 }
 
-fn apart(found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) -> f64 {
+pub(super) fn apart(found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>) -> f64 {
     let square = |x: &Tensor| {
         let wide = x.to_dtype(DType::F64).unwrap();
         wide.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
@@ -174,6 +174,8 @@ fn shards_change_nothing() {
         ("moments", 1, 0.0),
         ("gradients", 1, 1e-5),
         ("gradients", 2, 1e-4),
+        ("parameters", 1, 1e-5),
+        ("parameters", 2, 1e-4),
     ] {
         let sharded = of(shard, sequence);
         over_ranks(&sharded, 4, &RunOptions::default()).unwrap();
