@@ -116,8 +116,8 @@ fn pictures_go_from_folders_to_a_grid() {
         .len();
     assert!(report["bytes"].as_u64() < Some(exact));
     assert!(pack(&[]).error().contains("--force"));
-    let refused = pack(&["--force", "--text", "../encoder"]).error();
-    assert!(refused.contains("reads no texts"), "{refused}");
+    let refused = pack(&["--force", "--text", "../encoder"]);
+    assert!(refused.error().contains("reads no texts"), "{}", refused.stderr);
 
     // A class draws what it learnt, by name or by number, at other sizes too.
     let one = |out: &str, more: &[&str]| {

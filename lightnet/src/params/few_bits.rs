@@ -4,14 +4,13 @@
 //! | | codes | scales | a code stands for | bits a value | normal values lose |
 //! |---|---|---|---|---|---|
 //! | 8 bits | `NAME`, same shape | `NAME.scale` | `(code - 128) * scale` | 8.25 | 0.60 % |
-//! | 6 bits | `NAME`, four codes of the last dimension in three bytes, the first in the lowest bits | `NAME.scale6` | `(code - 32) * scale` | 6.25 | 2.3 % |
+//! | 6 bits | `NAME`, four codes of the last dimension in three bytes, the first in the lowest bits | `NAME.scale6` | `(code - 32) * scale` | 6.25 | 2.5 % |
 //!
 //! (Relative root mean square.) A last dimension that is no multiple of 4 takes 8 bits in either case.
 //!
 //! One scale a row would save 3 % of the bytes, but an outlier then spoils a whole row: in 8 bits normal values lose 0.71 %
 //! instead of 0.60 %, those of a t-distribution with four degrees of freedom 1.35 % instead of 0.89 %. BF16 has the range
-//! of f32, so that no scale is lost to underflow. The scale of 8 bits reaches the largest value of its group; that of 6 bits may
-//! cut off the largest ones where all values together lose less by it.
+//! of f32, so that no scale is lost to underflow.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,9 +26,6 @@ const GROUP: usize = 64;
 const MIN_VALUES: usize = 1024;
 /// Codes of 6 bits that share three bytes.
 const PACKED: usize = 4;
-/// Shares of the largest value that a scale of 6 bits may reach to.
-const REACHES: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
-
 /// How many bits a code has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bits {
@@ -139,7 +135,7 @@ pub(super) fn narrow(path: &Path, name: &str, tensor: &Tensor, bits: Bits) -> Re
     let mut codes = Vec::with_capacity(values.len());
     let mut scales = Vec::with_capacity(rows * count);
     for group in values.chunks(columns).flat_map(|row| row.chunks(length)) {
-        let scale = scale_of_stored(group, bits).unwrap_or_else(|| best_scale(group, bits));
+        let scale = scale_of_stored(group, bits).unwrap_or_else(|| scale_to(largest(group), bits));
         codes.extend(
             group
                 .iter()
@@ -196,22 +192,6 @@ fn scale_to(largest: f32, bits: Bits) -> bf16 {
     } else {
         near
     }
-}
-
-/// The scale of new values.
-fn best_scale(group: &[f32], bits: Bits) -> bf16 {
-    let largest = largest(group);
-    if bits == Bits::Eight {
-        return scale_to(largest, bits);
-    }
-    let loss = |scale: bf16| -> f64 {
-        let error =
-            |value: &f32| f64::from(value - whole_steps(*value, scale, bits) * scale.to_f32()).powi(2);
-        group.iter().map(error).sum()
-    };
-    let scales = REACHES.map(|share| scale_to(largest * share, bits));
-    let best = scales.into_iter().min_by(|a, b| loss(*a).total_cmp(&loss(*b)));
-    best.unwrap_or_else(|| scale_to(largest, bits))
 }
 
 /// The scale of a group that was in so many bits before, so that storing it again changes nothing: a bf16 number of which
@@ -390,7 +370,7 @@ mod tests {
         let power: f32 = exact.iter().map(|x| x * x).sum();
         let error: f32 = exact.iter().zip(&wide).map(|(x, y)| (x - y).powi(2)).sum();
         let relative = (error / power).sqrt();
-        assert!(relative > 0.018 && relative < 0.024, "{relative}");
+        assert!(relative > 0.023 && relative < 0.026, "{relative}");
 
         // Codes that end within three bytes, scales of another number of bits.
         let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
