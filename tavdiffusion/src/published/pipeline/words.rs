@@ -43,11 +43,11 @@ struct Marks {
 
 enum Kind {
     Clip {
-        vocabulary: ClipTokenizer,
+        vocabulary: Box<ClipTokenizer>,
         padding: String,
         tower: Arc<Tower>,
     },
-    Own(TextModel),
+    Own(Box<TextModel>),
 }
 
 /// The text encoder of a generator's folder with its vocabulary.
@@ -148,7 +148,7 @@ impl Unread {
             let model = TextModel::load(&self.encoder, device)?;
             return Ok(Words {
                 length: model.encoder().config().max_position_embeddings,
-                kind: Kind::Own(model),
+                kind: Kind::Own(Box::new(model)),
                 device: device.clone(),
             });
         };
@@ -156,7 +156,7 @@ impl Unread {
         let length = length(&self.encoder, &clip)?;
         Ok(Words {
             kind: Kind::Clip {
-                vocabulary,
+                vocabulary: Box::new(vocabulary),
                 padding,
                 tower: clip.tower(Side::Text)?,
             },
