@@ -259,7 +259,7 @@ pub struct SyncReader;
 
 impl Reader for SyncReader {
     fn feature(&self) -> String {
-        "onsets beside motion, preprocessing av-sync-1".to_owned()
+        "onsets beside motion, preprocessing av-sync-2".to_owned()
     }
 
     fn read(&self, sample: &Sample<'_>) -> Result<Reading, Refusal> {

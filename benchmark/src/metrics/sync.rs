@@ -21,14 +21,14 @@ use super::{farneback, onset};
 /// Offsets that are looked at, in seconds to either side, and their steps.
 const FARTHEST_S: f64 = 1.5;
 const STEP_S: f64 = 0.01;
-/// Width of the bump in seconds: about a frame of slow film.
-const BUMP_S: f64 = 0.08;
+/// Width of the bump in seconds: a frame or two of slow film.
+const BUMP_S: f64 = 0.12;
 /// Of two offsets that would do, the smaller one is likelier: width of the wide bump in seconds.
-const LIKELY_S: f64 = 0.8;
+const LIKELY_S: f64 = 1.0;
 /// How many of its widths the bump reaches.
 const REACH: f64 = 4.0;
 /// What a start weighs beside a stop.
-const START: f64 = 0.25;
+const START: f64 = 0.1;
 /// Decibels below the peak of a sound that can begin: noise in which nothing happens lies below.
 const RANGE_DB: f64 = 45.0;
 /// Changes of less than this part of the largest one are noise.
